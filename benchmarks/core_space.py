@@ -44,7 +44,7 @@ def main() -> None:
             }
         )
         out = work / f"merged-{core}"
-        seconds, _ = timed(lambda: build_model(recipe, out, progress=False, overwrite=True))  # noqa: B023
+        seconds, _ = timed(lambda: build_model(recipe, out, overwrite=True))  # noqa: B023
         size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
         print(f"{'core space' if core else 'whole'}: {seconds:.1f} s, {size / 1e6:.1f} MB")
     sources: list[Any] = [open_source(ref) for ref in recipe.sources]

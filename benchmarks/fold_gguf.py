@@ -139,7 +139,7 @@ def main() -> None:
         file = Path(folder, "model.gguf")
         plain = source.folder
         if source.config.model_type == "evo_merged":
-            plain = fold(options.model, Path(folder, "plain"), progress=False)
+            plain = fold(options.model, Path(folder, "plain"))
         named = ["--outfile", str(file), "--outtype", "f32"]
         subprocess.run([sys.executable, options.converter, str(plain), *named], check=True)
         answers = list(run_llama_cpp(file, prompts, options.new))

@@ -88,7 +88,7 @@ from hf_evomerge.building.build import open_recipe
 from hf_evomerge.checkpoints.writer import write_checkpoint
 from hf_evomerge.recipes.recipe import Recipe
 def merge(text, out):
-    write_checkpoint(open_recipe(Recipe.from_yaml(text)), out, progress=False)
+    write_checkpoint(open_recipe(Recipe.from_yaml(text)), out)
 tiny, recipe, out = json.loads(sys.argv[1])
 merge(tiny, out + "-tiny")
 measure(lambda: merge(recipe, out))

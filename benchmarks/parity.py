@@ -295,9 +295,7 @@ def main() -> None:
         )
         for short, case in names.items():
             with handed_in() if "handed in" in case else nullcontext():
-                ours = load(
-                    build_model(recipe(work, CASES[case]), work / "ours" / short, progress=False)
-                )
+                ours = load(build_model(recipe(work, CASES[case]), work / "ours" / short))
             theirs = load(work / "theirs" / short)
             if "random" in case:
                 for who, merged in (("here", ours), ("mergekit", theirs)):
@@ -309,9 +307,7 @@ def main() -> None:
             read = from_mergekit(with_folders(work, FILES[name])).recipe
             assert from_mergekit(to_mergekit(read)[0]).recipe == read, name
             print_difference(
-                name,
-                load(build_model(read, work / "ours" / short, progress=False)),
-                load(work / "theirs" / short),
+                name, load(build_model(read, work / "ours" / short)), load(work / "theirs" / short)
             )
 
 
@@ -361,7 +357,7 @@ def compare_published(work: Path, published: dict[str, str]) -> None:
         try:
             with handed_in():
                 read = from_mergekit(yaml.safe_dump(in_float32(text), sort_keys=False)).recipe
-                ours = read_rows(build_model(read, work / "ours" / name, progress=False))
+                ours = read_rows(build_model(read, work / "ours" / name))
         except EvoMergeError as error:
             print(f"{name:38} refused here: {str(error)[:120]}")
             continue
@@ -447,7 +443,7 @@ def loaded_difference(work: Path, name: str, folder: Path, case: str) -> tuple[f
     """The largest difference outside experts and of experts; infinite where mergekit has not merged
     it."""
     with handed_in() if "handed in" in case else nullcontext():
-        out = build_model(recipe(folder, CASES[case]), work / "ours" / name, progress=False)
+        out = build_model(recipe(folder, CASES[case]), work / "ours" / name)
     if not load(work / "theirs" / name):
         return float("inf"), float("inf")
     ours, theirs = (

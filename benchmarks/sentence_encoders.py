@@ -247,9 +247,7 @@ def main() -> None:
         f"evolved against average: {compare(found['evolved'], found['plain average'], 'accuracy')}"
     )
     if find_spec("sentence_transformers"):
-        average = build_model(
-            config.recipe(merge=halves), out / "average", progress=False, overwrite=True
-        )
+        average = build_model(config.recipe(merge=halves), out / "average", overwrite=True)
         folders = {
             "MiniLM": model,
             **{language: out / language for language in LANGUAGES},

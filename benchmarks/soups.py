@@ -163,11 +163,7 @@ def run(out: Path, seed: int) -> Iterator[dict[str, Any]]:
             refs
         ):  # of some of the checkpoints
             found = SourceRef(
-                model=str(
-                    build_model(
-                        found, folder / name.replace(" ", "-"), overwrite=True, progress=False
-                    )
-                )
+                model=str(build_model(found, folder / name.replace(" ", "-"), overwrite=True))
             )
         spent = time.process_time() - begin
         scores = evaluator.evaluate(found, "test")

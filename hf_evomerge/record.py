@@ -9,7 +9,6 @@ ignored.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -40,7 +39,7 @@ class Part(StrictModel):
     model_config = ConfigDict(extra="ignore")
 
     @classmethod
-    def load(cls, file: str | os.PathLike[str], error: type[EvoMergeError] = HubError) -> Self:
+    def load(cls, file: str | Path, error: type[EvoMergeError] = HubError) -> Self:
         """Read JSON within the limits; raises `error` with one line that says what is wrong."""
         try:
             with Path(file).open("rb") as stream:
@@ -290,7 +289,7 @@ class Record(Part):
             (data[split] for split in ("test", "validation", "search") if split in data), Data()
         )
 
-    def save(self, file: str | os.PathLike[str]) -> None:
+    def save(self, file: str | Path) -> None:
         """Write what was given, and no defaults."""
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
         Path(file).write_text(text + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ import gradio as gr
 import mixing
 import seeing
 import views
-from pictures import path_picture
+from model_pictures import path_picture
 from published import as_float
 from showcase import UNCHANGED, Edit, Showcase
 from texts import SpaceError, cards, counted, message, number

@@ -56,10 +56,6 @@ FREE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **
 # past the queue, which has one limit for all that is in it: where it is full, the page still opens
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
 LATEST: dict[str, Any] = {"trigger_mode": "always_last"}
-FONTS: dict[str, Any] = {
-    "font": ["system-ui", "sans-serif"],
-    "font_mono": ["ui-monospace", "monospace"],
-}
 # white on these, and these on white, have a contrast of 5 to 1
 CONTRAST = {"button_primary_background_fill": "*primary_600", "color_accent": "*primary_600"}
 CONTRAST["button_primary_background_fill_hover"] = "*primary_700"
@@ -134,14 +130,15 @@ class Page:
     def _gallery(self, label: str, name: str) -> gr.Gallery:
         """A gallery that takes files and follows no address. Only its value is ever updated: any
         more would make another."""
-        look: dict[str, Any] = {
-            "height": 160,
-            "object_fit": "contain",
-            "allow_preview": False,
-            "buttons": [],
-        }
         gallery = gr.Gallery(
-            label=label, elem_id=name, file_types=seeing.TYPES, interactive=True, **look
+            label=label,
+            elem_id=name,
+            file_types=seeing.TYPES,
+            interactive=True,
+            height=160,
+            object_fit="contain",
+            allow_preview=False,
+            buttons=[],
         )
         take = gallery.async_move_resource_to_block_cache
 
@@ -173,13 +170,14 @@ class Page:
             )
             self.stop = gr.Button("Stop", elem_id="ev-stop", scale=1, min_width=80)
         self.answers = gr.HTML("", elem_id="ev-answers", min_height=120, js_on_load=LIVE)
-        look: dict[str, Any] = {
-            "label": "Problems of the model's own task",
-            "elem_id": "ev-samples",
-            "visible": False,
-        }
         self.samples = gr.Dataset(
-            components=[self.prompt], samples=[], samples_per_page=TO_TRY, type="index", **look
+            components=[self.prompt],
+            samples=[],
+            samples_per_page=TO_TRY,
+            type="index",
+            label="Problems of the model's own task",
+            elem_id="ev-samples",
+            visible=False,
         )
         with (
             gr.Accordion(
@@ -249,9 +247,11 @@ class Page:
         self.group = gr.Dropdown(
             [mixing.ALL], value=mixing.ALL, label="Where", elem_id="ev-group", filterable=False
         )
-        look: dict[str, Any] = {"value": 1, "step": 0.05, "visible": False}
         self.parts = [
-            gr.Slider(0, mixing.MAX_FACTOR, elem_id=f"ev-part-{at}", **look) for at in range(MIXED)
+            gr.Slider(
+                0, mixing.MAX_FACTOR, elem_id=f"ev-part-{at}", value=1, step=0.05, visible=False
+            )
+            for at in range(MIXED)
         ]
 
     def _edit_buttons(self) -> None:
@@ -296,14 +296,16 @@ class Page:
         self, language: Any, label: str, name: str, *, max_lines: int | None = None, value: str = ""
     ) -> gr.Code:
         """Text to copy."""
-        buttons: Any = ["copy"]
-        look: dict[str, Any] = {
-            "max_lines": max_lines,
-            "show_line_numbers": False,
-            "buttons": buttons,
-            "interactive": False,
-        }
-        return gr.Code(value, language=language, label=label, elem_id=name, **look)
+        return gr.Code(
+            value,
+            language=language,
+            label=label,
+            elem_id=name,
+            max_lines=max_lines,
+            show_line_numbers=False,
+            buttons=["copy"],
+            interactive=False,
+        )
 
     def _events(self, blocks: gr.Blocks) -> None:
         watched = blocks.load(self.do.watch, outputs=self.status, **FREE)
@@ -418,14 +420,11 @@ class Page:
         small = self.show.small
         to_try = examples[:TO_TRY]
         labels = [views.button_of(each) for each in to_try]
-        samples: dict[str, Any] = {
-            "samples": [[each.prompt] for each in to_try],
-            "sample_labels": labels,
-        }
+        prompts = [[each.prompt] for each in to_try]
         return {
             self.heading: views.heading(published),
             self.prompt: first,
-            self.samples: gr.Dataset(**samples, visible=bool(examples)),
+            self.samples: gr.Dataset(samples=prompts, sample_labels=labels, visible=bool(examples)),
             self.another: gr.Button(visible=len(examples) > 1),
             self.answers: cards(self.show.cards().values()),
             self.ask: views.ask_label(len(small)),
@@ -520,7 +519,12 @@ def serve(
     blocks.launch(
         # not css=, which would change the selectors
         head=f"<style>{style_sheet()}\n{style}</style><script>{script}</script>",
-        theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", **FONTS).set(**CONTRAST),
+        theme=gr.themes.Default(
+            primary_hue="blue",
+            neutral_hue="slate",
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
+        ).set(**CONTRAST),
         footer_links=["api", "gradio", "settings"],
         mcp_server=importlib.util.find_spec("mcp") is not None,
         ssr_mode=False,

@@ -51,12 +51,9 @@ class Painter(loading.LoadedInBackground):
         loading.check_memory(
             loading.weights_bytes(self.model, self.revision, "*/*.safetensors"), self.model
         )
-        settings: dict[str, Any] = {
-            "use_safetensors": True,
-            "trust_remote_code": False,
-            "revision": self.revision,
-        }
-        pipeline = DiffusionPipeline.from_pretrained(self.model, **settings)
+        pipeline = DiffusionPipeline.from_pretrained(
+            self.model, use_safetensors=True, trust_remote_code=False, revision=self.revision
+        )
         pipeline.set_progress_bar_config(disable=True)
         taken = inspect.signature(type(pipeline).__call__).parameters
         self.by_class = "prompt" not in taken
@@ -138,8 +135,8 @@ def page(painter: Painter) -> gr.Blocks:
             "inputs": [prompt, seed, steps],
             "outputs": picture,
             "concurrency_limit": 1,
+            "preprocess": False,  # `draw` says itself what is out of range
         }
-        drawn["preprocess"] = False  # `draw` says itself what is out of range
         button.click(draw, **drawn, api_name="draw")
         prompt.submit(draw, **drawn, api_visibility="private")
     return blocks

@@ -135,7 +135,7 @@ def difference(before: Route, after: Route, labels: Sequence[str]) -> str:
     """Say what was changed, in a sentence for each change; three at most."""
     gone = list[int]()
     come = list[int]()
-    words = list[str]()
+    words = []
     # Two lists of hops are aligned as lines of a text are by diff. A hop that is gone in one place
     # and comes in another was moved; what is left is dropped, new, or run more often.
     matcher = SequenceMatcher(None, before.hops, after.hops, autojunk=False)
@@ -181,7 +181,7 @@ def changed_recipe(
 
     Where the model has no recipe, its configuration names the sources. Raises `RecipeError`.
     """
-    part: dict[str, Any] = {"merge": merge}
+    part = {"merge": merge}
     if changed is not None:
         config = {
             key: published.config[key]

@@ -11,7 +11,7 @@ from typing import Any
 import edits
 import gradio as gr
 import seeing
-from models import Job, choices
+from models import AnswerJob, choices
 from showcase import Showcase, chosen, token_bound
 
 from hf_evomerge.errors import EvoMergeError
@@ -54,7 +54,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
             else edits.Route((), ())
         )
         words = show.question(prompt)
-        job = Job(
+        job = AnswerJob(
             model,
             words,
             token_bound(max_tokens),

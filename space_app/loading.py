@@ -55,7 +55,7 @@ def load(
     ).eval()
     if adapter is not None:
         model, revision = adapter  # the tokenizer is there
-    encodes: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(
+    encodes = (AutoProcessor if sees else AutoTokenizer).from_pretrained(
         model, revision=revision, trust_remote_code=False
     )
     if torch.cuda.is_available():
@@ -193,5 +193,4 @@ def on_gpu(function: Function) -> Function:
         import spaces
     except ImportError:
         return function
-    wrapped: Function = spaces.GPU(function, duration=int(MAX_SECONDS))
-    return wrapped
+    return spaces.GPU(function, duration=int(MAX_SECONDS))

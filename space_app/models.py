@@ -18,7 +18,7 @@ import loading
 import mixing
 import seeing
 from loading import MAX_SECONDS, Loaded
-from published import Parent, Published
+from published import Published, PublishedParent
 from texts import SpaceError
 
 from hf_evomerge.errors import one_line
@@ -47,7 +47,7 @@ _LAST_NORMS = (
 
 
 @dataclass(frozen=True)
-class Job:
+class AnswerJob:
     """Answer to be written. Plain data, so that it can cross to another process on ZeroGPU.
 
     Attributes:
@@ -107,7 +107,9 @@ class Host(loading.LoadedInBackground):
         adapter = (published.model, published.revision) if published.base is not None else None
         self.evolved = loading.load(*self._weights, sees=published.sees, adapter=adapter)
 
-    def answer(self, job: Job, stopped: Callable[[], bool] = lambda: False) -> Iterator[Piece]:
+    def answer(
+        self, job: AnswerJob, stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[Piece]:
         """Write one answer, piece by piece; the last is ``done``, or ``stopped`` where `stopped`
         says so between two.
 
@@ -136,7 +138,7 @@ class Host(loading.LoadedInBackground):
         finally:
             pieces.close()
 
-    def whole_answer(self, job: Job) -> Piece:
+    def whole_answer(self, job: AnswerJob) -> Piece:
         """The answer when it is finished; raises `SpaceError`."""
         return deque(self.answer(job), maxlen=1).pop()
 
@@ -145,7 +147,7 @@ class Host(loading.LoadedInBackground):
     # `stop` then ends the other thread between two layers, and the lock is free for the next
     # visitor. Text is decoded here, from all tokens so far: a single token may hold half a
     # character.
-    def _generate(self, job: Job) -> Generator[Piece, None, None]:
+    def _generate(self, job: AnswerJob) -> Generator[Piece, None, None]:
         """The pieces of one answer. The thread that runs the model holds the lock, so nothing
         depends on who still listens."""
         news: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -154,7 +156,7 @@ class Host(loading.LoadedInBackground):
             target=self._work, args=(job, news, stop), daemon=True, name="generate"
         )
         worker.start()
-        ids: list[int] = []
+        ids = []
         tokenizer = None
         begin = time.monotonic()
         state = "waiting"
@@ -181,7 +183,7 @@ class Host(loading.LoadedInBackground):
         finally:
             stop.set()
 
-    def _work(self, job: Job, news: queue.SimpleQueue[Any], stop: threading.Event) -> None:
+    def _work(self, job: AnswerJob, news: queue.SimpleQueue[Any], stop: threading.Event) -> None:
         """Run the model in this thread, alone."""
         import torch
 
@@ -214,7 +216,7 @@ class Host(loading.LoadedInBackground):
     # A changed model is never a copy. A path is another list of the same layers. Weights are
     # changed in place under the lock and put back afterwards, also after an error.
     @contextmanager
-    def _changed(self, model: Any, job: Job) -> Iterator[Any]:
+    def _changed(self, model: Any, job: AnswerJob) -> Iterator[Any]:
         """The model along another path, or with other weights of its parents, if the job says
         so."""
         if job.hops and not hasattr(model, "with_path"):
@@ -233,28 +235,21 @@ class Host(loading.LoadedInBackground):
         if not job.factors:
             yield model
             return
-        parents = [
-            self._loaded(parent.label).model
-            for parent in self.published.parents
-            if parent.role == "parent"
-        ]
-        bases = [
-            self._loaded(parent.label).model
-            for parent in self.published.parents
-            if parent.role == "base"
-        ]
-        with mixing.mixed(model, parents, bases[0] if bases else None, job.factors):
+        parents: dict[str, list[Any]] = {"parent": [], "base": []}
+        for parent in self.published.parents:
+            parents[parent.role].append(self._loaded(parent.label).model)
+        base = next(iter(parents["base"]), None)
+        with mixing.mixed(model, parents["parent"], base, job.factors):
             yield model
 
-    def score(self, job: Job, examples: Sequence[Example]) -> list[bool]:
+    def score(self, job: AnswerJob, examples: Sequence[Example]) -> list[bool]:
         """Judge a model's answer to each of some examples by the search's own task.
 
         Raises:
             SpaceError: The model or its path does not work, or the search's task cannot score here,
                 or it takes too long.
         """
-        right: list[bool] = self._whole("_judge", job, examples)
-        return right
+        return self._whole("_judge", job, examples)
 
     # The logit lens (nostalgebraist 2020; arXiv:2303.08112 discusses its bias). With h_l the hidden
     # state after layer l, norm the model's last norm and W its head, layer l would write
@@ -262,7 +257,7 @@ class Host(loading.LoadedInBackground):
     # at each place of the answer. transformers gives the states of all layers, and the last of
     # these has been through the norm already. The answer is written first and then read in one
     # pass.
-    def lens(self, job: Job) -> tuple[list[str], list[list[str]]]:
+    def lens(self, job: AnswerJob) -> tuple[list[str], list[list[str]]]:
         """Read the hidden state after each layer with the head: what the model would write, were
         the layer its last.
 
@@ -273,8 +268,7 @@ class Host(loading.LoadedInBackground):
             SpaceError: The model is not loaded, or the prompt does not fit, or its class has no
                 norm that is known here.
         """
-        found: tuple[list[str], list[list[str]]] = self._whole("_look", job)
-        return found
+        return self._whole("_look", job)
 
     def _whole(self, work: str, *arguments: Any) -> Any:
         found = self._once(work, *arguments)
@@ -282,7 +276,7 @@ class Host(loading.LoadedInBackground):
             raise SpaceError(found)
         return found
 
-    def _work_once(self, work: str, job: Job, *arguments: Any) -> Any:
+    def _work_once(self, work: str, job: AnswerJob, *arguments: Any) -> Any:
         """The result of work without pieces, or words: an exception would lose them on the way out
         of ZeroGPU's process."""
         import torch
@@ -307,7 +301,7 @@ class Host(loading.LoadedInBackground):
             return loading.error_line(error, _NO_ANSWER)
 
     def _judge(
-        self, loaded: Loaded, model: Any, job: Job, examples: Sequence[Example]
+        self, loaded: Loaded, model: Any, job: AnswerJob, examples: Sequence[Example]
     ) -> list[bool]:
         if (task := self.published.task) is None:
             raise SpaceError("The search's own task cannot score here.")
@@ -322,7 +316,9 @@ class Host(loading.LoadedInBackground):
         correct = task.evaluate(model).correct
         return [] if correct is None else correct.tolist()
 
-    def _look(self, loaded: Loaded, model: Any, job: Job) -> tuple[list[str], list[list[str]]]:
+    def _look(
+        self, loaded: Loaded, model: Any, job: AnswerJob
+    ) -> tuple[list[str], list[list[str]]]:
         tokenizer = loaded.tokenizer
         asked = encode(job.prompt, loaded, self.published.prompts, job.pictures)
         config = greedy(model, tokenizer, min(8, asked.room))
@@ -368,7 +364,7 @@ class Host(loading.LoadedInBackground):
             self._parents[key] = self._load_parent(key)
         return self._parents[key]
 
-    def _parent(self, key: str) -> Parent:
+    def _parent(self, key: str) -> PublishedParent:
         parent = next((parent for parent in self.published.parents if parent.label == key), None)
         if parent is None:
             raise SpaceError(f"There is no model {key!r:.60} here.")
@@ -394,7 +390,7 @@ class Host(loading.LoadedInBackground):
                 loading.error_line(error, f"{parent.label} cannot be loaded")
             ) from error
 
-    def _given_eyes(self, blind: Parent) -> Loaded:
+    def _given_eyes(self, blind: PublishedParent) -> Loaded:
         """A parent that is a plain language model, put into the first that sees, as the search
         scored it."""
         there = (
@@ -508,12 +504,13 @@ def _write(
         news.put(("tokens", written[0, len(prompt.ids) :].tolist()))
         return torch.full((1,), over(), dtype=torch.bool, device=written.device)
 
-    given: dict[str, Any] = {
-        **prompt.given(model),
-        "stopping_criteria": StoppingCriteriaList([ended]),
-    }
     with suppress(_EndedError), scoring(model), _ended_by(model, over):
-        model.generate(**given, generation_config=config, trust_remote_code=False)
+        model.generate(
+            **prompt.given(model),
+            stopping_criteria=StoppingCriteriaList([ended]),
+            generation_config=config,
+            trust_remote_code=False,
+        )
     return begun
 
 
@@ -546,6 +543,6 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
     )
 
 
-def choices(parents: tuple[Parent, ...]) -> list[str]:
+def choices(parents: tuple[PublishedParent, ...]) -> list[str]:
     """The parents that can be asked."""
     return [parent.label for parent in parents if not parent.missing]

@@ -29,7 +29,7 @@ MAX_SCORED = 64  # tokens of an answer that is scored
 
 
 @dataclass(frozen=True)
-class Parent:
+class PublishedParent:
     """Checkpoint that the model was made from.
 
     Attributes:
@@ -78,7 +78,7 @@ class Published:
     record: Record = field(default_factory=Record)
     trials: tuple[Trial, ...] = ()
     card: Mapping[str, Any] = field(default_factory=dict)
-    parents: tuple[Parent, ...] = ()
+    parents: tuple[PublishedParent, ...] = ()
     notes: tuple[str, ...] = ()
     pictures: Mapping[str, seeing.Pictures] = field(default_factory=dict)
 

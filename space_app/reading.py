@@ -16,13 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import seeing
-from published import MAX_OBJECTIVES, Parent, Published, as_float, listing, mapping, readable
+from published import (
+    MAX_OBJECTIVES,
+    Published,
+    PublishedParent,
+    as_float,
+    listing,
+    mapping,
+    readable,
+)
 from texts import SpaceError
 
 from hf_evomerge.errors import EvoMergeError, one_line
 from hf_evomerge.pictures.trials import Trial
 from hf_evomerge.recipes.limited_yaml import load_limited, read_limited
-from hf_evomerge.recipes.recipe import Recipe, SourceRef, labels_of
+from hf_evomerge.recipes.recipe import Recipe, SourceRef, labels_of, with_optional
 from hf_evomerge.record import EVOLVED, MAX_TRIALS, STUDY_JSON, Record
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -52,7 +60,7 @@ UNSET = (
 def settings(folder: Path) -> tuple[str, str | None]:
     """The model and the revision that the owner has set: by variables, or by `space.json` beside
     the app."""
-    given: dict[str, Any] = {}
+    given = {}
     with suppress(OSError, ValueError):  # no file, or one that cannot be read
         given = mapping(_json(folder / "space.json"))
     model = os.environ.get("EVOMERGE_MODEL", "").strip() or str(given.get("model") or "").strip()
@@ -122,7 +130,7 @@ def _download(model: str, name: str, revision: str | None) -> Path | None:
 
 
 def _read_parts(found: Published, fetch: Callable[[str], Path | None]) -> Published:
-    notes: list[str] = []
+    notes = []
 
     def part(
         name: str, reader: Callable[[Path], Any], default: Any, of: SourceRef | None = None
@@ -250,7 +258,7 @@ def _trial(row: Mapping[str, Any]) -> Trial:
     )
 
 
-def _parents(found: Published) -> tuple[Parent, ...]:
+def _parents(found: Published) -> tuple[PublishedParent, ...]:
     """The sources of the recipe and its base; where there is no recipe, the sources of the
     configuration."""
     if found.recipe is not None:
@@ -259,7 +267,7 @@ def _parents(found: Published) -> tuple[Parent, ...]:
     else:
         sources = found.sources_of_config if found.path else []
         base = None
-    refs = [*sources, *([base] if base is not None else [])]
+    refs = with_optional(sources, base)
     keys = [*(f"source:{at}" for at in range(len(sources))), "base"]
     own = [ref.label for ref in refs]
     alone = labels_of([ref.model_copy(update={"revision": None}) for ref in refs])
@@ -278,13 +286,15 @@ def _parents(found: Published) -> tuple[Parent, ...]:
     )
 
 
-def _parent(ref: SourceRef, label: str, role: str, found: Published) -> Parent:
+def _parent(ref: SourceRef, label: str, role: str, found: Published) -> PublishedParent:
     model = ref.model
     revision = ref.revision
     missing = ""
     adapts = found.base is not None and ref.model == found.base.model and ref.adapter is not None
     if adapts and ref.adapter is not None and (not found.on_hub or _REPO_ID.fullmatch(ref.adapter)):
-        return Parent(label, model, revision, role, adapter=(ref.adapter, ref.adapter_revision))
+        return PublishedParent(
+            label, model, revision, role, adapter=(ref.adapter, ref.adapter_revision)
+        )
     if not found.on_hub and Path(model).is_dir():
         revision = None
     elif not _REPO_ID.fullmatch(model):
@@ -292,4 +302,4 @@ def _parent(ref: SourceRef, label: str, role: str, found: Published) -> Parent:
         model = label
     if ref.adapter is not None:
         missing = missing or "a LoRA adapter, which is not loaded here"
-    return Parent(label=label, model=model, revision=revision, role=role, missing=missing)
+    return PublishedParent(label=label, model=model, revision=revision, role=role, missing=missing)

@@ -19,14 +19,14 @@ import edits
 import mixing
 import seeing
 from loading import LoadedInBackground, zero_gpu
-from models import MAX_TOKENS, Host, Job, Piece, choices
+from models import MAX_TOKENS, AnswerJob, Host, Piece, choices
 from published import TO_TRY, Published, as_float
 from reading import read
 from texts import Card, SpaceError, clean_prompt, counted
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness.example import Example, Picture
-from hf_evomerge.pictures.path import Words
+from hf_evomerge.pictures.path import StepWords
 from hf_evomerge.record import EVOLVED
 
 _AT_ONCE = 25  # examples that are scored in one pass
@@ -91,10 +91,10 @@ class Edit:
                 return edits.changed_recipe(published, None, merge)
         return ""
 
-    def job(self, prompt: str, tokens: int, pictures: seeing.Pictures = ()) -> Job:
+    def job(self, prompt: str, tokens: int, pictures: seeing.Pictures = ()) -> AnswerJob:
         """The same question to the changed model."""
         hops, scales = (self.way.hops, self.way.scales) if self.way is not None else ((), ())
-        return Job(EVOLVED, prompt, tokens, hops, scales, self.factors, pictures)
+        return AnswerJob(EVOLVED, prompt, tokens, hops, scales, self.factors, pictures)
 
     @property
     def link(self) -> str:
@@ -137,7 +137,7 @@ class Showcase(LoadedInBackground):
             Asked, dict[str, Piece]
         ] = {}  # the answers to examples, by what is asked and by model
         self._words: dict[
-            Asked, Words
+            Asked, StepWords
         ] = {}  # what is said after each hop of the published model, to examples
         self._right: list[bool] = []  # whether the published model answers each example right
         self.ready_for = threading.Event()  # set when there will be no more of them
@@ -173,7 +173,7 @@ class Showcase(LoadedInBackground):
             with suppress(EvoMergeError):  # a visitor who asks is told
                 for prompt, pictures in first:
                     if key not in self.rehearsed.get((prompt, pictures), {}):
-                        piece = host.whole_answer(Job(key, prompt, pictures=pictures))
+                        piece = host.whole_answer(AnswerJob(key, prompt, pictures=pictures))
                         self.rehearsed.setdefault((prompt, pictures), {})[key] = replace(
                             piece, state="known"
                         )
@@ -290,7 +290,7 @@ class Showcase(LoadedInBackground):
         cards = self.cards()
         cards |= {key: replace(cards[key], state="waiting") for key in keys}
         jobs = {
-            at: Job(key, words, bound, pictures=pictures)
+            at: AnswerJob(key, words, bound, pictures=pictures)
             for at, key in enumerate(cards)
             if key in keys
         }
@@ -310,7 +310,7 @@ class Showcase(LoadedInBackground):
         words = self.question(prompt)
         bound = token_bound(tokens)
         first = Card("as published", counted(len(published.path), "hop") if published.path else "")
-        jobs = {0: Job(EVOLVED, words, bound, pictures=pictures)}
+        jobs = {0: AnswerJob(EVOLVED, words, bound, pictures=pictures)}
         answered = self.rehearsed.get((words, pictures), {})
         if EVOLVED in answered:
             first = self._card(first, answered[EVOLVED], (words, pictures))
@@ -333,8 +333,8 @@ class Showcase(LoadedInBackground):
         """
         published, host = self.need()
         stopped = self.stopper(session)
-        right = list[bool]()
-        plain = Job(EVOLVED, "")
+        right = []
+        plain = AnswerJob(EVOLVED, "")
         for at in range(0, len(published.examples), _AT_ONCE):
             if stopped():
                 return
@@ -344,13 +344,13 @@ class Showcase(LoadedInBackground):
             right += host.score(edit.job("", 1), part)
             yield len(right), sum(right), sum(self._right[: len(right)])
 
-    def words(self, prompt: object, pictures: seeing.Pictures = ()) -> Words:
+    def words(self, prompt: object, pictures: seeing.Pictures = ()) -> StepWords:
         """Return what the published model would say after each hop or layer; raises
         `SpaceError`."""
         _, host = self.need()
         asked = (self.question(prompt), pictures)
-        found = self._words.get(asked) or Words(
-            *host.lens(Job(EVOLVED, asked[0], pictures=pictures))
+        found = self._words.get(asked) or StepWords(
+            *host.lens(AnswerJob(EVOLVED, asked[0], pictures=pictures))
         )
         if self._example(asked) is not None:
             self._words[asked] = found
@@ -359,7 +359,7 @@ class Showcase(LoadedInBackground):
     # Models answer one after the other; each yield is the whole list of cards. A new state is shown
     # at once, a longer text at most every `_REDRAW` seconds: the page is drawn anew each time.
     def _answers(
-        self, answers: list[Card], jobs: dict[int, Job], session: str
+        self, answers: list[Card], jobs: dict[int, AnswerJob], session: str
     ) -> Iterator[list[Card]]:
         _, host = self.need()
         stopped = self.stopper(session)

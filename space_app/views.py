@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import edits
 import mixing
-from pictures import path_picture, weights_picture
+from model_pictures import path_picture, weights_picture
 from published import Published, merge_of
 from showcase import Edit
 from texts import bar, counted, details, escape, message, number, table
@@ -23,7 +23,7 @@ from hf_evomerge.fitness import Example
 from hf_evomerge.pictures.climb import climb_scene, score_text
 from hf_evomerge.pictures.fitness import fitness_scene
 from hf_evomerge.pictures.front import front_scene
-from hf_evomerge.pictures.path import Words
+from hf_evomerge.pictures.path import StepWords
 from hf_evomerge.pictures.scene import MIDDLE, listed
 from hf_evomerge.pictures.svg import responsive
 from hf_evomerge.pictures.trials import FITNESS, Objective, accurate, of_stage, whole, without_first
@@ -187,7 +187,7 @@ def heading(published: Published) -> str:
     return f'<div class="ev-heading">{title}{facts}{notes}</div>'
 
 
-def path_view(published: Published, words: Words | None = None) -> str:
+def path_view(published: Published, words: StepWords | None = None) -> str:
     """The path, and the weights of a merge, with what the model would write on the way."""
     parts = []
     said = ""

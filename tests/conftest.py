@@ -8,9 +8,8 @@ import random
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -29,7 +28,7 @@ gc.disable()  # until all is imported
 _frozen = 0
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish():
     """Keep what was imported out of garbage collection: a search collects often, and looks at a
     million objects each time."""
     global _frozen
@@ -39,14 +38,14 @@ def pytest_collection_finish() -> None:
     _frozen = len(sys.modules)
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+def pytest_runtest_logreport(report):
     """Keep out what fixtures or a test imported as well."""
     if report.when != "call" and len(sys.modules) > _frozen + 9:
         pytest_collection_finish()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _warm_workers() -> Iterator[None]:
+def _warm_workers():
     """Workers of searches begin with torch imported."""
     with warm_workers():
         yield
@@ -58,7 +57,7 @@ MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 SPLITS = {"search": 5, "validation": 4, "test": 6}
 
 
-def _save_family(folder: Path, dtype: str) -> None:
+def _save_family(folder, dtype):
     """Problems, and Llamas of two blocks: the fine-tunes are the base plus noise; ``deep`` has a
     third block."""
     import torch
@@ -107,13 +106,13 @@ def _save_family(folder: Path, dtype: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+def made_once(tmp_path_factory):
     """Gives a folder of this name that is made by the first process of the tests that asks for it;
     no test changes it."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
-    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+    def folder_of(name, make):
         folder = root / name
         made = root / f"{name}.made"
         with FileLock(root / f"{name}.lock"):
@@ -128,7 +127,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_load_at_a_time() -> Iterator[None]:
+def _one_load_at_a_time():
     """Loads wait for each other: pages of earlier tests may still load, and transformers gives a
     process one at a time."""
     from transformers import PreTrainedModel
@@ -136,7 +135,7 @@ def _one_load_at_a_time() -> Iterator[None]:
     lock = threading.RLock()
     load = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
 
-    def alone(kind: Any, *args: Any, **more: Any) -> Any:
+    def alone(kind, *args, **more):
         with lock:
             return load(kind, *args, **more)
 
@@ -146,23 +145,23 @@ def _one_load_at_a_time() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny(made_once: MadeOnce) -> Path:
+def tiny(made_once):
     """A folder with the models ``base``, ``a``, ``b`` and ``deep`` in float32, and a JSON-lines
     file per split."""
     return made_once("tiny", lambda folder: _save_family(folder, "float32"))
 
 
 @pytest.fixture(scope="session")
-def tiny_half(made_once: MadeOnce) -> Path:
+def tiny_half(made_once):
     """As `tiny`, with the models in bfloat16."""
     return made_once("half", lambda folder: _save_family(folder, "bfloat16"))
 
 
 @pytest.fixture(scope="session")
-def search_settings(tiny: Path) -> Callable[..., dict[str, Any]]:
+def search_settings(tiny):
     """Makes the settings of a small search of the tiny family; keywords replace whole sections."""
 
-    def make(space: str = "ps", folder: Path = tiny, **more: Any) -> dict[str, Any]:
+    def make(space="ps", folder=tiny, **more):
         optimizer = {"evaluations": 8, "population": 4}
         return {
             "space": space,
@@ -188,7 +187,7 @@ def search_settings(tiny: Path) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def search_config(search_settings: Callable[..., dict[str, Any]]) -> Callable[..., SearchConfig]:
+def search_config(search_settings):
     """Makes a small search of the tiny family."""
     return lambda *arguments, **more: validate(
         SearchConfig, search_settings(*arguments, **more), SearchError
@@ -196,7 +195,7 @@ def search_config(search_settings: Callable[..., dict[str, Any]]) -> Callable[..
 
 
 @pytest.fixture(scope="session")
-def hybrid_search(made_once: MadeOnce, search_config: Callable[..., SearchConfig]) -> Path:
+def hybrid_search(made_once, search_config):
     """The folder of a finished hybrid search of the tiny family, its winner built."""
     from hf_evomerge.search.run import run_search
 

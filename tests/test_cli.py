@@ -12,13 +12,10 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import yaml
-from click.testing import Result
 from recipes import merge_of, path_of
-from searches import Settings
 from typer.testing import CliRunner
 
 from hf_evomerge import cli
@@ -64,11 +61,11 @@ print(json.dumps(said))
 """  # noqa: E501
 
 
-def _invoke(*arguments: Any) -> Result:
+def _invoke(*arguments):
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
-def _error(*arguments: Any) -> str:
+def _error(*arguments):
     """Run a command that has to fail as a user's mistake does, and return its one line."""
     result = _invoke(*arguments)
     assert result.exit_code == 1, (result.output, result.exception)
@@ -80,7 +77,7 @@ def _error(*arguments: Any) -> str:
 
 
 @pytest.fixture
-def search_file(search_settings: Settings, tmp_path: Path) -> Path:
+def search_file(search_settings, tmp_path):
     """A search file of the tiny family."""
     file = tmp_path / "search.yaml"
     file.write_text(yaml.safe_dump(search_settings()), encoding="utf-8")
@@ -88,7 +85,7 @@ def search_file(search_settings: Settings, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def recipe_file(tiny: Path, tmp_path: Path) -> Path:
+def recipe_file(tiny, tmp_path):
     """A recipe with a path through the tiny family."""
     file = tmp_path / "recipe.yaml"
     path_of(tiny / "a", tiny / "b", hops=["0:0", "1:1"], flow={"scales": [1, 0.5]}).save(file)
@@ -198,7 +195,7 @@ def test_search_show_and_eval(search_file, tmp_path):
 def test_objects_for_programs(search_file, hybrid_search, tiny, tmp_path, monkeypatch):
     """With --json each of these commands prints one object and nothing else on standard output."""
 
-    def told(*words: Any) -> dict[str, Any]:
+    def told(*words):
         done = _invoke(*words, "--json")
         assert done.exit_code == 0, done.output
         return json.loads(done.stdout)
@@ -281,7 +278,7 @@ def test_merge(recipe_file, tmp_path):
     assert built["sha256"]["model.safetensors"] == file_sha256(out / "model.safetensors")
 
 
-BAD_SEARCHES: dict[str, tuple[dict[str, Any], str]] = {
+BAD_SEARCHES = {
     "unknown key": ({"spaec": "ps"}, "spaec"),
     "unknown method": ({"merge": {"method": "magic"}}, "'magic' is not known"),
     "missing source": (
@@ -390,7 +387,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused(
 ):
     """A folder that belongs to others is an error before any work."""
 
-    def refused(prefix: str, dir: str) -> None:
+    def refused(prefix, dir):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("tempfile.mkdtemp", refused)
@@ -448,7 +445,7 @@ def test_models_that_are_none(recipe_file, tiny, tmp_path):
         f"error: {weights}: a file; give the folder that holds the config and the weights"
     )
     assert "some one/model: no such folder" in _error("inspect", "some one/model")
-    built = build_model(path_of(tiny / "a", hops="0:0-1"), tmp_path / "built", progress=False)
+    built = build_model(path_of(tiny / "a", hops="0:0-1"), tmp_path / "built")
     for recipe in (merge_of(built), path_of(built, hops="0:0")):
         recipe.save(tmp_path / "again.yaml")
         assert _error("merge", tmp_path / "again.yaml", "--out", tmp_path / "out") == (
@@ -463,7 +460,7 @@ def test_an_interrupt_keeps_what_is_done(search_file, tmp_path, monkeypatch):
     resumed."""
     from hf_evomerge.search.study.study import Study
 
-    def interrupted(self: Study, trial: Any) -> None:
+    def interrupted(self, trial):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -572,7 +569,7 @@ def test_a_search_of_choices_opens_a_page(search_settings, search_file, tmp_path
     search_file.write_text(
         yaml.safe_dump(search_settings(fitness={"task": "choice"})), encoding="utf-8"
     )
-    opened: list[Any] = []
+    opened = []
     page = SimpleNamespace(css="", launch=lambda **how: opened.append(how["allowed_paths"]))
     monkeypatch.setattr(
         "hf_evomerge.search.ask_tell.choosing.Chooser", lambda config, out: config.fitness.task
@@ -599,7 +596,7 @@ def test_folders_that_are_written_by_default(search_file, recipe_file, tmp_path,
     assert "is no study" in _error("merge", recipe_file, "--pick", 0)
 
 
-def _no_winner(search_file: Path, folder: Path) -> str:
+def _no_winner(search_file, folder):
     """What `merge` says of a study that has just begun."""
     from hf_evomerge.search.file.config import SearchConfig
     from hf_evomerge.search.study.study import Study
@@ -611,7 +608,7 @@ def _no_winner(search_file: Path, folder: Path) -> str:
 def test_a_folder_is_shown_here(tmp_path, monkeypatch):
     """The folder of a search is shown on this machine; what is no folder is the name of a Space,
     which needs its model."""
-    shown: list[tuple[str, dict[str, Any]]] = []
+    shown = []
     monkeypatch.setattr(
         "hf_evomerge.hub.space.run_space", lambda model, **how: shown.append((model, how))
     )

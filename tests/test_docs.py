@@ -32,7 +32,7 @@ TENSORS = {"model.embed_tokens.weight": 640, "model.norm.weight": 1}  # rows
 SOURCES = "sources: [{model: your-name/japanese-7b}, {model: your-name/maths-7b}]\n"
 
 
-def _blocks(language: str, *pages: str) -> list[tuple[str, str]]:
+def _blocks(language, *pages):
     """The fenced blocks of a language, with the page that each is on."""
     return [
         (page, text)
@@ -41,7 +41,7 @@ def _blocks(language: str, *pages: str) -> list[tuple[str, str]]:
     ]
 
 
-def _examples() -> list[Path]:
+def _examples():
     return sorted((ROOT / "examples").glob("*.yaml"))
 
 

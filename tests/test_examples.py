@@ -8,7 +8,6 @@ import shutil
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
@@ -48,7 +47,7 @@ OFFLINE = ("convert", "diff", "eval", "fold", "inspect", "merge", "search", "sho
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory, tiny: Path, hybrid_search: Path) -> Path:
+def desk(tmp_path_factory, tiny, hybrid_search):
     """The folder that the examples are run in: a search, its file, a recipe, a mergekit file,
     models and problems."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -102,14 +101,14 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tiny: Path, hybrid_search: Pa
 
 
 @pytest.fixture
-def here(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(desk, tmp_path, monkeypatch):
     """A copy of the desk, which is the current folder."""
     monkeypatch.chdir(shutil.copytree(desk, tmp_path / "desk"))
     return tmp_path / "desk"
 
 
 @pytest.fixture(scope="module")
-def loaded(desk: Path) -> dict[str, Any]:
+def loaded(desk):
     """Two models of 32 layers, a merged one, and a tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -122,12 +121,7 @@ def loaded(desk: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def names(
-    here: Path,
-    loaded: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
-) -> dict[str, Any]:
+def names(here, loaded, monkeypatch, request):
     """What an example may use without making it: the public names, and of what is loaded copies of
     what it names."""
     from transformers import AutoModelForCausalLM
@@ -176,7 +170,7 @@ def test_python_blocks(page, names):
             exec(program, names | {"__name__": "__main__"} if page in SCRIPTS else names)
 
 
-def _commands() -> list[list[str]]:
+def _commands():
     """Every command line that a page, an example file or a command's own help shows, as words."""
     texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
     lines = [
@@ -194,7 +188,7 @@ def _commands() -> list[list[str]]:
 
 def test_commands_are_understood():
     """Every command line that is shown names a command, and arguments and options that it takes."""
-    program: Any = typer.main.get_command(cli.app)
+    program = typer.main.get_command(cli.app)
     commands = _commands()
     assert len(commands) > 30
     for words in commands:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_evomerge"
 
 # What each part may import, besides itself. A part is a module or a folder directly inside the
 # package.
-ALLOWED: dict[str, set[str]] = {
+ALLOWED = {
     "errors": set(),
     "lines": set(),
     "machine": set(),
@@ -31,9 +31,9 @@ ALLOWED: dict[str, set[str]] = {
     "record": {"pictures", "fitness", "recipes", "errors"},
 }
 UPPER = ["search", "hub", "cli", "demo"]  # each is kept out of everything in ALLOWED
-FORBIDDEN: dict[str, set[str]] = {"search": {"hub", "cli", "demo"}, "hub": {"cli", "demo"}}
+FORBIDDEN = {"search": {"hub", "cli", "demo"}, "hub": {"cli", "demo"}}
 # The rooms of search/, from the lowest; a file beside the rooms drives them and may import all.
-ROOMS: dict[str, set[str]] = {
+ROOMS = {
     "optimizers": set(),
     "file": {"optimizers"},
     "study": {"file"},
@@ -74,12 +74,12 @@ LIGHT += [
 ]
 
 
-def _modules() -> list[Path]:
+def _modules():
     return sorted(PACKAGE.rglob("*.py"))
 
 
 @cache
-def _part(name: str) -> str | None:
+def _part(name):
     """The part of the package that a dotted name is in; None outside of it, and for the package
     itself."""
     pieces = name.split(".")
@@ -89,7 +89,7 @@ def _part(name: str) -> str | None:
     return pieces[1] if known else None
 
 
-def _own_part(file: Path) -> str:
+def _own_part(file):
     return file.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
@@ -139,7 +139,7 @@ def test_rooms_of_search_import_downwards(room):
                 assert part in ROOMS[room], f"{file.relative_to(PACKAGE)}:{line} imports {name}"
 
 
-def _dotted(file: Path) -> str:
+def _dotted(file):
     return ".".join([PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(
         ".__init__"
     )

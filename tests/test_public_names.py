@@ -13,7 +13,7 @@ import hf_evomerge
 from hf_evomerge import merging
 
 
-def _imports_for_type_checkers() -> set[tuple[str, str]]:
+def _imports_for_type_checkers():
     """The (module, name) pairs that the package imports under TYPE_CHECKING, each exported under
     its own name."""
     tree = ast.parse(Path(hf_evomerge.__file__).read_text(encoding="utf-8"))

@@ -3,7 +3,6 @@ importing stays light."""
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from recipes import path_of
@@ -13,13 +12,13 @@ from hf_evomerge.building.build import build_model
 
 
 @pytest.fixture(scope="module")
-def merged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def merged(tiny, tmp_path_factory):
     """A built model with a path."""
     recipe = path_of(tiny / "a", hops=["0:0", "0:0-1"])
-    return build_model(recipe, tmp_path_factory.mktemp("registered") / "model", progress=False)
+    return build_model(recipe, tmp_path_factory.mktemp("registered") / "model")
 
 
-def _run(program: str, *arguments: str) -> list[str]:
+def _run(program, *arguments):
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
     )

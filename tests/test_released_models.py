@@ -33,7 +33,7 @@ SIZES = {
 TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }} a b{% endfor %}"
 
 
-def code(name: str) -> str:
+def code(name):
     """The block of the page that names a model."""
     return next(
         block
@@ -42,7 +42,7 @@ def code(name: str) -> str:
     )
 
 
-def save_tokenizer(folder: Path) -> None:
+def save_tokenizer(folder):
     """Words, and a template that begins with BOS as the models' own."""
     words = Tokenizer(
         models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<unk>")
@@ -59,14 +59,14 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def run(name: str, folder: Path) -> dict[str, object]:
+def run(name, folder):
     """Run a block on a folder in place of the repository, with device and dtype of this machine."""
     text = (
         code(name)
         .replace(f'"{name}"', repr(str(folder)))
         .replace('device_map="auto"', 'device_map="cpu"')
     )
-    scope: dict[str, object] = {}
+    scope = {}
     exec(
         text.replace("torch.float16", "torch.float32").replace(
             "max_new_tokens=", "do_sample=False, min_new_tokens=3, max_new_tokens=3 + 0 * "
@@ -77,7 +77,7 @@ def run(name: str, folder: Path) -> dict[str, object]:
 
 
 @pytest.fixture(autouse=True)
-def seed() -> None:
+def seed():
     """The same stand-ins for every test."""
     torch.manual_seed(0)
 

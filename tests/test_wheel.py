@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from email.parser import BytesParser
 from email.policy import default
 from pathlib import Path
@@ -28,7 +27,7 @@ print(json.dumps([type(model).__module__, hf_evomerge.__file__]))
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory):
     """The wheel, built from the repository."""
     pytest.importorskip("hatchling", reason="hatchling builds the wheel: pip install hatchling")
     out = tmp_path_factory.mktemp("dist")
@@ -46,7 +45,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(wheel, tmp_path_factory):
     """A folder with the wheel's files and nothing else; what it depends on comes from this
     environment."""
     folder = tmp_path_factory.mktemp("site")
@@ -56,12 +55,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(installed: Path, tmp_path: Path) -> Iterator[Callable[..., str]]:
+def run(installed, tmp_path):
     """Runs Python with the wheel in an empty folder, against a hub of its own."""
     with LocalHub(tmp_path / "hub") as hub:
         environment = {**os.environ, **hub.environment(), "PYTHONPATH": str(installed)}
 
-        def program(code: str, *arguments: str) -> str:
+        def program(code, *arguments):
             command = [sys.executable, "-P", "-c", code, *arguments]
             done = subprocess.run(
                 command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300

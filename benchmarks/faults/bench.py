@@ -79,7 +79,7 @@ class Bench:
             for seed in (1, 2)
         ]
         with quiet():
-            build_model(path, self.scratch / "routed", progress=False)
+            build_model(path, self.scratch / "routed")
             for seed in (1, 2):
                 save_adapter(tiny / "base", self.scratch / f"lora{seed}", seed)
         settings = self.config.model_dump(mode="json", exclude_none=True) | {"sources": adapters}
@@ -87,9 +87,7 @@ class Bench:
         works: dict[str, tuple[Callable[[Path], None], Callable[[Path], object]]] = {
             "a fold": (lambda out: void(fold(self.scratch / "routed", out)), self.of_build),
             "an extraction": (
-                lambda out: void(
-                    extract_adapter(str(big / "source0"), str(big / "base"), out, progress=False)
-                ),
+                lambda out: void(extract_adapter(str(big / "source0"), str(big / "base"), out)),
                 self.of_build,
             ),
             "a search over adapters": (
@@ -110,7 +108,7 @@ class Bench:
 
     def build(self, out: Path) -> None:
         """Build the recipe."""
-        build_model(self.recipe, out, progress=False, max_shard_size="4MB")
+        build_model(self.recipe, out, max_shard_size="4MB")
 
     def search(self, out: Path) -> None:
         """Run the search, or go on with it, in this process."""

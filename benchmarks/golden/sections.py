@@ -82,7 +82,7 @@ def merge_section(golden: Golden) -> None:
                 golden, f"merge/{name}", {"base": "base", **recipe}, golden.inputs / "float32"
             )
             if "flow" in recipe and "sums" not in name:
-                plain = fold(folder, golden.work / "folded" / name, progress=False)
+                plain = fold(folder, golden.work / "folded" / name)
                 golden.put_all(f"merge/{name}/folded", model_facts(plain))
 
 
@@ -153,9 +153,7 @@ def build(golden: Golden, name: str, recipe: Mapping[str, Any], models: Path) ->
     from hf_evomerge import Recipe, build_model
 
     folder = build_model(
-        Recipe.model_validate({"seed": 3, **placed(recipe, models)}),
-        golden.work / name,
-        progress=False,
+        Recipe.model_validate({"seed": 3, **placed(recipe, models)}), golden.work / name
     )
     golden.put_all(name, model_facts(folder))
     return folder

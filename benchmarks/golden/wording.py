@@ -81,9 +81,7 @@ def reports(golden: Golden) -> None:
     for folder in (models / "a", *(golden.work / "search" / name / "model" for name in PUBLISHED)):
         report = inspect_model(str(folder))
         golden.put(f"text/inspect/{folder.parent.name}", f"{report}\n{report.to_json()}")
-    diff = diff_models(
-        str(models / "a"), str(models / "b"), base=str(models / "base"), progress=False
-    )
+    diff = diff_models(str(models / "a"), str(models / "b"), base=str(models / "base"))
     golden.put("text/diff", f"{diff}\n{diff.to_json()}")
     for name, given in CASES["builds"].items():
         recipe = Recipe.model_validate(placed({"base": "base", **given}, models))

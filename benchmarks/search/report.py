@@ -3,7 +3,6 @@ and the range of all runs."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -320,7 +319,7 @@ PANELS = (
 )
 
 
-def plot(records: Sequence[Record], file: str | os.PathLike[str]) -> None:
+def plot(records: Sequence[Record], file: str | Path) -> None:
     """Draw held-out accuracy over cost: the mean over families, and a band from the least to the
     greatest run."""
     from matplotlib.figure import Figure
@@ -346,7 +345,7 @@ def plot(records: Sequence[Record], file: str | os.PathLike[str]) -> None:
 
 def plot_sizes(
     records: Sequence[Record],
-    file: str | os.PathLike[str],
+    file: str | Path,
     cost: float | None,
     methods: dict[str, Method] = METHODS,
 ) -> None:

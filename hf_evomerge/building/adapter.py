@@ -8,7 +8,6 @@ of both matrices, SVD of the small core, in float64.
 
 from __future__ import annotations
 
-import json
 import math
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.checkpoint import Checkpoint, Origin, Parent
 from ..checkpoints.headers import STORED, TensorInfo, tensor_order, torch_dtype
 from ..checkpoints.lora import CONFIG_FILE, WEIGHTS_FILE, Change
+from ..checkpoints.model_folder import write_json
 from ..errors import SourceError
 from ..merging.core import why_no_products
 from ..merging.method import Call
@@ -205,8 +205,7 @@ class AdapterCheckpoint(Checkpoint):
 
     def write_companions(self, folder: Path) -> None:
         """Write the config, the tokenizer and the chat template."""
-        text = json.dumps(self.adapter_config(), indent=2, ensure_ascii=False)
-        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        write_json(folder / CONFIG_FILE, self.adapter_config())
         self.tokenizer_source.write_tokenizer(folder)
 
     def unused(self, source: Parent, name: str) -> str:
@@ -252,8 +251,7 @@ class MergedAdapter(AdapterCheckpoint):
         self.chat_template = merged.chat_template
         self.settings = merged.settings
         self.dtype = recipe.dtype or "float32"
-        first = merged.plan.sources[0].ref
-        self.base = first.model_copy(update={"adapter": None, "adapter_revision": None})
+        self.base = merged.plan.sources[0].ref.parts[0]
         self._terms = dict(self._find_terms())
         if not self._terms:
             raise SourceError("every adapter has the weight 0")
@@ -364,11 +362,11 @@ class MergedAdapter(AdapterCheckpoint):
         inputs = [term.source.origin(weight).inputs[0] for term in self._terms[weight]]
         return Origin("merged", tuple(inputs))
 
-    def download(self, *, progress: bool = True) -> None:
+    def download(self) -> None:
         """Fetch the adapters; the base's weights are not needed."""
         for source in self.sources:
             if source.adapter is not None:
-                source.adapter.download(progress=progress)
+                source.adapter.download()
 
     @property
     def warnings(self) -> list[str]:

@@ -4,7 +4,6 @@ both."""
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +20,13 @@ from ..checkpoints.open import open_source
 from ..checkpoints.writer import check_target, write_checkpoint
 from ..errors import RecipeError, SourceError
 from ..recipes.names import named_folder
-from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
+from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef, with_optional
 from .adapter import AdapterCheckpoint, MergedAdapter
+from .build_record import write_build_record
 from .composed import Composed
+from .composed_pipeline import ComposedPipeline
 from .merged import Merged
-from .pipeline import ComposedPipeline
 from .pipeline_adapter import PipelineAdapter
-from .record import write_build_record
 from .replicated import PathAdapter
 from .routed import Routed
 
@@ -36,9 +35,8 @@ logger = logging.getLogger(__name__)
 
 def build_model(
     recipe: Recipe,
-    out: str | os.PathLike[str],
+    out: str | Path,
     *,
-    progress: bool = True,
     overwrite: bool = False,
     max_shard_size: str | int = "4GB",
     trust_remote_code: bool = False,
@@ -59,7 +57,6 @@ def build_model(
     Args:
         recipe: What to build.
         out: The folder to make.
-        progress: Whether to show a progress bar.
         overwrite: Whether to replace a model that is there.
         max_shard_size: The largest file of weights, such as ``"4GB"``.
         trust_remote_code: Whether Python files that come with the sources may be run to read their
@@ -79,13 +76,14 @@ def build_model(
             sources), or another process is building it.
 
     Example:
-        >>> folder = build_model(Recipe.load("recipe.yaml"), "merged", progress=False)
+        >>> folder = build_model(Recipe.load("recipe.yaml"), "merged")
         >>> (folder / "model.safetensors").is_file()
         True
     """
-    names = [name for ref in recipe.refs for name in (ref.model, ref.adapter) if name is not None]
     remove_leftovers(Path(out))
-    check_target(Path(out), overwrite=overwrite, keep=[named_folder(name) for name in names])
+    check_target(
+        Path(out), overwrite=overwrite, keep=[named_folder(ref.model) for ref in recipe.parents]
+    )
     recipe = _pinned(recipe, trust_remote_code)
     checkpoint = open_result(recipe, trust_remote_code=trust_remote_code, whole=whole)
     is_adapter = isinstance(checkpoint, AdapterCheckpoint)
@@ -104,7 +102,6 @@ def build_model(
         files={RECIPE_FILE: recipe.to_yaml()},
         max_shard_size=sys.maxsize if is_adapter else max_shard_size,
         overwrite=overwrite,
-        progress=progress,
         finish=finish,
     )
 
@@ -271,14 +268,12 @@ def _parents(
     base = opened(recipe.base) if recipe.base is not None else None
     if recipe.chat_template == "auto":
         chosen = most_common_template(
-            source.beside for source in [*sources.values(), *([base] if base is not None else [])]
+            source.beside for source in with_optional(sources.values(), base)
         )
         recipe = recipe.model_copy(update={"chat_template": chosen})
     if recipe.has_components:
         numbers = recipe.merge_sources if recipe.flow is None else list(sources)
-        parts = as_parts(
-            [*(sources[number] for number in numbers), *([base] if base is not None else [])]
-        )
+        parts = as_parts(with_optional((sources[number] for number in numbers), base))
         sources |= dict(zip(numbers, parts, strict=False))
         base = parts[-1] if base is not None else None
         if recipe.flow is not None:

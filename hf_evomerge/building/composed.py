@@ -3,7 +3,6 @@ language model is a merge."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..checkpoints.checkpoint import Checkpoint, Parent
 from ..checkpoints.compatibility import Tokenizer, tensor_differences
 from ..checkpoints.component import Component
 from ..checkpoints.ledger import sources_of
-from ..checkpoints.model_folder import CODE, copy_files
+from ..checkpoints.model_folder import CODE, copy_files, write_json
 from ..errors import SourceError
 from ..recipes.recipe import Recipe, SourceRef
 from .merged import Merged, result_fields
@@ -146,8 +145,7 @@ class Composed(PlannedCheckpoint):
     def write_companions(self, folder: Path) -> None:
         """Write ``config.json``; copy the tokenizer from its source, processor and chat template
         from theirs."""
-        text = json.dumps(self._fields(), indent=2, ensure_ascii=False)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        write_json(folder / "config.json", self._fields())
         self.processor_source.write_processor(folder)
         self.tokenizer_source.write_tokenizer(folder)
         if self.host.trust_remote_code:

@@ -6,7 +6,6 @@ Nothing else is in such an adapter: what changed in norms, embeddings and biases
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from ..checkpoints.writer import check_target, write_checkpoint
 from ..errors import EvoMergeError, SourceError
 from ..recipes.recipe import Dtype, SourceRef
 from .adapter import AdapterCheckpoint, Factors, Module, truncate
-from .record import write_build_record
+from .build_record import write_build_record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,12 +32,11 @@ _STANDS = 1e-6  # the energy stands where a block of directions adds no more tha
 def extract_adapter(
     fine_tune: SourceRef | str,
     base: SourceRef | str,
-    out: str | os.PathLike[str],
+    out: str | Path,
     *,
     rank: int = 16,
     dtype: Dtype = "float32",
     overwrite: bool = False,
-    progress: bool = True,
     trust_remote_code: bool = False,
 ) -> ExtractedAdapter:
     """Write what a fine-tune changed as an adapter of its base.
@@ -48,7 +46,7 @@ def extract_adapter(
         out: The folder to make.
         rank: The rank of every module.
         dtype: The dtype of the matrices.
-        overwrite, progress, trust_remote_code: As for `build_model`.
+        overwrite, trust_remote_code: As for `build_model`.
 
     Returns:
         The adapter; as text, what it keeps and what it loses.
@@ -59,7 +57,7 @@ def extract_adapter(
         EvoMergeError: The folder exists, or the rank is less than 1.
 
     Example:
-        >>> report = extract_adapter("japanese", "base", "japanese-lora", rank=4, progress=False)
+        >>> report = extract_adapter("japanese", "base", "japanese-lora", rank=4)
         >>> print(report)  # doctest: +ELLIPSIS
         layer...
     """
@@ -70,14 +68,7 @@ def extract_adapter(
     def finish(folder: Path) -> None:
         write_build_record(folder, f"the change from {models[1]} to {models[0]}", adapter.energy)
 
-    write_checkpoint(
-        adapter,
-        out,
-        max_shard_size=sys.maxsize,
-        overwrite=overwrite,
-        progress=progress,
-        finish=finish,
-    )
+    write_checkpoint(adapter, out, max_shard_size=sys.maxsize, overwrite=overwrite, finish=finish)
     return adapter
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from ..checkpoints.checkpoint import Checkpoint, Origin, Parent
 from ..checkpoints.headers import tensor_order, torch_dtype
+from ..checkpoints.model_folder import write_json
 from ..checkpoints.open import open_source
 from ..checkpoints.quantized import check_quantization
 from ..checkpoints.writer import write_checkpoint
@@ -160,7 +161,6 @@ def fold(
     dtype: str | None = None,
     max_shard_size: str | int = "4GB",
     overwrite: bool = False,
-    progress: bool = True,
     trust_remote_code: bool = False,
 ) -> Path:
     """Write a merged model as a plain checkpoint of the source architecture, which needs no custom
@@ -173,7 +173,6 @@ def fold(
         dtype: ``float32``, ``bfloat16`` or ``float16``; by default each tensor keeps its own.
         max_shard_size: The largest file of weights, such as ``"4GB"``.
         overwrite: Whether to replace a model that is there.
-        progress: Whether to show a progress bar.
         trust_remote_code: Whether Python files that come with the model may be run.
 
     Returns:
@@ -191,9 +190,7 @@ def fold(
     """
     source = open_source(str(model), trust_remote_code=trust_remote_code)
     folded = _plain(source, dtype) if source.layer_order else Folded(source, dtype)
-    return write_checkpoint(
-        folded, out, max_shard_size=max_shard_size, overwrite=overwrite, progress=progress
-    )
+    return write_checkpoint(folded, out, max_shard_size=max_shard_size, overwrite=overwrite)
 
 
 def _plain(source: Parent, dtype: str | None) -> Merged:
@@ -491,4 +488,4 @@ def _say_whether_bos(folder: Path) -> None:
     settings["add_bos_token"] = tokenizer.bos_token_id is not None and first == [
         tokenizer.bos_token_id
     ]
-    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(file, settings)

@@ -17,11 +17,11 @@ from ..checkpoints.headers import tensor_order
 from ..errors import RecipeError, SourceError
 from ..merging.checks import check_sources, complete
 from ..merging.core import why_no_products
-from ..merging.method import Call, MergeMethod
+from ..merging.method import Call, MergeMethod, Values
 from ..merging.registry import get_method, in_core
 from ..merging.rows import row_count
 from ..recipes.layer_groups import classify, merged_names, parse_key, resolve
-from ..recipes.recipe import MergePart, Recipe, SlicePart
+from ..recipes.recipe import MergePart, Recipe, SlicePart, with_optional
 from .planned import Input, Planned
 
 _NUMBER = re.compile(r"((?:^|\.)(?:layers|layer|h|blocks|block)\.)(\d+)(?=\.)")
@@ -47,7 +47,7 @@ class MergePlan:
     sources: list[Parent]
     base: Parent | None
     tensors: dict[str, Planned]
-    options: Mapping[str, Any]
+    options: Values
     stack: list[tuple[int, int]] | None = None
     core: bool = False
 
@@ -128,13 +128,13 @@ def _check_rank(method: MergeMethod, sources: Sequence[Parent]) -> None:
 def _planned(
     inputs: tuple[Input, ...],
     base: Input | None,
-    values: Sequence[Mapping[str, Any]],
-    options: Mapping[str, Any],
+    values: Sequence[Values],
+    options: Values,
     dtype: str | None,
 ) -> Planned:
     """Plan one tensor, once its inputs are known to be there and alike."""
     first, own = inputs[0]
-    others = [*inputs[1:], *([base] if base is not None else [])]
+    others = with_optional(inputs[1:], base)
     info = first.tensors[own]
     if not info.is_float:  # not merged, so that others may lack it
         others = [pair for pair in others if pair[1] in pair[0].tensors]
@@ -203,7 +203,7 @@ def _slice_values(
     try:
         count = len(piece.runs()[0])
         names = merged_names(sources[0].tensors, part.router)
-        mappings: list[Mapping[str, Any]] = [part.options, piece.options, *piece.parameters]
+        mappings: list[Values] = [part.options, piece.options, *piece.parameters]
         for mapping in mappings:
             for name, value in mapping.items():
                 keys = list(value) if isinstance(value, Mapping) else []
@@ -240,8 +240,8 @@ class _Stacked:
 
     sources: list[Parent]
     base: Parent | None
-    options: Mapping[str, Any]
-    values: Sequence[Mapping[str, Any]]
+    options: Values
+    values: Sequence[Values]
     dtype: str | None
     merged: set[str]
 

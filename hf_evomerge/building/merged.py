@@ -21,13 +21,13 @@ from ..checkpoints.headers import torch_dtype
 from ..checkpoints.ledger import sources_of
 from ..checkpoints.lora import add_product
 from ..checkpoints.mapped import release_pages
-from ..checkpoints.model_folder import CODE, SENTENCE, copy_files
+from ..checkpoints.model_folder import CODE, SENTENCE, copy_files, write_json
 from ..errors import SourceError
 from ..merging.arithmetic import TensorJob
 from ..merging.core import Core, factors_of
 from ..merging.relatedness import Relatedness
 from ..recipes.layer_groups import classify
-from ..recipes.recipe import FlowPart, Recipe, SourceRef, labels_of
+from ..recipes.recipe import FlowPart, Recipe, SourceRef, labels_of, with_optional
 from ..routing.config import check_configs, path_config
 from .merge_plan import MergePlan, plan_merge
 from .planned import PlannedCheckpoint
@@ -104,7 +104,7 @@ class Merged(PlannedCheckpoint):
         planned = self.planned[name]
         if not planned.is_merged:
             return super().origin(name)
-        inputs = (*planned.inputs, *([planned.base] if planned.base is not None else []))
+        inputs = with_optional(planned.inputs, planned.base)
         return Origin(
             "merged", tuple(pair for source, own in inputs for pair in source.origin(own).inputs)
         )
@@ -211,8 +211,7 @@ class Merged(PlannedCheckpoint):
 
     def write_companions(self, folder: Path) -> None:
         """Write ``config.json``, and copy what else lies beside the weights."""
-        text = json.dumps(self._config_fields(), indent=2, ensure_ascii=False)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        write_json(folder / "config.json", self._config_fields())
         copy_files(self.plan.sources[0].sentence.folder, folder, SENTENCE)
         self.tokenizer_source.write_tokenizer(folder)
         for source in (self.plan.sources[0], self.tokenizer_source):

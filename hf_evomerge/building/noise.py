@@ -139,7 +139,7 @@ def write_noise(source: Parent, base: Parent, out: Path, *, seed: int, number: i
     if not _is_adapter(source, base):
         if not (out / NOISE_FILE).exists():
             noise = NoiseCheckpoint(source, base, seed, number)
-            write_checkpoint(noise, out, files={NOISE_FILE: text}, progress=False)
+            write_checkpoint(noise, out, files={NOISE_FILE: text})
         return SourceRef(model=str(out))
     if not (out / NOISE_FILE).exists():
         _write_adapter(source, out, text, f"{seed}\0{number}")
@@ -160,7 +160,7 @@ def _write_adapter(source: Parent, out: Path, text: str, key: str) -> None:
 
     adapter = source.adapter
     assert adapter is not None  # the caller has looked
-    adapter.download(progress=False)
+    adapter.download()
     factors = {name for change in source.changes.values() for name in (change.a, change.b)}
     tensors = load_file(adapter.folder / adapter.file)
     for name in factors:

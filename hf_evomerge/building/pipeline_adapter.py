@@ -17,7 +17,7 @@ from ..checkpoints.lora import METADATA, PICTURE_FILE, Change
 from ..errors import SourceError
 from ..recipes.recipe import Recipe
 from .adapter import MergedAdapter, Term, ranks_of
-from .pipeline import ComposedPipeline
+from .composed_pipeline import ComposedPipeline
 
 
 class PipelineAdapter(MergedAdapter):

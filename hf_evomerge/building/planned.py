@@ -3,13 +3,14 @@ written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..checkpoints.checkpoint import Checkpoint, Origin, pieces_of
 from ..checkpoints.headers import TensorInfo, torch_dtype
+from ..merging.method import Values
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +36,8 @@ class Planned:
     info: TensorInfo
     inputs: tuple[Input, ...]
     base: Input | None = None
-    values: Sequence[Mapping[str, Any]] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
+    values: Sequence[Values] = ()
+    options: Values = field(default_factory=dict)
     is_merged: bool = False
 
     @classmethod

@@ -77,7 +77,7 @@ class PathAdapter(AdapterCheckpoint):
         """Zeros, beside one weight of the base."""
         return Origin("zero", ((self.source, next(iter(self.modules))),))
 
-    def download(self, *, progress: bool = True) -> None:
+    def download(self) -> None:
         """Fetch nothing: no weight of the base is needed."""
 
     @property

@@ -20,7 +20,7 @@ from ..checkpoints.ledger import sources_of
 from ..checkpoints.part_layout import PartLayout
 from ..errors import SourceError, one_line
 from ..recipes.layer_groups import classify
-from ..recipes.recipe import FlowPart, SourceRef
+from ..recipes.recipe import FlowPart, SourceRef, with_optional
 from ..routing.config import check_configs, path_config
 from .composed import Composed, check_ids
 from .merged import Merged
@@ -74,15 +74,11 @@ class Routed(PlannedCheckpoint):
         self.merge = merge
         self.flow = flow
         self.chat_template = chat_template
-        self.checkpoints: list[Checkpoint] = [
-            *parents,
-            *([merge.merged] if merge is not None else []),
-        ]
+        self.checkpoints: list[Checkpoint] = with_optional(
+            parents, None if merge is None else merge.merged
+        )
         self._processor = processor
-        wholes: list[Checkpoint] = [
-            *(parent.whole for parent in parents),
-            *([merge] if merge is not None else []),
-        ]
+        wholes: list[Checkpoint] = with_optional((parent.whole for parent in parents), merge)
         self.body = None if parents[0].part is None else wholes[flow.embedding_source]
         self._config = self._checked_config(dtype)
         self.planned = self._plan()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.checkpoint import Origin, Parent, View
 from ..checkpoints.compatibility import Tokenizer
 from ..checkpoints.headers import StoredTensor
+from ..checkpoints.model_folder import write_json
 from ..checkpoints.source import Source
 from ..errors import SourceError
 from ..recipes.layer_groups import classify
@@ -359,9 +360,7 @@ class MatchedSource(View):
                     rest = {key: value for key, value in item.items() if key != "id"}
                     by_id[str(item["id"])] = rest
                 settings["added_tokens_decoder"] = by_id
-                file.write_text(
-                    json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-                )
+                write_json(file, settings)
 
     def tokenizer(self) -> Any:
         """The tokenizer with the tokens of the result, loaded anew."""

@@ -212,10 +212,10 @@ class Checkpoint(ABC):
         """True where the output head is the embedding matrix."""
         return bool(getattr(self.config, "tie_word_embeddings", False))
 
-    def download(self, *, progress: bool = True) -> None:
+    def download(self) -> None:
         """Fetch the weights that are on the Hub and not in the cache; raises `SourceError`."""
         for source in self.sources:
-            source.download(progress=progress)
+            source.download()
 
     def close(self) -> None:
         """Let go of the open files; tensors already handed out stay valid."""

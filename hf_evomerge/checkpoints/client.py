@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from inspect import unwrap
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -55,11 +55,7 @@ def has_token(api: HfApi) -> bool:
 
 
 def ask(
-    what: str,
-    call: Callable[[], T],
-    *,
-    once: bool = False,
-    may_pass: Callable[[BaseException], bool] | None = None,
+    what: str, call: Callable[[], T], *, may_pass: Callable[[BaseException], bool] | None = None
 ) -> T:
     """Call the Hub; a failure that may pass is tried again after 1, 2, 4, 8, 16, 16, ... seconds,
     or when the Hub says.
@@ -70,7 +66,6 @@ def ask(
     Args:
         what: Start of the error line: what has not worked if the call fails.
         call: Calls of the client only, which may be made twice.
-        once: Never call twice.
         may_pass: Tells of an error's root whether to call again; `is_passing` by default.
 
     Raises:
@@ -96,7 +91,7 @@ def ask(
             # that fails at once does not use up its attempts.
             asked = _asked_wait(cause)
             seconds = max(min(2.0 ** (attempt - 1), _LONGEST_WAIT), asked)
-            if once or not (may_pass or is_passing)(cause) or now - begun + seconds > PATIENCE:
+            if not (may_pass or is_passing)(cause) or now - begun + seconds > PATIENCE:
                 raise _final(what, cause, attempt, asked) from cause
             status = status_of(cause)
             why = one_line(cause, 120) if status is None else f"the Hub answers {status}"
@@ -114,8 +109,10 @@ def repo_info(
 ) -> Any:
     """Describe a repository at a revision, with the sizes and hashes of its files; raises
     `HubError`."""
-    how: dict[str, Any] = {"revision": revision, "repo_type": repo_type, "files_metadata": True}
-    return ask(f"{repo_id}: {complaint}", lambda: api.repo_info(repo_id, **how))
+    call = partial(
+        api.repo_info, repo_id, revision=revision, repo_type=repo_type, files_metadata=True
+    )
+    return ask(f"{repo_id}: {complaint}", call)
 
 
 def large_files(info: Any) -> dict[str, str]:

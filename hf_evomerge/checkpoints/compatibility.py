@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ..errors import SourceError, one_line, shown
+from ..recipes.recipe import with_optional
 from .checkpoint import Parent
 from .quantized import check_quantization
 from .sentence import SentenceModule
@@ -77,7 +78,7 @@ def check_mergeable(
             share must be the same. The same tokens under other ids are refused either way.
     """
     first = sources[0]
-    for source in [*sources, *([base] if base is not None else [])]:
+    for source in with_optional(sources, base):
         if source.config.model_type == "evo_merged":
             raise SourceError(f"{source}: {HAS_A_PATH}")
         check_quantization(source.config, source, "merged")
@@ -119,7 +120,7 @@ def find_warnings(
     """
     found: list[str] = []
     first = sources[0]
-    everyone = [*sources, *([base] if base is not None else [])]
+    everyone = with_optional(sources, base)
     for source in everyone:
         found += _other_base(source)
         if source is not first:

@@ -51,7 +51,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Row:
+class GroupDifference:
     """Comparison of a layer group or the model.
 
     Attributes:
@@ -85,8 +85,8 @@ class Difference:
     a: str
     b: str
     base: str | None
-    total: Row
-    groups: list[Row]
+    total: GroupDifference
+    groups: list[GroupDifference]
     notes: list[str]
     warning: str | None
 
@@ -114,12 +114,7 @@ class Difference:
 
 
 def diff_models(
-    a: str | Path,
-    b: str | Path,
-    *,
-    base: str | Path | None = None,
-    progress: bool = False,
-    trust_remote_code: bool = False,
+    a: str | Path, b: str | Path, *, base: str | Path | None = None, trust_remote_code: bool = False
 ) -> Difference:
     """Say how two checkpoints differ by layer group; with a base also how their task vectors do.
 
@@ -127,7 +122,6 @@ def diff_models(
 
     Args:
         a, b, base: Folders, or ids of repositories on the Hub.
-        progress: Whether to show a progress bar.
         trust_remote_code: Whether Python files that come with the models may be run to read their
             configs, which say whether a stored head is the embedding matrix.
 
@@ -139,7 +133,7 @@ def diff_models(
         >>> -1 <= difference.total.tasks.cosine <= 1
         True
     """
-    from tqdm import tqdm
+    from huggingface_hub.utils import tqdm
 
     references = [a, b] if base is None else [a, b, base]
     compared: Sequence[Parent] = [
@@ -149,7 +143,7 @@ def diff_models(
     notes = list[str]()
     try:
         names = sorted(compared[0].tensors.keys() | compared[1].tensors.keys(), key=tensor_order)
-        for name in tqdm(names, unit="tensor", desc="comparing", disable=not progress):
+        for name in tqdm(names, unit="tensor", desc="comparing", disable=None):
             if (reason := _reason(name, compared[0], compared[1], "B")) is not None:
                 notes.append(f"{name}: {reason}")
                 continue
@@ -218,12 +212,12 @@ def _products(x: Tensor, y: Tensor) -> list[float]:
     return [float(u.dot(v)) for u, v in ((x, x), (y, y), (x, y), (change, change))]
 
 
-def _row(name: str, sums: NDArray[np.float64]) -> Row:
+def _row(name: str, sums: NDArray[np.float64]) -> GroupDifference:
     elements, base, *products = sums.tolist()
     weights = _agreement(*products[:4])
     if not base:
-        return Row(name, int(elements), weights)
-    return Row(name, int(elements), weights, _agreement(*products[4:]), math.sqrt(base))
+        return GroupDifference(name, int(elements), weights)
+    return GroupDifference(name, int(elements), weights, _agreement(*products[4:]), math.sqrt(base))
 
 
 def _agreement(xx: float, yy: float, xy: float, change: float) -> Agreement:
@@ -237,7 +231,7 @@ def _agreement(xx: float, yy: float, xy: float, change: float) -> Agreement:
     return Agreement(x, y, relative, max(-1.0, min(1.0, xy / x / y)) if x and y else None)
 
 
-def _warning(total: Row) -> str | None:
+def _warning(total: GroupDifference) -> str | None:
     if total.tasks is None or not total.base_norm:
         return None
     a = total.tasks.norm_x / total.base_norm
@@ -250,7 +244,7 @@ def _warning(total: Row) -> str | None:
     )
 
 
-def _table(rows: Sequence[Row], with_base: bool) -> list[str]:
+def _table(rows: Sequence[GroupDifference], with_base: bool) -> list[str]:
     """Lines of numbers with a bar each, as long as the relative difference; the last row is the sum
     of the others."""
     columns = ["|B-A|/|A|", "cosine"]

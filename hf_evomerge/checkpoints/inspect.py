@@ -178,9 +178,8 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         keys = ("path", "scales", "scale_target", "embedding_source", "sources")
         merged = {**{key: getattr(config, key) for key in keys}, "distinct_layers": len(runs)}
     tensors = source.tensors
-    base = source.ref.model_copy(update={"adapter": None, "adapter_revision": None})
     return Inspection(
-        model=str(base)
+        model=str(source.ref.parts[0])
         if source.repository is None
         else f"{source.repository.name}@{source.repository.commit}",
         architecture=(config.architectures or ["unknown"])[0],

@@ -167,10 +167,10 @@ class Adapter:
             f"{json.dumps(self.config, sort_keys=True, default=str)}"
         )
 
-    def download(self, *, progress: bool = True) -> None:
+    def download(self) -> None:
         """Fetch the weights if they are on the Hub."""
         if self.repository is not None:
-            self.repository.fetch([self.file], progress=progress)
+            self.repository.fetch([self.file])
 
     def changes(
         self,
@@ -327,7 +327,7 @@ class Adapter:
     @property
     def _opened(self) -> MappedFile:
         if self._handle is None:
-            self.download(progress=False)
+            self.download()
             self._handle = map_file(self.folder / self.file)
         return self._handle
 

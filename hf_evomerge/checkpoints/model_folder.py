@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -176,6 +176,11 @@ def copy_files(source: Path, folder: Path, patterns: Iterable[str] = COMPANIONS)
                 shutil.copyfile(file, target)
 
 
+def write_json(file: Path, data: Mapping[str, object]) -> None:
+    """Write a JSON file as people read it."""
+    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def write_chat_template(folder: Path, template: str) -> None:
     """Give a model folder this chat template, in place of whatever it had."""
     for old in folder.glob("chat_template*"):
@@ -185,6 +190,4 @@ def write_chat_template(folder: Path, template: str) -> None:
     if file.is_file():
         settings = json.loads(file.read_text(encoding="utf-8"))
         if settings.pop("chat_template", None) is not None:
-            file.write_text(
-                json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            write_json(file, settings)

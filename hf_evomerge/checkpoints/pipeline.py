@@ -207,12 +207,12 @@ class Pipeline(Source):
         """Folders that hold its files."""
         return [*super().folders, *(source.folder for source in self.parts.values())]
 
-    def download(self, *, progress: bool = True) -> None:
+    def download(self) -> None:
         """Fetch the weights of all components."""
         for source in self.parts.values():
-            source.download(progress=progress)
+            source.download()
         if self.adapter is not None:
-            self.adapter.download(progress=progress)
+            self.adapter.download()
 
     def close(self) -> None:
         """Let go of the open files."""

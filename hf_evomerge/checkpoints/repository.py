@@ -67,10 +67,14 @@ class Repository:
             )
         self.name = name
         wanted = [*SMALL_FILES, *(["*.py"] if code else [])]
-        small: dict[str, Any] = {"allow_patterns": wanted, "ignore_patterns": IGNORED_FILES}
-        self.folder = Path(
-            _asked(name, lambda: snapshot_download(name, revision=revision, **small))
+        small = partial(
+            snapshot_download,
+            name,
+            revision=revision,
+            allow_patterns=wanted,
+            ignore_patterns=IGNORED_FILES,
         )
+        self.folder = Path(_asked(name, small))
         if (self.folder / "modules.json").is_file():
             _asked(
                 name,
@@ -138,7 +142,7 @@ class Repository:
                 found[file][name] = StoredTensor(info.dtype, tuple(info.shape), self.folder / file)
         return found
 
-    def fetch(self, files: Sequence[str], *, progress: bool = True) -> None:
+    def fetch(self, files: Sequence[str]) -> None:
         """Download those of these files that the cache lacks, and check what came.
 
         Raises:
@@ -161,11 +165,9 @@ class Repository:
         }
         sizes = {entry.path: entry.size for entry in entries}
         for file in missing:
-            if progress:
-                tqdm.write(
-                    f"{self.name}: fetching {file} ({sizes.get(file, 0) / 1e9:.2f} GB)",
-                    file=sys.stderr,
-                )
+            if sys.stderr.isatty():
+                size = sizes.get(file, 0) / 1e9
+                tqdm.write(f"{self.name}: fetching {file} ({size:.2f} GB)", file=sys.stderr)
             read = partial(hf_hub_download, self.name, file, revision=self.commit)
             # The Hub was there just now, so that it is worth to wait for it.
             path = Path(_asked(f"{self.name}: {file}", read, is_passing))

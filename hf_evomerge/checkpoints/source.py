@@ -223,15 +223,15 @@ class Source(Parent):
         """Itself."""
         return [self]
 
-    def download(self, *, progress: bool = True) -> None:
+    def download(self) -> None:
         """Fetch the weights if they are on the Hub and not in the cache; raises `SourceError`."""
         if self.repository is not None:
             own = {
                 info.file.name for info in self.stored.values() if info.file.parent == self.folder
             }
-            self.repository.fetch(sorted(own), progress=progress)
+            self.repository.fetch(sorted(own))
         if self.adapter is not None:
-            self.adapter.download(progress=progress)
+            self.adapter.download()
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read one of its JSON files; of weights or layers that are not read as they are stored,

@@ -45,12 +45,11 @@ _HELD = 8
 
 def write_checkpoint(
     checkpoint: Checkpoint,
-    out: str | os.PathLike[str],
+    out: str | Path,
     *,
     files: Mapping[str, str] | None = None,
     max_shard_size: str | int = "4GB",
     overwrite: bool = False,
-    progress: bool = True,
     finish: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write a checkpoint into a folder that `from_pretrained` loads.
@@ -68,7 +67,6 @@ def write_checkpoint(
         max_shard_size: The largest file of weights, such as ``"4GB"``; a larger tensor has a file
             of its own.
         overwrite: Whether to replace a model that is there.
-        progress: Whether to show a progress bar.
         finish: Called with the folder when everything else is in it, and before it appears under
             its name.
 
@@ -94,10 +92,10 @@ def write_checkpoint(
     ).hexdigest()[:16]
     try:
         with scratch_folder(out, key) as scratch:
-            checkpoint.download(progress=progress)
+            checkpoint.download()
             folder = scratch / "model"
             folder.mkdir(exist_ok=True)
-            _write_weights(checkpoint, folder, limit, progress)
+            _write_weights(checkpoint, folder, limit)
             doubts = checkpoint.doubts()
             checkpoint.write_companions(folder)
             if checkpoint.chat_template is not None:
@@ -160,7 +158,7 @@ def _replace(out: Path, whole: Path, aside: Path) -> None:
         raise
 
 
-def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: bool) -> None:
+def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int) -> None:
     """Read all tensors and write them; names those whose numbers are not all finite."""
     import torch
 
@@ -185,7 +183,7 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int, progress: b
     # As many tensors at a time as torch may use threads, each with one: a slice of 256 KB is too
     # small to be divided further.
     total = sum(info.bytes for info in checkpoint.tensors.values())
-    with _bar(total, progress) as done, _single_threaded() as threads:
+    with _bar(total) as done, _single_threaded() as threads:
         for (place, stem), names in placed.items():
             (folder / place).mkdir(exist_ok=True)
             make = partial(produce, names)
@@ -248,12 +246,13 @@ def _single_threaded() -> Iterator[int]:
 
 
 @contextmanager
-def _bar(total: int, progress: bool) -> Iterator[Callable[[int], object]]:
-    """A progress bar in bytes that may be moved from several threads."""
-    from tqdm import tqdm
+def _bar(total: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar in bytes that may be moved from several threads; on a terminal, unless the
+    Hub's own bars are switched off."""
+    from huggingface_hub.utils import tqdm
 
     lock = Lock()
-    with tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=not progress) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc="writing", disable=None) as bar:
 
         def done(size: int) -> None:
             with lock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,10 +115,10 @@ def merge(
     """
     with one_line_errors(again=True):
         from ..building.build import build_model, check_recipe
-        from ..building.record import read_build_record
+        from ..building.build_record import read_build_record
         from ..checkpoints.writer import check_target
 
-        quiet()
+        quiet(bars=True)
         chosen, place = _recipe_of(recipe, pick, soup, checkpoints, data)
         chosen = chosen if rank is None else chosen.model_copy(update={"rank": rank})
         how: dict[str, Any] = {"whole": whole, "trust_remote_code": trust_remote_code}
@@ -134,7 +133,7 @@ def merge(
                 "tensors": str(checked.ledger),
             }
         else:
-            how |= {"max_shard_size": max_shard_size, "progress": sys.stderr.isatty()}
+            how |= {"max_shard_size": max_shard_size}
             folder = build_model(chosen, out or place, overwrite=overwrite, **how)
             text = f"built {folder}"
             if as_json and (built := read_build_record(folder)) is not None:
@@ -244,7 +243,7 @@ def fold(
         from ..building.folded import fold as fold_model
         from ..search.folder import built_model
 
-        quiet()
+        quiet(bars=True)
         trusted = {"trust_remote_code": trust_remote_code}
         folder = fold_model(built_model(model), out, dtype=dtype, overwrite=overwrite, **trusted)
         echo(as_object({"folder": str(folder)}) if as_json else f"wrote {folder}")
@@ -294,7 +293,7 @@ def extract(
         from ..search.file.config import SearchConfig
         from ..search.score_model import evaluate_model
 
-        quiet()
+        quiet(bars=True)
         how: dict[str, Any] = {"split": split, "trust_remote_code": trust_remote_code}
         config = SearchConfig.load(file) if file is not None else None
         # first, as it may be refused
@@ -305,7 +304,6 @@ def extract(
             out,
             rank=rank,
             overwrite=overwrite,
-            progress=sys.stderr.isatty(),
             trust_remote_code=trust_remote_code,
         )
         text = str(adapter)
@@ -338,7 +336,7 @@ def inspect(
         from ..checkpoints.inspect import inspect_model
         from ..search.folder import built_model
 
-        quiet()
+        quiet(bars=True)
         folder = built_model(model)
         if is_of_one_part(folder):
             without_torch()
@@ -369,8 +367,6 @@ def diff(
     with one_line_errors():
         from ..checkpoints.diff import diff_models
 
-        quiet()
-        report = diff_models(
-            a, b, base=base, progress=sys.stderr.isatty(), trust_remote_code=trust_remote_code
-        )
+        quiet(bars=True)
+        report = diff_models(a, b, base=base, trust_remote_code=trust_remote_code)
         echo(report.to_json() if as_json else report)

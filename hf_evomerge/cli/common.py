@@ -202,16 +202,17 @@ def as_object(data: Mapping[str, Any]) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False)
 
 
-def reading(what: str | os.PathLike[str]) -> None:
+def reading(what: str | Path) -> None:
     """Say at once, to whoever waits at a terminal, what a command reads that may take minutes."""
     if sys.stderr.isatty():
         say(f"reading {what} ...", err=True, dim=True)
 
 
-def quiet() -> None:
-    """Keep the libraries' own bars and notes out of the live table."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+def quiet(*, bars: bool = False) -> None:
+    """Keep the libraries' own notes off the terminal, and their bars out of the live table."""
+    if not bars:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # an attempt that is made again is no news
 

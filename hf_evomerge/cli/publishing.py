@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,14 +142,9 @@ def reproduce(
     with one_line_errors(again=True):
         from ..hub.reproduce import reproduce as reproduce_model
 
-        quiet()
-        progress = sys.stderr.isatty()
+        quiet(bars=True)
         result = reproduce_model(
-            repo_id,
-            revision=revision,
-            out=out,
-            progress=progress,
-            trust_remote_code=trust_remote_code,
+            repo_id, revision=revision, out=out, trust_remote_code=trust_remote_code
         )
         typer.echo(result)
         if not result.same:

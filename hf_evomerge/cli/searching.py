@@ -403,8 +403,14 @@ def evaluate(
                 f"{model}: no task is known for this model; add --search search.yaml, which has one"
             )
         config = SearchConfig.load(file) if file is not None else settings_in(own or folder)
-        more: dict[str, Any] = {"adapter": adapter, "trust_remote_code": trust_remote_code}
-        found = evaluate_model(built_model(model), config, split=split, show=show, **more)
+        found = evaluate_model(
+            built_model(model),
+            config,
+            split=split,
+            show=show,
+            adapter=adapter,
+            trust_remote_code=trust_remote_code,
+        )
         if as_json:
             echo(as_object(found.to_json()))
         else:

@@ -9,7 +9,6 @@ winner of DFS published, rebuilt and loaded from the Hub.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -48,12 +47,12 @@ PUBLISHED = "dfs"  # the search whose winner has a path to show
 
 
 def run_demo(
-    out: str | os.PathLike[str],
+    out: str | Path,
     *,
     workers: int = 1,
     evaluations: int | None = None,
     seed: int = 0,
-    family: str | os.PathLike[str] = SPECIALISTS,
+    family: str | Path = SPECIALISTS,
     sizes: dict[str, int] | None = None,
     push_to: str | None = None,
 ) -> list[Row]:

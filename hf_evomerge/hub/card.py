@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from ..search.file.stages import STAGES
 from ..search.results.verdict import RULE
 from .bundled import bundled
 from .licenses import LicenseDecision
-from .names import is_on_hub, parents_of, parts_of
 from .record import IMAGES_FOLDER
 
 if TYPE_CHECKING:
@@ -68,7 +66,7 @@ class CardFacts:
     space: str | None = None
 
     @classmethod
-    def of_folder(cls, folder: str | os.PathLike[str]) -> CardFacts:
+    def of_folder(cls, folder: str | Path) -> CardFacts:
         """Read what a model folder holds; raises `HubError` where it holds no model or no
         recipe."""
         folder = Path(folder)
@@ -185,7 +183,7 @@ def card_metadata(
 
     record = facts.record
     evaluations = _evaluations(record)
-    parents = list(dict.fromkeys(ref.model for ref in parents_of(facts.recipe) if is_on_hub(ref)))
+    parents = list(dict.fromkeys(ref.model for ref in facts.recipe.parents if ref.is_on_hub))
     relation = "merge" if parents else None
     library = "diffusers" if facts.draws else "transformers"
     if facts.adapts:
@@ -317,7 +315,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "missing_text": listed(
             [
                 *dict.fromkeys(
-                    markdown_text(ref.model) for ref in parents_of(recipe) if not is_on_hub(ref)
+                    markdown_text(ref.model) for ref in recipe.parents if not ref.is_on_hub
                 )
             ]
         ),
@@ -353,14 +351,14 @@ def _source_values(facts: CardFacts) -> dict[str, Any]:
 def _shown(ref: SourceRef) -> dict[str, Any]:
     names = []
     revisions = []
-    for part in parts_of(ref):
+    for part in ref.parts:
         name = markdown_text(part.model)
         names.append(
-            f"[{name}](https://huggingface.co/{quote(part.model)})" if is_on_hub(part) else name
+            f"[{name}](https://huggingface.co/{quote(part.model)})" if part.is_on_hub else name
         )
         if part.revision:
             revisions.append(f"`{part.revision[:12]}`")
-        elif not is_on_hub(part):
+        elif not part.is_on_hub:
             revisions.append("not published")
     return {"shown": " with adapter ".join(names), "revision_shown": ", ".join(revisions)}
 

@@ -12,8 +12,8 @@ from ..checkpoints.hashes import file_sha256
 from ..checkpoints.lora import PICTURE_FILE, WEIGHTS_FILE
 from ..checkpoints.open import open_files
 from ..errors import HubError
-from ..recipes.names import hidden, is_folder, named_folder
-from ..recipes.recipe import Recipe, SourceRef
+from ..recipes.names import is_folder, named_folder
+from ..recipes.recipe import SourceRef
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -53,7 +53,7 @@ class PublicNames:
         return self._known[ref]
 
     def _resolve(self, ref: SourceRef) -> SourceRef:
-        model, *adapter = (self._pin(part) for part in parts_of(ref))
+        model, *adapter = map(self._pin, ref.parts)
         found = {"model": model.model, "revision": model.revision}
         for part in adapter:
             found.update(adapter=part.model, adapter_revision=part.revision)
@@ -66,8 +66,7 @@ class PublicNames:
         if is_folder(ref.model):
             folder = named_folder(ref.model)
             repo_id = self._published.get(folder.resolve())
-            hides = ref.model_copy(update={"model": hidden(ref.model)})
-            return hides if repo_id is None else self._same_weights(folder, repo_id)
+            return ref.hidden() if repo_id is None else self._same_weights(folder, repo_id)
         if REGEX_COMMIT_HASH.fullmatch(ref.revision or "") and "/" in ref.model:
             return ref
         what = f"{ref.model}: cannot be pinned to a commit"
@@ -90,26 +89,6 @@ class PublicNames:
                     "there, or leave it out"
                 )
         return SourceRef(model=repo_id, revision=str(info.sha))
-
-
-def parts_of(ref: SourceRef) -> list[SourceRef]:
-    """The checkpoint that a reference names, and the adapter where it has one: what has a license
-    and an author of its own."""
-    parts = [ref.model_copy(update={"adapter": None, "adapter_revision": None, "component": None})]
-    if ref.adapter is not None:
-        parts.append(SourceRef(model=ref.adapter, revision=ref.adapter_revision))
-    return parts
-
-
-def parents_of(recipe: Recipe) -> list[SourceRef]:
-    """List all that a recipe is made from: its sources and base, each adapter apart, each once."""
-    return list(dict.fromkeys(part for ref in recipe.refs for part in parts_of(ref)))
-
-
-def is_on_hub(ref: SourceRef) -> bool:
-    """Tell whether a published reference can be downloaded: a folder of the publisher's machine is
-    named without a slash."""
-    return all("/" in part.model for part in parts_of(ref))
 
 
 def weight_files(folder: Path) -> Sequence[Path]:

@@ -7,7 +7,6 @@ Nothing leaves this machine before everything is checked and planned.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from ..search.study.study import Study
 from .card import check_metadata, metadata_text
 from .commit import Commit, Target, commit_files
 from .licenses import decide_license, license_of
-from .names import PublicNames, parts_of
+from .names import PublicNames
 from .push_plan import PushOptions, PushPlan, files_there, for_license, is_ours, plan_push
 from .space import push_space
 from .target import check_login, check_name
@@ -46,7 +45,7 @@ class Pushed:
 
 
 def push_model(
-    model: Study | str | os.PathLike[str],
+    model: Study | str | Path,
     repo_id: str,
     options: PushOptions | None = None,
     *,
@@ -111,7 +110,7 @@ def push_model(
 
 
 def preview_push(
-    folder: str | os.PathLike[str],
+    folder: str | Path,
     repo_id: str,
     options: PushOptions | None = None,
     *,
@@ -147,7 +146,7 @@ def check_push(
     check_login(api, repo_id)
     files_there(api, repo_id, options)
     names = PublicNames(api, options.published)
-    parents = [part for ref in recipe_refs for part in parts_of(ref)]
+    parents = [part for ref in recipe_refs for part in ref.parts]
     license = decide_license(
         [license_of(for_license(ref, names), api) for ref in parents], options.license
     )

@@ -6,8 +6,6 @@ What the plan does not list does not leave this machine at all.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..building.record import BUILD_FILE, changed_since, read_build_record
+from ..building.build_record import BUILD_FILE, changed_since, read_build_record
 from ..checkpoints.client import T, ask
 from ..checkpoints.inside import check_inside
 from ..checkpoints.lora import CONFIG_FILE
-from ..checkpoints.model_folder import COMPANIONS
+from ..checkpoints.model_folder import COMPANIONS, write_json
 from ..checkpoints.open import config_name
 from ..checkpoints.pipeline import INDEX
 from ..checkpoints.replication import KEY as LAYERS
@@ -32,7 +30,7 @@ from ..record import STUDY_JSON
 from .card import CardFacts, check_metadata, read_json, render_card
 from .commit import Content
 from .licenses import UNKNOWN, LicenseDecision, decide_license, languages_of, license_of
-from .names import PublicNames, hashes, is_on_hub, parents_of, weight_files
+from .names import PublicNames, hashes, weight_files
 from .record import IMAGES_FOLDER, TRIALS_FILE, write_record
 from .space import check_space, has_space, space_files
 from .target import CARD, find_model
@@ -194,7 +192,7 @@ class PushPlan:
 #   of an earlier push          removed: old shards would be taken for this model's
 #   any other                   left; without --replace they must be none, unless a push filled it
 def plan_push(
-    folder: str | os.PathLike[str], repo_id: str, options: PushOptions, *, api: HfApi, scratch: Path
+    folder: str | Path, repo_id: str, options: PushOptions, *, api: HfApi, scratch: Path
 ) -> PushPlan:
     """Make everything that `push_model` sends, in the empty folder `scratch`, and send nothing.
 
@@ -218,7 +216,7 @@ def plan_push(
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
     license = decide_license(
-        [license_of(for_license(ref, names), api) for ref in parents_of(recipe)], options.license
+        [license_of(for_license(ref, names), api) for ref in recipe.parents], options.license
     )
     built = _built(model, weights)
     parts = tuple(file.name for file in sorted(model.iterdir()) if file.is_dir()) if draws else ()
@@ -313,7 +311,7 @@ def plan_push(
 def for_license(ref: SourceRef, names: PublicNames) -> SourceRef:
     """Return where to read a parent's license: on the Hub, where it is published there."""
     public = names(ref)
-    return public if is_on_hub(public) else ref
+    return public if public.is_on_hub else ref
 
 
 def files_there(api: HfApi, repo_id: str, options: PushOptions) -> list[str]:
@@ -414,9 +412,7 @@ def _without_folders(files: Mapping[str, Content], scratch: Path) -> dict[str, C
         ]:
             kept = {key: value for key, value in settings.items() if key not in found}
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)
-            (scratch / name).write_text(
-                json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            write_json(scratch / name, kept)
             cleaned[name] = scratch / name
     return cleaned
 
@@ -427,7 +423,7 @@ def _write_config(own: Path, recipe: Recipe, names: PublicNames, file: Path) -> 
     config = read_json(own)
     if (named := config.get("base_model_name_or_path")) is not None:
         base = names(SourceRef(model=named, revision=config.get("revision")))
-        if not is_on_hub(base):
+        if not base.is_on_hub:
             what = "the adapter's base is on this machine only, so nobody could load the adapter"
             hint = (
                 f"publish the base, and pass --published {named}=user/name, or merge again with "
@@ -441,13 +437,13 @@ def _write_config(own: Path, recipe: Recipe, names: PublicNames, file: Path) -> 
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and part.get("_name_or_path"):
             del part["_name_or_path"]
-    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(file, config)
 
 
 def _warnings(recipe: Recipe, names: PublicNames, license: LicenseDecision) -> list[str]:
     warnings = []
     if local := list(
-        dict.fromkeys(ref.model for ref in map(names, parents_of(recipe)) if not is_on_hub(ref))
+        dict.fromkeys(ref.model for ref in map(names, recipe.parents) if not ref.is_on_hub)
     ):
         warnings.append(
             f"{listed(local)} {'is' if len(local) == 1 else 'are'} on this machine only, so "

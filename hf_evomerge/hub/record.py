@@ -17,7 +17,7 @@ from ..checkpoints.hashes import file_sha256
 from ..checkpoints.inside import check_inside
 from ..errors import EvoMergeError, HubError, SearchError
 from ..pictures.trials import Objective
-from ..recipes.names import hidden, named_folder
+from ..recipes.names import named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..recipes.strict_yaml import validate
 from ..record import EVOLVED, STUDY_JSON, Record, Results
@@ -47,20 +47,12 @@ _FOLDER = re.compile(
 Publish = Callable[[SourceRef], SourceRef]
 
 
-def hide_folder(ref: SourceRef) -> SourceRef:
-    """A reference as strangers may see it: a folder of this machine by its last name only, a
-    repository as it is."""
-    return ref.model_copy(
-        update={"model": hidden(ref.model), "adapter": ref.adapter and hidden(ref.adapter)}
-    )
-
-
 def write_record(
-    search: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    search: str | Path,
+    out: str | Path,
     *,
     examples: int = 0,
-    publish: Publish = hide_folder,
+    publish: Publish = SourceRef.hidden,
     licenses: Mapping[str, str] | None = None,
     about: str | None = None,
     trust_remote_code: bool = False,

@@ -7,7 +7,6 @@ trusted. Says nothing of the tokenizer and the card.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..recipes.strict_yaml import read_text
 from .card import read_json
 from .compare import TensorDifference, compare_code, compare_configs, compare_tensors, config_files
-from .names import hashes, is_on_hub, parents_of, parts_of, weight_files
+from .names import hashes, weight_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -119,9 +118,8 @@ def reproduce(
     repo_id: str,
     *,
     revision: str | None = None,
-    out: str | os.PathLike[str] | None = None,
+    out: str | Path | None = None,
     api: HfApi | None = None,
-    progress: bool = False,
     trust_remote_code: bool = False,
 ) -> Reproduction:
     """Rebuild a published model from its recipe, and compare the weights with those on the Hub.
@@ -131,7 +129,6 @@ def reproduce(
         revision: Its branch, tag or commit.
         out: Where to leave the rebuilt model; it is thrown away by default.
         api: The client.
-        progress: Whether to show progress bars.
         trust_remote_code: Whether Python files that come with the sources may be run to read their
             configs. Those of the published model are compared, and never run.
 
@@ -150,13 +147,11 @@ def reproduce(
     published.check(given)
     whole = not {WEIGHTS_FILE, PICTURE_FILE} & given.keys()
     for ref in recipe.refs:
-        verify_source(ref, api, progress=progress, trust_remote_code=trust_remote_code, whole=whole)
+        verify_source(ref, api, trust_remote_code=trust_remote_code, whole=whole)
     with TemporaryDirectory(prefix="evomerge-reproduce-") as scratch:
         folder = Path(out) if out is not None else Path(scratch) / "model"
         again = recipe.model_copy(update={"built": None})
-        built = build_model(
-            again, folder, progress=progress, trust_remote_code=trust_remote_code, whole=whole
-        )
+        built = build_model(again, folder, trust_remote_code=trust_remote_code, whole=whole)
         files = hashes(built, weight_files(built))
         there = SourceRef(model=repo_id, revision=published.commit)
         both = (open_files(ref) for ref in (SourceRef(model=str(built)), there))
@@ -179,12 +174,7 @@ def reproduce(
 
 
 def verify_source(
-    ref: SourceRef,
-    api: HfApi,
-    *,
-    progress: bool = False,
-    trust_remote_code: bool = False,
-    whole: bool = True,
+    ref: SourceRef, api: HfApi, *, trust_remote_code: bool = False, whole: bool = True
 ) -> None:
     """Download a source and its adapter, or the adapter alone, and refuse them where a weights file
     is not what the Hub says.
@@ -193,11 +183,11 @@ def verify_source(
     """
     source = open_source(ref, trust_remote_code=trust_remote_code)
     if whole:
-        source.download(progress=progress)
+        source.download()
     elif source.adapter is not None:
-        source.adapter.download(progress=progress)
+        source.adapter.download()
     folders = [source.folder, *([source.adapter.folder] if source.adapter is not None else [])]
-    for part, folder in zip(parts_of(ref), folders, strict=True):
+    for part, folder in zip(ref.parts, folders, strict=True):
         expected = large_files(repo_info(api, part.model, part.revision))
         inside = (
             "*/*.safetensors"
@@ -240,8 +230,8 @@ class _Published:
             )  # which looks for no run's checkpoints
         except RecipeError as error:
             raise HubError(f"{self.repo_id}: {RECIPE_FILE}: {error}") from error
-        parents = parents_of(recipe)
-        if missing := list(dict.fromkeys(ref.model for ref in parents if not is_on_hub(ref))):
+        parents = recipe.parents
+        if missing := list(dict.fromkeys(ref.model for ref in parents if not ref.is_on_hub)):
             raise HubError(
                 f"{self.repo_id}: only its author can rebuild it: {listed(missing)} cannot "
                 "be had from the Hub"

@@ -41,6 +41,7 @@ REQUIRED = ("weight", "t")  # parameters without a default in mergekit; its karc
 _FIXED = {
     "multislerp": {"eps": 1e-8}
 }  # parameters of mergekit's that are constants here, at its default
+Fields = dict[str, Any]
 Setting = list[tuple[str | None, Any]]
 
 
@@ -109,7 +110,7 @@ def _read(data: Mapping[str, Any]) -> Converted:
     return _Reader(data).read()
 
 
-def _module(modules: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def _module(modules: Mapping[str, Any], data: Mapping[str, Any]) -> Fields:
     """Read a file's one module as if the file said it; its parameters count more than the
     file's."""
     if len(modules) != 1:
@@ -168,11 +169,7 @@ class _Reader:
         part = self._models() if "models" in self.data else self._slices()
         merged = len(self.sources)
         part = part.model_copy(update={"unmatched": "ignore"}) if self.filtered else part
-        recipe: dict[str, Any] = {
-            "sources": self.sources,
-            "dtype": self._dtype(),
-            **self._tokenizer(),
-        }
+        recipe: Fields = {"sources": self.sources, "dtype": self._dtype(), **self._tokenizer()}
         if part.slices is None and len(self.sources) > merged:
             part = part.model_copy(update={"sources": list(range(merged))})
         recipe["merge"] = part
@@ -204,7 +201,7 @@ class _Reader:
             and self.base not in [ref for ref, _ in entries]
         ):
             entries.append((self.base, {}))  # mergekit merges the base as one more model
-        values: list[dict[str, Any]] = []
+        values: list[Fields] = []
         if (
             self.base is not None
             and self.keeps_base
@@ -253,7 +250,7 @@ class _Reader:
     def _slice(self, item: Mapping[str, Any], where: str, begin: SourceRef | None) -> SlicePart:
         own = _mapping(item.get("parameters"), f"{where}.parameters")
         layers: list[str] = []
-        values: list[dict[str, Any]] = []
+        values: list[Fields] = []
         base: str | None = None
         entries = [
             (_model(self._entry(source, place)["model"], f"{place}.model"), (place, source))
@@ -298,7 +295,7 @@ class _Reader:
         }
         return validate(SlicePart, given, RecipeError)
 
-    def _part(self, given: dict[str, Any]) -> MergePart:
+    def _part(self, given: Fields) -> MergePart:
         part = validate(MergePart, {**given, "router": "merge"}, RecipeError)
         empty = part.slices is None and not any(part.parameters)
         pieces = [
@@ -309,9 +306,7 @@ class _Reader:
             update={"parameters": [] if empty else part.parameters, "slices": pieces or None}
         )
 
-    def _values(
-        self, scope: str, scopes: Sequence[Mapping[str, Any]], where: str
-    ) -> dict[str, Any]:
+    def _values(self, scope: str, scopes: Sequence[Mapping[str, Any]], where: str) -> Fields:
         """The parameters of a scope from the settings that may hold them, the first of which counts
         most."""
         # mergekit looks a parameter up in the entry, then in the slice, then in the file; the first
@@ -369,7 +364,7 @@ class _Reader:
             )
         return cast(str | None, dtype)
 
-    def _tokenizer(self) -> dict[str, Any]:
+    def _tokenizer(self) -> Fields:
         """The keys of the recipe that say which tokens, tokenizer and chat template the result
         has."""
         settings = _mapping(self.data.get("tokenizer"), "tokenizer")
@@ -379,7 +374,7 @@ class _Reader:
         )
         source = source if source is not None else self.data.get("tokenizer_source")
         ref = self.base if source in (None, "base", "union") else _model(source, "tokenizer_source")
-        found: dict[str, Any] = {}
+        found: Fields = {}
         if source is not None:
             found["vocabulary"] = "union" if source == "union" or ref is None else "tokenizer"
             part = self._tokens(settings)
@@ -404,15 +399,15 @@ class _Reader:
             found["chat_template"] = CHAT_TEMPLATES.get(template, template)
         return found
 
-    def _tokens(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def _tokens(self, settings: Mapping[str, Any]) -> Fields:
         """Read what is said of single tokens, and whose row counts where a model lacks one: that of
         the ``base_model``."""
-        found: dict[str, Any] = {}
+        found: Fields = {}
         if self.base is not None and not self.keeps_base and self.base in self.sources:
             found["default"] = self.sources.index(self.base)
         if (multiple := settings.get("pad_to_multiple_of")) is not None:
             found["multiple_of"] = multiple
-        rows: dict[str, Any] = {}
+        rows: Fields = {}
         for token, given in _mapping(settings.get("tokens"), "tokenizer.tokens").items():
             where = f"tokenizer.tokens.{token}"
             item = _mapping(given, where)
@@ -421,7 +416,7 @@ class _Reader:
                 rows[str(token)] = {**row, "force": True} if item.get("force") else row
         return {**found, "rows": rows} if rows else found
 
-    def _row(self, source: Any, where: str) -> dict[str, Any] | None:
+    def _row(self, source: Any, where: str) -> Fields | None:
         """A model's row, a named row of a model's, or zeros; None: the rule's."""
         if source is None:
             return None
@@ -435,7 +430,7 @@ class _Reader:
             where,
         )
         if self.keeps_base and ref == self.base:
-            found: dict[str, Any] = {"source": "base"}
+            found: Fields = {"source": "base"}
         elif ref in self.sources:
             found = {"source": self.sources.index(ref)}
         else:
@@ -537,7 +532,7 @@ def _value(parameter: Parameter, setting: Setting, where: str) -> Any:
     values = [(name, _convert(parameter, value, where)) for name, value in setting]
     if values[0][0] is None:
         return values[0][1]
-    found: dict[str, Any] = {}
+    found: Fields = {}
     for name, value in values:
         if name is not None and "*" in name:
             raise RecipeError(

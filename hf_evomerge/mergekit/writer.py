@@ -9,9 +9,17 @@ from typing import Any
 from ..errors import RecipeError
 from ..merging.method import MergeMethod
 from ..merging.registry import get_method
-from ..recipes.recipe import MergePart, Recipe, SlicePart, SourceRef, TokenPart, TokenRow
+from ..recipes.recipe import (
+    MergePart,
+    Recipe,
+    SlicePart,
+    SourceRef,
+    TokenPart,
+    TokenRow,
+    with_optional,
+)
 from ..recipes.strict_yaml import to_yaml
-from .reader import REQUIRED
+from .reader import REQUIRED, Fields
 
 _OURS = ("iso_c",)  # methods that mergekit lacks
 
@@ -70,9 +78,9 @@ def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
     return to_yaml(data), notes
 
 
-def _write_merge(recipe: Recipe, part: MergePart, notes: list[str]) -> dict[str, Any]:
+def _write_merge(recipe: Recipe, part: MergePart, notes: list[str]) -> Fields:
     method = get_method(part.method)
-    data: dict[str, Any] = {"merge_method": method.name}
+    data: Fields = {"merge_method": method.name}
     stands_apart = recipe.base is not None and method.task_vectors
     if recipe.base is not None and (
         stands_apart or method.takes_base_as_first(len(recipe.merge_sources))
@@ -116,8 +124,8 @@ def _write_merge(recipe: Recipe, part: MergePart, notes: list[str]) -> dict[str,
 
 def _write_slice(
     recipe: Recipe, method: MergeMethod, piece: SlicePart, where: str, stands_apart: bool
-) -> dict[str, Any]:
-    sources: list[dict[str, Any]] = []
+) -> Fields:
+    sources: list[Fields] = []
     for number, run in enumerate(piece.runs()):
         entry = {
             "model": _reference(recipe.sources[run[0][0]]),
@@ -148,7 +156,7 @@ def _write_slice(
     return _with_parameters({"sources": sources}, own)
 
 
-def _write_flow(recipe: Recipe) -> dict[str, Any]:
+def _write_flow(recipe: Recipe) -> Fields:
     """A serial path as a passthrough merge: a plain model, in which a repeated layer is stored
     again."""
     flow = recipe.flow
@@ -183,7 +191,7 @@ def _write_flow(recipe: Recipe) -> dict[str, Any]:
     return {"merge_method": "passthrough", "slices": slices}
 
 
-def _write_tokens(recipe: Recipe, part: TokenPart, data: dict[str, Any]) -> None:
+def _write_tokens(recipe: Recipe, part: TokenPart, data: Fields) -> None:
     """Say in `data` which tokens the result has; its ``tokenizer_source``, if any, is whose
     tokenizer goes with it."""
     owner = data.pop("tokenizer_source", data.get("base_model"))
@@ -220,7 +228,7 @@ def _write_tokens(recipe: Recipe, part: TokenPart, data: dict[str, Any]) -> None
         data["tokenizer"]["pad_to_multiple_of"] = part.multiple_of
 
 
-def _written_row(recipe: Recipe, row: TokenRow) -> dict[str, Any]:
+def _written_row(recipe: Recipe, row: TokenRow) -> Fields:
     source: Any = {"kind": "zero"} if row.source == "zero" else _party(recipe, row.source)
     if row.source != "zero" and (row.token is not None or row.id is not None):
         source = {"kind": "model_token", "model": source}
@@ -243,13 +251,13 @@ def _span(layers: Sequence[int], where: str) -> list[int]:
     return [layers[0], layers[-1] + 1]
 
 
-def _with_parameters(data: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+def _with_parameters(data: Fields, parameters: Fields) -> Fields:
     return {**data, "parameters": parameters} if parameters else data
 
 
 def _written(
     method: MergeMethod, scope: str, given: Mapping[str, Any], where: str, *, needed: bool = True
-) -> dict[str, Any]:
+) -> Fields:
     """The parameters of a scope as mergekit writes them."""
     declared = [parameter for parameter in method.parameters if parameter.scope == scope]
     found = {}
@@ -290,7 +298,7 @@ def _written_value(value: Any, where: str) -> Any:
                 "layer groups; `hf-evomerge merge` "
                 "builds the recipe as it is"
             )
-    return [*found, *([default] if default is not None else [])]
+    return with_optional(found, default)
 
 
 def _reference(ref: SourceRef) -> str:

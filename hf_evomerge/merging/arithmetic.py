@@ -9,13 +9,13 @@ parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .method import Call, MergeMethod
+from .method import Call, MergeMethod, Values
 from .rows import Lines, RankDrop, Ranks, row_count, row_spans
 from .statistics import (
     LEVELS,
@@ -113,8 +113,8 @@ class TensorJob:
 
     def run(
         self,
-        sources: Sequence[Mapping[str, Any]],
-        options: Mapping[str, Any],
+        sources: Sequence[Values],
+        options: Values,
         out: Tensor,
         *,
         slice_size: int | None = None,
@@ -138,7 +138,7 @@ class TensorJob:
         for start, stop, here in self.slices(call, slice_size):
             flat[start:stop].copy_(self.method.function(*self.parts(start, stop), here))
 
-    def call(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Call:
+    def call(self, sources: Sequence[Values], options: Values) -> Call:
         """The parameters that apply to this tensor, and what the method computes from the whole of
         it."""
         call = Call.of_tensor(self.name, sources, options)

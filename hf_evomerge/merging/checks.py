@@ -7,15 +7,15 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..recipes.layer_groups import expand, is_tensor, without_unmatched
-from .method import Call, MergeMethod
+from .method import Call, MergeMethod, Values
 
 _FINE = 1 << 40  # rows: the numbers of a real tensor change at fewer places
 
 
 def complete(
     method: MergeMethod,
-    parameters: Sequence[Mapping[str, Any]],
-    options: Mapping[str, Any],
+    parameters: Sequence[Values],
+    options: Values,
     *,
     sources: int,
     has_base: bool,
@@ -70,7 +70,7 @@ def complete(
     return values, chosen
 
 
-def _matched(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _matched(values: Values, names: Sequence[str]) -> dict[str, Any]:
     return {key: without_unmatched(value, names) for key, value in values.items()}
 
 
@@ -107,7 +107,7 @@ def number_of_models(method: MergeMethod) -> str:
 def _complete(
     method: MergeMethod,
     scope: str,
-    given: Mapping[str, Any],
+    given: Values,
     where: str,
     layer_count: int | None,
     names: Sequence[str] | None,

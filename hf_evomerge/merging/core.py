@@ -4,14 +4,14 @@ any method can merge, so that the result is an adapter again."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..checkpoints.checkpoint import Parent
 from ..checkpoints.source import Source
 from ..recipes.layer_groups import classify, merged_names
 from .arithmetic import TensorJob
 from .gradient import Products, add_by_runs, zeros
-from .method import Call, MergeMethod
+from .method import Call, MergeMethod, Values
 from .statistics import SUM_BLOCK
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Core:
         self.cores = cores
         self.job = TensorJob(name, method, zero, cores, seed=seed, keep=keep)
 
-    def merge(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Tensor:
+    def merge(self, sources: Sequence[Values], options: Values) -> Tensor:
         """Merge: U_B M of (3), whose product with `right` is the change of the weight.
 
         Args:
@@ -161,9 +161,7 @@ class Core:
             return self.left.new_zeros(len(self.left), self.job.shape[1])
         return self.left @ self.cores[source].to(self.left.dtype)
 
-    def products(
-        self, slope: Tensor, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-    ) -> Products:
+    def products(self, slope: Tensor, sources: Sequence[Values], options: Values) -> Products:
         """Derivatives of a loss with respect to the smooth parameters; see `products` of
         ``gradient.py``.
 

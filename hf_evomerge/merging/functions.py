@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RecipeError, SourceError
 from .arithmetic import TensorJob
 from .checks import number_of_models
-from .method import Call, MergeMethod
+from .method import Call, MergeMethod, Values
 from .parameters import Parameter
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _range(parameter: Parameter) -> str:
     )
 
 
-def _merge(method: MergeMethod, given: Mapping[str, Any]) -> Tensor:
+def _merge(method: MergeMethod, given: Values) -> Tensor:
     import torch
 
     base = given.get("base")
@@ -204,7 +204,7 @@ def _check_tensors(method: MergeMethod, base: Any, sources: Any) -> None:
 
 
 def _one_each(
-    method: MergeMethod, parameter: Parameter, given: Mapping[str, Any], count: int | None = None
+    method: MergeMethod, parameter: Parameter, given: Values, count: int | None = None
 ) -> list[Any]:
     """The value of each source; where nothing is counted, the one value of an option."""
     name = _argument(parameter)

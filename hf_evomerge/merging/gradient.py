@@ -26,7 +26,7 @@ from ..errors import RecipeError
 from ..recipes.layer_groups import ByGroup, Ramp, Rows
 from .arithmetic import TensorJob
 from .live import LiveMerger
-from .method import Call, MergeMethod
+from .method import Call, MergeMethod, Values
 from .registry import all_methods
 from .rows import row_count, row_spans
 from .statistics import SUM_BLOCK
@@ -119,10 +119,7 @@ class MergeGradient:
         )
 
     def __call__(
-        self,
-        parameters: Sequence[Mapping[str, Any]],
-        options: Mapping[str, Any] | None,
-        backward: Callable[[], object],
+        self, parameters: Sequence[Values], options: Values | None, backward: Callable[[], object]
     ) -> dict[Number, float]:
         """Merge, run `backward`, and return the derivative with respect to every number that has
         one.
@@ -173,9 +170,7 @@ class MergeGradient:
 
 
 def by_number(
-    found: Mapping[str, Sequence[Products]],
-    sources: Sequence[Mapping[str, Any]],
-    options: Mapping[str, Any],
+    found: Mapping[str, Sequence[Products]], sources: Sequence[Values], options: Values
 ) -> dict[Number, float]:
     """Add up what belongs to one number of the recipe: of all tensors of its group, and of all
     backward passes.
@@ -213,10 +208,7 @@ def check_differentiable(method: MergeMethod) -> None:
 
 
 def products(
-    job: TensorJob,
-    gradient: Tensor,
-    sources: Sequence[Mapping[str, Any]],
-    options: Mapping[str, Any],
+    job: TensorJob, gradient: Tensor, sources: Sequence[Values], options: Values
 ) -> Products:
     """The inner products of a tensor's gradient with the derivatives of the merged tensor.
 
@@ -411,7 +403,7 @@ def _through(
     )
 
 
-def check_no_ramp(method: MergeMethod, mappings: Sequence[Mapping[str, Any]]) -> None:
+def check_no_ramp(method: MergeMethod, mappings: Sequence[Values]) -> None:
     """Raise `RecipeError` where a smooth parameter runs over the layers."""
     for name in (parameter.name for parameter in method.parameters if parameter.smooth):
         for value in (mapping[name] for mapping in mappings if name in mapping):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..checkpoints.checkpoint import Parent
 from ..checkpoints.headers import tensor_order
@@ -20,7 +20,7 @@ from ..recipes.recipe import ParameterValue
 from .core import Core, factors_of, why_no_products
 from .gradient import Number, Products, add_row_sums, by_number, check_no_ramp, zeros
 from .live import MergeKind
-from .method import Call, MergeMethod
+from .method import Call, MergeMethod, Values
 from .registry import get_method
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def why_merged(
     sources: Sequence[Parent],
     base: Parent | None,
     method: str,
-    options: Mapping[str, Any],
+    options: Values,
     *,
     core: bool = False,
     router: int | Literal["merge"] | None = None,
@@ -131,9 +131,7 @@ class JoinedAdapters(MergeKind):
             self.layers.append(layer)
 
     def apply(
-        self,
-        parameters: Sequence[Mapping[str, ParameterValue]],
-        options: Mapping[str, Any] | None = None,
+        self, parameters: Sequence[Mapping[str, ParameterValue]], options: Values | None = None
     ) -> None:
         """Let the model run with other weights; see `LiveMerger.apply`."""
         complete, chosen = self.complete(parameters, options)
@@ -147,10 +145,7 @@ class JoinedAdapters(MergeKind):
             layer.write_alone(source)
 
     def gradient(
-        self,
-        parameters: Sequence[Mapping[str, Any]],
-        options: Mapping[str, Any] | None,
-        backward: Callable[[], object],
+        self, parameters: Sequence[Values], options: Values | None, backward: Callable[[], object]
     ) -> dict[Number, float]:
         """Derivative with respect to every number that has one; see `MergeGradient`."""
         complete, chosen = self.complete(parameters, options)
@@ -192,7 +187,7 @@ class _Layer:
         return torch.addmm(output.flatten(0, -2), inner, self.weighted.T).view_as(output)  # (1)
 
     @abstractmethod
-    def write(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
+    def write(self, sources: Sequence[Values], options: Values) -> None:
         """Compute B of a candidate."""
 
     @abstractmethod
@@ -200,9 +195,7 @@ class _Layer:
         """Take B of one adapter, by its position, or of none."""
 
     @abstractmethod
-    def products(
-        self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-    ) -> Products:
+    def products(self, sources: Sequence[Values], options: Values) -> Products:
         """Derivatives with respect to the numbers of the candidate, after a backward pass."""
 
     @property
@@ -253,7 +246,7 @@ class _SumLayer(_Layer):
         self.method = method
         self.left = {source: left.to(device) for source, (left, _) in factors.items()}
 
-    def write(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
+    def write(self, sources: Sequence[Values], options: Values) -> None:
         """Multiply the left factors by the weights of a call."""
         import torch
 
@@ -269,9 +262,7 @@ class _SumLayer(_Layer):
         for other, left, out in self._columns(self.weighted):
             out.copy_(left) if other == source else out.zero_()
 
-    def products(
-        self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-    ) -> Products:
+    def products(self, sources: Sequence[Values], options: Values) -> Products:
         """Inner products of every row of the task vectors with the gradient, (2), in float64."""
         import torch
 
@@ -296,7 +287,7 @@ class _CoreLayer(_Layer):
         super().__init__(name, module, core.right, dtype)
         self.core = core
 
-    def write(self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
+    def write(self, sources: Sequence[Values], options: Values) -> None:
         """Merge the small matrices."""
         self.weighted.copy_(self.core.merge(sources, options))
 
@@ -304,8 +295,6 @@ class _CoreLayer(_Layer):
         """Take one small matrix."""
         self.weighted.copy_(self.core.alone(source))
 
-    def products(
-        self, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-    ) -> Products:
+    def products(self, sources: Sequence[Values], options: Values) -> Products:
         """Derivatives through the method's own function; see `Core.products`."""
         return self.core.products(self.slope, sources, options)

@@ -18,6 +18,7 @@ from ..recipes.recipe import ParameterValue
 from .arithmetic import TensorJob, memory_needed
 from .checks import complete
 from .fused import fused_parts
+from .method import Values
 from .registry import get_method
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class MergeKind:
         sources: list[Parent],
         base: Parent | None,
         method: str,
-        options: Mapping[str, Any],
+        options: Values,
         *,
         router: int | Literal["merge"] = 0,
     ) -> None:
@@ -62,9 +63,7 @@ class MergeKind:
         self.complete([])
 
     def complete(
-        self,
-        parameters: Sequence[Mapping[str, ParameterValue]],
-        options: Mapping[str, Any] | None = None,
+        self, parameters: Sequence[Mapping[str, ParameterValue]], options: Values | None = None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """The parameters and options of a merge with the defaults filled in; see
         `LiveMerger.apply`."""
@@ -105,7 +104,7 @@ class LiveMerger(MergeKind):
         sources: list[Parent],
         base: Parent | None,
         method: str,
-        options: Mapping[str, Any],
+        options: Values,
         seed: int,
         model: PreTrainedModel,
         *,
@@ -141,9 +140,7 @@ class LiveMerger(MergeKind):
             self.jobs.append((job, target))
 
     def apply(
-        self,
-        parameters: Sequence[Mapping[str, ParameterValue]],
-        options: Mapping[str, Any] | None = None,
+        self, parameters: Sequence[Mapping[str, ParameterValue]], options: Values | None = None
     ) -> None:
         """Overwrite the model's parameters with one merge.
 

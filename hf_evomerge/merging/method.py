@@ -15,6 +15,9 @@ from .parameters import Parameter
 if TYPE_CHECKING:
     import torch
 
+Values = Mapping[str, Any]
+"""Options of a merge, or the parameters of one of its sources, by name."""
+
 
 @dataclass(slots=True)
 class Call:
@@ -38,13 +41,11 @@ class Call:
     owns: bool = False
 
     @classmethod
-    def of_tensor(
-        cls, name: str, sources: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-    ) -> Call:
+    def of_tensor(cls, name: str, sources: Sequence[Values], options: Values) -> Call:
         """The parameters that apply to the tensor of this name; values may be one per layer
         group."""
 
-        def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
+        def resolved(values: Values) -> dict[str, Any]:
             return {key: resolve(value, name) for key, value in values.items()}
 
         return cls(resolved(options), [resolved(values) for values in sources])
@@ -83,7 +84,7 @@ class Call:
         return [values["weight"] for values in self.sources]
 
 
-def _at(values: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
+def _at(values: Values, row: int, rows: int) -> dict[str, Any]:
     """The parameters that hold for a row, of so many."""
     return {
         key: value.at(row, rows) if isinstance(value, Rows) else value
@@ -164,7 +165,7 @@ class MergeMethod:
         """The parameters with one value."""
         return tuple(parameter for parameter in self.parameters if parameter.scope == "global")
 
-    def adds(self, options: Mapping[str, Any]) -> bool:
+    def adds(self, options: Values) -> bool:
         """Tell whether the result is ``base + lambda * sum w_i d_i`` with these options."""
         return self.is_sum and self.task_vectors and not options.get("normalize")
 

@@ -25,7 +25,7 @@ _POINT = 72 / 100  # points of a pixel of a scene, of which an inch has 100
 _LETTER = 0.92 * _POINT  # matplotlib's own letters are wider than those of pages
 
 
-def save_scenes(scenes: Sequence[Scene], file: str | os.PathLike[str]) -> None:
+def save_scenes(scenes: Sequence[Scene], file: str | Path) -> None:
     """Write scenes side by side to a ``.png`` file, without anything that differs from run to run.
 
     Raises:

@@ -14,7 +14,7 @@ _GAP = 26.0  # pixels above the layers of a source, for its name
 _MOST_LAYERS = 4096
 
 
-class Words(NamedTuple):
+class StepWords(NamedTuple):
     """The tokens of an answer, and for each step of the model those that it would write in their
     places, were it the last."""
 
@@ -37,7 +37,7 @@ class Words(NamedTuple):
 
 
 def words_over(
-    axes: Axes, spots: Sequence[Spot], words: Words, above: Sequence[float], *names: Text
+    axes: Axes, spots: Sequence[Spot], words: StepWords, above: Sequence[float], *names: Text
 ) -> list[Mark]:
     """The first word of the answer that changes on the way, over each step where there is room,
     else where it changes.
@@ -115,7 +115,7 @@ def path_scene(
     *,
     gated: bool = True,
     selected: int | None = None,
-    words: Words | None = None,
+    words: StepWords | None = None,
     width: int | None = WIDE,
 ) -> Scene:
     """Draw the route of the hidden state: hops from left to right, the layers of each source from
@@ -318,7 +318,7 @@ def _route(draft: _Draft) -> list[Mark]:
 
 
 def _hop(
-    draft: _Draft, at: int, labels: Sequence[str], selected: int | None, words: Words | None
+    draft: _Draft, at: int, labels: Sequence[str], selected: int | None, words: StepWords | None
 ) -> Mark:
     """The symbols of a hop, with an invisible pad around each, so that a finger can hit a small
     one."""

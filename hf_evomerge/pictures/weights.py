@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ..errors import RecipeError
 from ..recipes.layer_groups import GroupKey, classify, parse_key, select_key
 from .marks import Group, Mark, Rect, Spot, Text
-from .path import Words, name_of, words_over
+from .path import StepWords, name_of, words_over
 from .scene import (
     NARROW,
     WIDE,
@@ -138,7 +138,7 @@ def spans(several: Iterable[Weights]) -> dict[str, Spot]:
 def weights_scene(
     weights: Weights,
     width: int = WIDE,
-    words: Words | None = None,
+    words: StepWords | None = None,
     among: Mapping[str, Spot] | None = None,
 ) -> Scene:
     """Draw a bar for each source in each layer, beside each other; one strip for each parameter.
@@ -184,7 +184,7 @@ def _value(row: WeightRow, column: str) -> float | None:
 
 
 def _strip(
-    axes: Axes, columns: Sequence[str], rows: Sequence[WeightRow], words: Words | None
+    axes: Axes, columns: Sequence[str], rows: Sequence[WeightRow], words: StepWords | None
 ) -> list[Mark]:
     """The bars of a parameter, with the names of the rows above them."""
     marks = list[Mark]()

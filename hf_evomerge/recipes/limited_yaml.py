@@ -102,7 +102,7 @@ def load_limited(text: str) -> Any:
     return yaml.load(text, Loader=LimitedLoader)
 
 
-def read_limited(file: str | os.PathLike[str]) -> str:
+def read_limited(file: str | Path) -> str:
     """The text of a file, and one character too many if it is longer than is read here; raises
     `OSError`, `ValueError`."""
     if Path(file).is_fifo() and not os.fspath(file).startswith(

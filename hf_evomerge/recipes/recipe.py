@@ -7,15 +7,16 @@ computes is in ``hf_evomerge/modeling``.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import EvoMergeError, PathError, RecipeError
 from .layer_path import MAX_HOPS, LayerPath
+from .names import hidden
 from .run import Run, expanded
 from .strict_yaml import (
     Count,
@@ -40,6 +41,7 @@ Gradient = list[Number]
 ParameterValue = Number | Gradient | dict[str, Number | Gradient]
 OptionValue = bool | Number | str | Gradient | dict[str, Number | Gradient]
 Vocabulary = Literal["union", "tokenizer"]
+T = TypeVar("T")
 
 
 class SourceRef(StrictModel):
@@ -77,6 +79,27 @@ class SourceRef(StrictModel):
     def _names(self) -> tuple[str, str | None]:
         return self.model, self.adapter
 
+    @property
+    def parts(self) -> list[SourceRef]:
+        """The checkpoint, and the adapter where it has one: each has its own license and author."""
+        rest = {"adapter": None, "adapter_revision": None, "component": None}
+        model = self.model_copy(update=rest)
+        if self.adapter is None:
+            return [model]
+        return [model, SourceRef(model=self.adapter, revision=self.adapter_revision)]
+
+    @property
+    def is_on_hub(self) -> bool:
+        """True where a published reference can be downloaded: a folder of the publisher's machine
+        is named without a slash."""
+        return all("/" in part.model for part in self.parts)
+
+    def hidden(self) -> SourceRef:
+        """Name it for strangers: a folder of this machine by its last name only, a repository in
+        full."""
+        shown = {"model": hidden(self.model), "adapter": self.adapter and hidden(self.adapter)}
+        return self.model_copy(update=shown)
+
     def __str__(self) -> str:
         pairs = [(self.model, self.revision), (self.adapter, self.adapter_revision)]
         return " + ".join(
@@ -89,6 +112,11 @@ Sources = Annotated[
     BeforeValidator(expanded, json_schema_input_type=list[SourceRef] | Run),
     Field(min_length=1),
 ]
+
+
+def with_optional(items: Iterable[T], last: T | None) -> list[T]:
+    """The items, and one after them where there is one, such as sources and their base."""
+    return [*items] if last is None else [*items, last]
 
 
 def labels_of(refs: Sequence[SourceRef]) -> list[str]:
@@ -514,15 +542,17 @@ class Recipe(StrictModel):
     @property
     def refs(self) -> list[SourceRef]:
         """The sources, and the base where there is one."""
-        return [*self.sources, *([self.base] if self.base is not None else [])]
+        return with_optional(self.sources, self.base)
+
+    @property
+    def parents(self) -> list[SourceRef]:
+        """Sources and base, each adapter apart, each once."""
+        return list(dict.fromkeys(part for ref in self.refs for part in ref.parts))
 
     @property
     def merged_refs(self) -> list[SourceRef]:
         """Sources that are merged, and the base."""
-        return [
-            *(self.sources[n] for n in self.merge_sources),
-            *([self.base] if self.base is not None else []),
-        ]
+        return with_optional((self.sources[number] for number in self.merge_sources), self.base)
 
     @property
     def has_components(self) -> bool:
@@ -566,7 +596,7 @@ class Recipe(StrictModel):
             update={"sources": [name(ref) for ref in self.sources], "base": base}
         )
 
-    def save(self, file: str | os.PathLike[str]) -> None:
+    def save(self, file: str | Path) -> None:
         """Write the recipe to a YAML file."""
         write_whole(file, self.to_yaml())
 
@@ -583,6 +613,6 @@ class Recipe(StrictModel):
         return validate(cls, data, RecipeError)
 
     @classmethod
-    def load(cls, file: str | os.PathLike[str]) -> Recipe:
+    def load(cls, file: str | Path) -> Recipe:
         """Read a recipe from a YAML file; raises `RecipeError`."""
         return load_yaml(cls, file, RecipeError)

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
@@ -117,11 +118,7 @@ def in_line(data: StrictModel | Mapping[str, Any]) -> str:
 
 
 def load_yaml(
-    kind: type[Part],
-    file: str | os.PathLike[str],
-    error: type[EvoMergeError],
-    *,
-    named: bool = False,
+    kind: type[Part], file: str | Path, error: type[EvoMergeError], *, named: bool = False
 ) -> Part:
     """Read one object from a YAML file; the file's name is in every complaint.
 
@@ -135,7 +132,7 @@ def load_yaml(
         raise error(f"{file}: {cause}") from cause
 
 
-def read_text(file: str | os.PathLike[str], error: type[EvoMergeError]) -> str:
+def read_text(file: str | Path, error: type[EvoMergeError]) -> str:
     """The text of a YAML file, and one character too many where it is longer than is read here."""
     try:
         return read_limited(file)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(file: str | os.PathLike[str]) -> Iterator[Path]:
+def whole_file(file: str | Path) -> Iterator[Path]:
     """The name of a hidden file to write, which becomes `file` at the end; after an error, as of a
     full disk, none is left."""
     unfinished = Path(file).with_name(f".{Path(file).name}.new")
@@ -25,7 +25,7 @@ def whole_file(file: str | os.PathLike[str]) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
-def write_whole(file: str | os.PathLike[str], text: str) -> None:
+def write_whole(file: str | Path, text: str) -> None:
     """Write a text in UTF-8, whole or not at all; a character that UTF-8 has not is escaped."""
     with whole_file(file) as unfinished:
         unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")

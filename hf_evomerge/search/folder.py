@@ -153,7 +153,7 @@ def known_pins(out: Path) -> Pins:
         return (study.has_scores and study.meta("pins")) or {}
 
 
-def resumed(folder: str | os.PathLike[str]) -> SearchConfig:
+def resumed(folder: str | Path) -> SearchConfig:
     """Return the search of a folder; warn of what its search file says and does not count.
 
     Raises:
@@ -227,16 +227,11 @@ def build_winner(
         raise SearchError(f"{built.parent}: was not made by this search; move it away and resume")
     if not built.exists() or built.read_text(encoding="utf-8") != winner.to_yaml():
         build_model(
-            winner,
-            built.parent,
-            progress=False,
-            overwrite=True,
-            whole=whole,
-            trust_remote_code=trust_remote_code,
+            winner, built.parent, overwrite=True, whole=whole, trust_remote_code=trust_remote_code
         )
 
 
-def found_recipe(folder: str | os.PathLike[str], pick: int | None = None) -> tuple[Recipe, Path]:
+def found_recipe(folder: str | Path, pick: int | None = None) -> tuple[Recipe, Path]:
     """The recipe of a study's winner, or of one point of its front; and the folder in which its
     model belongs.
 

@@ -4,7 +4,6 @@ resumes one."""
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -40,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 def run_search(
     config: SearchConfig,
-    out: str | os.PathLike[str],
+    out: str | Path,
     *,
     workers: int | None = 0,
     ray: bool = False,
@@ -193,7 +192,7 @@ def _runner(
 
 
 def resume_search(
-    out: str | os.PathLike[str],
+    out: str | Path,
     *,
     workers: int | None = 0,
     ray: bool = False,

@@ -7,7 +7,6 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,7 +26,7 @@ MERGE = {
     "parameters": [{"weight": 0.9, "density": 0.5}, {"weight": 0.4, "density": 0.7}],
 }
 FLOW = {"path": ["0:0", "1:1", "0:1"], "scales": [1, 0.8, 1.1]}
-PARTS: dict[str, dict[str, Any]] = {
+PARTS = {
     "merge": {"merge": MERGE},
     "flow": {"flow": FLOW},
     "both": {"merge": MERGE, "flow": {"path": ["2:0", "1:1", "2:1"], "embedding_source": 2}},
@@ -36,10 +35,10 @@ MakeRecipe = Callable[..., Recipe]
 
 
 @pytest.fixture
-def make(tiny: Path) -> MakeRecipe:
+def make(tiny):
     """Makes a recipe over the tiny family."""
 
-    def recipe(part: str = "merge", **fields: Any) -> Recipe:
+    def recipe(part="merge", **fields):
         sources = [{"model": str(tiny / "a")}, {"model": str(tiny / "b")}]
         return Recipe.model_validate(
             {"sources": sources, "base": {"model": str(tiny / "base")}, **PARTS[part], **fields}
@@ -52,16 +51,14 @@ def make(tiny: Path) -> MakeRecipe:
 def test_the_same_recipe_gives_the_same_files(part, make, tmp_path):
     """A recipe, and the one that was saved beside its model, give the same bits in every file
     however often they are built."""
-    first = build_model(make(part), tmp_path / "first", progress=False)
+    first = build_model(make(part), tmp_path / "first")
     assert Recipe.load(first / "recipe.yaml") == make(part)
-    again = build_model(
-        Recipe.load(first / "recipe.yaml"), tmp_path / "elsewhere" / "again", progress=False
-    )
+    again = build_model(Recipe.load(first / "recipe.yaml"), tmp_path / "elsewhere" / "again")
     assert digests(first) == digests(again)
     assert {"config.json", "model.safetensors", "recipe.yaml", "tokenizer.json"} <= set(
         digests(first)
     )
-    other = build_model(make(part, seed=1), tmp_path / "other", progress=False)
+    other = build_model(make(part, seed=1), tmp_path / "other")
     same_weights = digests(other)["model.safetensors"] == digests(first)["model.safetensors"]
     assert same_weights == (part == "flow")
 
@@ -69,12 +66,10 @@ def test_the_same_recipe_gives_the_same_files(part, make, tmp_path):
 def test_the_path_runs_through_the_merged_model(make, tmp_path):
     """With both parts and the identity path through the merged model, the result computes what the
     plain merge computes."""
-    plain = AutoModelForCausalLM.from_pretrained(
-        build_model(make("merge"), tmp_path / "plain", progress=False)
-    )
+    plain = AutoModelForCausalLM.from_pretrained(build_model(make("merge"), tmp_path / "plain"))
     flow = {"path": ["2:0-1"], "embedding_source": 2}
     both = AutoModelForCausalLM.from_pretrained(
-        build_model(make("merge", flow=flow), tmp_path / "both", progress=False)
+        build_model(make("merge", flow=flow), tmp_path / "both")
     )
     ids = torch.tensor([[5, 6, 7, 8]])
     assert torch.equal(plain(ids).logits, both(ids).logits)
@@ -84,7 +79,7 @@ def test_the_dtype_is_the_first_sources(tiny, tiny_half, tmp_path):
     """Where no dtype is given it is that of source 0, also where source 0 is not the first that is
     merged."""
     recipe = merge_of(tiny / "a", tiny_half / "b", merge={"sources": [1, 0]})
-    folder = build_model(recipe, tmp_path / "model", progress=False)
+    folder = build_model(recipe, tmp_path / "model")
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32
 
 
@@ -92,16 +87,16 @@ def test_the_dtype_is_the_first_sources(tiny, tiny_half, tmp_path):
 def test_an_interrupted_build_changes_nothing(fault, make, tmp_path, monkeypatch):
     """A build that is interrupted at its very end leaves only a hidden folder, and what it was to
     replace is still there."""
-    out = build_model(make("flow"), tmp_path / "model", progress=False)
+    out = build_model(make("flow"), tmp_path / "model")
     before = digests(out)
 
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_):
         raise fault
 
     monkeypatch.setattr("hf_evomerge.checkpoints.writer._replace", interrupted)
     for folder in (out, tmp_path / "new"):
         with pytest.raises((KeyboardInterrupt, OSError)):
-            build_model(make("both"), folder, progress=False, overwrite=True, max_shard_size="2KB")
+            build_model(make("both"), folder, overwrite=True, max_shard_size="2KB")
     assert digests(out) == before
     assert [name for name in os.listdir(tmp_path) if not name.startswith(".")] == ["model"]
     assert {name.split(".")[1] for name in os.listdir(tmp_path) if name.startswith(".")} == {
@@ -109,8 +104,8 @@ def test_an_interrupted_build_changes_nothing(fault, make, tmp_path, monkeypatch
         "new",
     }
     monkeypatch.undo()
-    build_model(make("flow"), out, progress=False, overwrite=True)
-    build_model(make("flow"), tmp_path / "new", progress=False)
+    build_model(make("flow"), out, overwrite=True)
+    build_model(make("flow"), tmp_path / "new")
     assert sorted(os.listdir(tmp_path)) == ["model", "new"]
 
 
@@ -119,7 +114,7 @@ def test_a_killed_build_goes_on(part, make, tmp_path, monkeypatch):
     """A build killed at any point leaves no folder; the next goes on to the same bytes, and cleans
     up."""
     recipe = make(part)
-    whole = build_model(recipe, tmp_path / "whole", progress=False, max_shard_size="2KB")
+    whole = build_model(recipe, tmp_path / "whole", max_shard_size="2KB")
     out = tmp_path / "out"
     for call in (7, 6):  # the second process begins where the first was killed
         assert (
@@ -129,14 +124,14 @@ def test_a_killed_build_goes_on(part, make, tmp_path, monkeypatch):
         assert not out.exists()
     kept = {file.name for file in tmp_path.rglob(".out.*/**/*.safetensors")}
     assert len(kept) >= 3
-    made: list[str] = []
+    made = []
     write = shards._write_file
     monkeypatch.setattr(
         shards,
         "_write_file",
         lambda file, *how, **more: (made.append(file.name), write(file, *how, **more)),
     )
-    build_model(recipe, out, progress=False, max_shard_size="2KB")
+    build_model(recipe, out, max_shard_size="2KB")
     assert made
     assert not kept & set(made)
     assert digests(out) == digests(whole)
@@ -153,7 +148,7 @@ def test_what_another_recipe_left_is_removed(make, tmp_path):
     ):
         (tmp_path / name).mkdir()
     with FileLock(tmp_path / ".model.fedcba9876543210.lock"):
-        build_model(make("merge"), tmp_path / "model", progress=False)
+        build_model(make("merge"), tmp_path / "model")
     left = {name for name in os.listdir(tmp_path) if name.endswith(".partial")}
     assert left == {".model.fedcba9876543210.partial", ".other.0123456789abcdef.partial"}
 
@@ -183,43 +178,43 @@ def test_changed_sources_are_merged_anew(tiny, make, tmp_path, monkeypatch):
             lambda *_: (_ for _ in ()).throw(OSError("disk full")),
         )
         with pytest.raises(OSError, match="disk full"):
-            build_model(recipe, tmp_path / "out", progress=False)
+            build_model(recipe, tmp_path / "out")
     shutil.copyfile(b / "model.safetensors", a / "model.safetensors")
-    out = build_model(recipe, tmp_path / "out", progress=False)
-    assert digests(out) == digests(build_model(recipe, tmp_path / "fresh", progress=False))
+    out = build_model(recipe, tmp_path / "out")
+    assert digests(out) == digests(build_model(recipe, tmp_path / "fresh"))
 
 
 @pytest.mark.parametrize("rename", [1, 2], ids=["old moved away", "new put in place"])
 def test_a_build_killed_while_it_replaces_a_model(rename, make, tmp_path):
     """After the first rename the next build puts the old model back, after the second the new one
     stays; no rest is left."""
-    out = build_model(make("flow"), tmp_path / "model", progress=False)
+    out = build_model(make("flow"), tmp_path / "model")
     old = digests(out)
-    new = digests(build_model(make("merge"), tmp_path / "new", progress=False))
+    new = digests(build_model(make("merge"), tmp_path / "new"))
     shutil.rmtree(tmp_path / "new")
 
-    def killed(call: Callable[..., Any], last: bool) -> Callable[..., None]:
-        def act(*names: Any) -> None:
+    def killed(call, last):
+        def act(*names):
             call(*names)
             if last and str(names[-1]).endswith(("replaced", "model")):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         return act
 
-    def build_and_be_killed() -> None:
+    def build_and_be_killed():
         moved = Path.rename
         replace = os.replace
         Path.rename = killed(moved, rename == 1)
-        os.replace = killed(replace, True)  # type: ignore[assignment, method-assign]
-        build_model(make("merge"), out, progress=False, overwrite=True)
+        os.replace = killed(replace, True)
+        build_model(make("merge"), out, overwrite=True)
 
     assert status_of_fork(build_and_be_killed) == -signal.SIGKILL
     assert out.exists() == (rename == 2)
     assert len(list(tmp_path.glob(".model.*"))) == 2  # a folder and its lock
     with pytest.raises(EvoMergeError, match="exists already"):
-        build_model(make("merge"), out, progress=False)
+        build_model(make("merge"), out)
     assert digests(out) == (old if rename == 1 else new)
-    build_model(make("merge"), out, progress=False, overwrite=True)
+    build_model(make("merge"), out, overwrite=True)
     assert digests(out) == new
     assert sorted(os.listdir(tmp_path)) == ["model"]
 
@@ -280,7 +275,7 @@ def test_what_appears_meanwhile_is_kept(overwrite, make, tmp_path, monkeypatch):
     """A folder that comes to be under the name during a build is not replaced; the same command
     goes on from what was built."""
 
-    def somebody_else(*_: Any) -> None:
+    def somebody_else(*_):
         (tmp_path / "model").mkdir(exist_ok=True)
         (tmp_path / "model/notes.txt").write_text("mine")
 
@@ -288,11 +283,11 @@ def test_what_appears_meanwhile_is_kept(overwrite, make, tmp_path, monkeypatch):
     with pytest.raises(
         EvoMergeError, match="exists and is no model" if overwrite else "exists already"
     ):
-        build_model(make("merge"), tmp_path / "model", progress=False, overwrite=overwrite)
+        build_model(make("merge"), tmp_path / "model", overwrite=overwrite)
     monkeypatch.undo()
     assert [file.name for file in (tmp_path / "model").iterdir()] == ["notes.txt"]
     (tmp_path / "model/notes.txt").unlink()
-    build_model(make("merge"), tmp_path / "model", progress=False, overwrite=True)
+    build_model(make("merge"), tmp_path / "model", overwrite=True)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["model"]
 
 
@@ -300,19 +295,17 @@ def test_only_models_are_replaced(tiny, make, tmp_path):
     """Overwriting removes an empty folder, and never one that is no model, a file, or a source of
     the recipe."""
     (tmp_path / "empty").mkdir()
-    assert (
-        build_model(make(), tmp_path / "empty", progress=False, overwrite=True) / "config.json"
-    ).exists()
+    assert (build_model(make(), tmp_path / "empty", overwrite=True) / "config.json").exists()
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.tex").write_text("ten years")
     (tmp_path / "file").write_text("something")
     for name in ("work", "file"):
         with pytest.raises(EvoMergeError, match=f"{name}: exists and is no model"):
-            build_model(make(), tmp_path / name, progress=False, overwrite=True)
+            build_model(make(), tmp_path / name, overwrite=True)
     assert (tmp_path / "work" / "thesis.tex").read_text() == "ten years"
     for name in ("a", "base"):
         with pytest.raises(EvoMergeError, match="one of the recipe's own sources"):
-            build_model(make(), tiny / name, progress=False, overwrite=True)
+            build_model(make(), tiny / name, overwrite=True)
     assert (tiny / "a" / "config.json").is_file()
 
 
@@ -328,7 +321,7 @@ def test_a_folder_that_holds_a_source_is_not_replaced(tiny, make, tmp_path):
     with pytest.raises(
         EvoMergeError, match=r"run: holds .*checkpoint-100, one of the recipe's own sources"
     ):
-        build_model(recipe, run, progress=False, overwrite=True)
+        build_model(recipe, run, overwrite=True)
     assert (run / "checkpoint-100" / "config.json").is_file()
 
 
@@ -371,6 +364,6 @@ def test_checking_refuses_what_building_refuses(fields, kind, message, make, tmp
     with pytest.raises(kind, match=message) as checked:
         check_recipe(recipe)
     with pytest.raises(kind) as built:
-        build_model(recipe, tmp_path / "model", progress=False)
+        build_model(recipe, tmp_path / "model")
     assert str(checked.value) == str(built.value)
     assert list(tmp_path.iterdir()) == []

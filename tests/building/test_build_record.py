@@ -1,17 +1,16 @@
 """The record that a build leaves: what it gave, so that a change of it is seen."""
 
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 
-from hf_evomerge.building.record import changed_since, read_build_record, write_build_record
+from hf_evomerge.building.build_record import changed_since, read_build_record, write_build_record
 from hf_evomerge.checkpoints.hashes import file_sha256
 from hf_evomerge.errors import EvoMergeError
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
+def model(tmp_path):
     """Files that have the names of a model's."""
     for name in (
         "model.safetensors",

@@ -1,7 +1,5 @@
 """Encoders, classifiers and encoder-decoders: merged whole and by part, on disk and in memory."""
 
-from typing import Any
-
 import pytest
 import torch
 import transformers
@@ -28,7 +26,7 @@ PARTS = {
 @pytest.mark.parametrize("name", slow_beyond(["bert", "t5", "vit"], CLASSES))
 def test_models_of_any_class_are_merged(name, tmp_path):
     """The result is what the formula gives, whole and of a part, and a live model has its bits."""
-    kind: Any = getattr(transformers, CLASSES[name][0])
+    kind = getattr(transformers, CLASSES[name][0])
     for seed, folder in enumerate(("base", "a", "b")):
         random_class(name, seed).save_pretrained(tmp_path / folder)
     base, a, b = (
@@ -39,7 +37,7 @@ def test_models_of_any_class_are_merged(name, tmp_path):
         recipe = merge_of(
             *sources, method="task_arithmetic", base=tmp_path / "base", weights=[0.5, 0.25]
         )
-        out = build_model(recipe, tmp_path / f"out-{part}", progress=False)
+        out = build_model(recipe, tmp_path / f"out-{part}")
         model, report = kind.from_pretrained(out, output_loading_info=True)
         assert not report["missing_keys"]
         merged = model.state_dict()
@@ -73,7 +71,7 @@ def test_a_table_of_positions_that_newer_files_lack_is_no_hindrance(older, tmp_p
     recipe = merge_of(
         tmp_path / "a", tmp_path / "b", method="task_arithmetic", base=tmp_path / "base"
     )
-    merged = load_file(build_model(recipe, tmp_path / "out", progress=False) / "model.safetensors")
+    merged = load_file(build_model(recipe, tmp_path / "out") / "model.safetensors")
     assert ("bert.embeddings.position_ids" in merged) == (older == "a")
     own, there, origin = (
         load_file(tmp_path / folder / "model.safetensors") for folder in ("a", "b", "base")

@@ -1,9 +1,6 @@
 """A part of a model merged in the model that it is of: a vision-language model with the language
 model of several."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 import transformers
@@ -21,12 +18,12 @@ from hf_evomerge.recipes.recipe import Recipe, SourceRef
 
 
 @pytest.fixture(scope="module")
-def parents(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def parents(tmp_path_factory):
     """Makes, once for each, two vision-language models, a plain language model that fits them, and
     a base of it."""
-    made: dict[str, Path] = {}
+    made = {}
 
-    def of(name: str) -> Path:
+    def of(name):
         for library in NEEDS.get(name, []):
             pytest.importorskip(library)
         if name not in made:
@@ -40,7 +37,7 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return of
 
 
-def recipe_of(folder: Path, *models: str, **fields: Any) -> Recipe:
+def recipe_of(folder, *models, **fields):
     """Task arithmetic of the language parts of some of `parents`."""
     weights = [0.3 + 0.4 * place for place in range(len(models))]
     sources = [{"model": str(folder / model), "component": "text"} for model in models]
@@ -49,9 +46,9 @@ def recipe_of(folder: Path, *models: str, **fields: Any) -> Recipe:
     )
 
 
-def state(folder: Path, kind: str | None = None) -> dict[str, torch.Tensor]:
+def state(folder, kind=None):
     """The tensors of a model as transformers loads it, which must find all of them."""
-    loader: Any = getattr(transformers, kind) if kind else transformers.AutoModelForCausalLM
+    loader = getattr(transformers, kind) if kind else transformers.AutoModelForCausalLM
     model, report = loader.from_pretrained(
         folder, output_loading_info=True, trust_remote_code=False
     )
@@ -60,7 +57,7 @@ def state(folder: Path, kind: str | None = None) -> dict[str, torch.Tensor]:
     return dict(model.state_dict())
 
 
-def in_text(name: str) -> str | None:
+def in_text(name):
     """What a plain language model calls a tensor of a vision-language model's language part."""
     for part in ("model.language_model.", "model.text_model."):
         if name.startswith(part):
@@ -74,7 +71,7 @@ def test_a_merged_language_part_is_what_the_formula_gives(name, parents, tmp_pat
     nothing is lost."""
     folder = parents(name)
     recipe = recipe_of(folder, "sight", "plain")
-    out = build_model(recipe, tmp_path / "out", progress=False)
+    out = build_model(recipe, tmp_path / "out")
     sight = state(folder / "sight", CLASSES[name])
     merged = state(out, CLASSES[name])
     plain = state(folder / "plain")
@@ -117,8 +114,7 @@ def test_old_and_new_layouts_give_the_same_bits(name, parents, tmp_path):
         }
     )
     first, second = (
-        build_model(one, tmp_path / f"out{n}", progress=False)
-        for n, one in enumerate((recipe, other))
+        build_model(one, tmp_path / f"out{n}") for n, one in enumerate((recipe, other))
     )
     left = state(first, CLASSES[name])
     right = state(second, CLASSES[name])
@@ -130,7 +126,7 @@ def test_a_part_may_come_from_another_source(parents, tmp_path):
     ledger says how many."""
     folder = parents("llava")
     recipe = recipe_of(folder, "sight", "other", "plain", components={"vision": 1}, processor=1)
-    out = build_model(recipe, tmp_path / "out", progress=False)
+    out = build_model(recipe, tmp_path / "out")
     sight, other, merged = (
         state(path, CLASSES["llava"]) for path in (folder / "sight", folder / "other", out)
     )
@@ -161,9 +157,7 @@ def test_vocabularies_may_differ(vocabulary, tmp_path):
     recipe = recipe_of(tmp_path, "sight", "plain")
     with pytest.raises(SourceError, match="vocabulary size differs: 64"):
         check_recipe(recipe)
-    out = build_model(
-        recipe.model_copy(update={"vocabulary": vocabulary}), tmp_path / "out", progress=False
-    )
+    out = build_model(recipe.model_copy(update={"vocabulary": vocabulary}), tmp_path / "out")
     merged = state(out, CLASSES["llava"])
     own = sight.state_dict()
     for key in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
@@ -178,7 +172,7 @@ def test_matched_vocabularies_of_two_models_of_sight(tmp_path):
     save_vlm(tmp_path / "other", "llava", 1)
     save_plain(tmp_path / "base", "llava", 2, vocab_size=40)
     recipe = recipe_of(tmp_path, "sight", "other").model_copy(update={"vocabulary": "union"})
-    built = build_model(recipe, tmp_path / "out", progress=False)
+    built = build_model(recipe, tmp_path / "out")
     assert "vision of other, of which the result has another's" in str(check_recipe(recipe).ledger)
     plan = open_merge(recipe, open_source).plan
     kind = getattr(transformers, CLASSES["llava"])
@@ -210,7 +204,7 @@ def test_any_part_can_be_merged(part, parents, tmp_path):
             )
             transformers.T5ForConditionalGeneration(config).save_pretrained(folder / name)
     sources = [{"model": str(folder / name), "component": part} for name in names]
-    out = build_model(merge_of(*sources), tmp_path / "out", progress=False)
+    out = build_model(merge_of(*sources), tmp_path / "out")
     left, right, merged = (
         state(path, kind) for path in (folder / names[0], folder / names[1], out)
     )
@@ -267,7 +261,7 @@ def test_parts_that_do_not_fit_are_refused(parents, tmp_path):
     for name, fields in (("wide", {"hidden_size": 48}), ("small", {"vocab_size": 12})):
         save_plain(tmp_path / name, "llava", 4, **fields)
 
-    def check(first: str | Path, second: str | Path, **fields: Any) -> None:
+    def check(first, second, **fields):
         check_recipe(
             merge_of({"model": str(folder / first), "component": "text"}, folder / second, **fields)
         )
@@ -291,7 +285,7 @@ def test_parts_that_do_not_fit_are_refused(parents, tmp_path):
         check("sight", tmp_path / "named", tokenizer=1)
 
 
-def path_of(folder: Path, *hops: str, **fields: Any) -> Recipe:
+def path_of(folder, *hops, **fields):
     """A path through the language layers of a model of sight and a plain one."""
     flow = {"path": list(hops), **fields.pop("flow", {})}
     sources = [
@@ -308,8 +302,8 @@ def test_a_path_through_language_parts_is_still_that_model(name, parents, tmp_pa
     folder = parents(name)
     given = inputs(name)
     recipe = path_of(folder, "0:0", "1:1", "0:0", "0:1", flow={"scales": [1.0, 0.8, 1.25, -1.1]})
-    out = build_model(recipe, tmp_path / "out", progress=False)
-    model: Any = transformers.AutoModelForImageTextToText.from_pretrained(out)
+    out = build_model(recipe, tmp_path / "out")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(out)
     assert [type(model).__name__, *model.config.architectures] == [
         "EvoMergedForImageTextToText"
     ] * 2
@@ -330,7 +324,7 @@ def test_a_path_through_language_parts_is_still_that_model(name, parents, tmp_pa
         "embeddings, norm and head come from another source",
     }
     plainly = transformers.AutoModelForImageTextToText.from_pretrained(
-        fold(out, tmp_path / "plain", progress=False)
+        fold(out, tmp_path / "plain")
     )
     assert type(plainly).__name__ == ALL_CLASSES[name]
     with torch.no_grad():
@@ -353,8 +347,8 @@ def test_a_path_may_run_through_a_merge_of_parts(parents, tmp_path):
     recipe = path_of(
         folder, "2:0", "1:1", "2:1", merge=merge, flow={"embedding_source": 2}, dtype="bfloat16"
     )
-    out = build_model(recipe, tmp_path / "out", progress=False)
-    model: Any = transformers.AutoModelForImageTextToText.from_pretrained(out)
+    out = build_model(recipe, tmp_path / "out")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(out)
     sight = state(folder / "sight", CLASSES["llava"])
     plain = state(folder / "plain")
     own = "model.layers.1.mlp.up_proj.weight"

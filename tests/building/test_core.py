@@ -5,7 +5,6 @@ import itertools
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import merge_reference as reference
 import numpy as np
@@ -20,14 +19,14 @@ from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
 from hf_evomerge.building.build import build_model, check_recipe
-from hf_evomerge.building.record import read_build_record
+from hf_evomerge.building.build_record import read_build_record
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, RecipeError
 from hf_evomerge.mergekit import to_mergekit
 from hf_evomerge.recipes.recipe import Recipe
 
 # Three adapters: of other ranks and scalings, and two of them of other modules.
-SETTINGS: list[dict[str, Any]] = [
+SETTINGS = [
     {"r": 4, "lora_alpha": 7},
     {
         "r": 3,
@@ -58,7 +57,7 @@ def total(cores, weights):
 
 
 # What a recipe says of the merge beside the numbers, and how to compute it by hand.
-KINDS: dict[str, tuple[dict[str, Any], Any]] = {
+KINDS = {
     "linear": ({"method": "linear"}, lambda m, w, n: total(m, w) / sum(w)),
     "task arithmetic": (
         {"method": "task_arithmetic", "options": {"lambda": 0.6}},
@@ -88,7 +87,7 @@ OFTEN = [
 ARCHITECTURES = ["llama", "qwen2", "gpt2"]  # the last two have tied embeddings
 
 
-def save_family(folder: Path, architecture: str) -> list[dict[str, Any]]:
+def save_family(folder, architecture):
     """Save a tiny base and its adapters; return the sources of a recipe."""
     tiny_model(architecture).save_pretrained(folder / "base")
     sources = []
@@ -98,7 +97,7 @@ def save_family(folder: Path, architecture: str) -> list[dict[str, Any]]:
     return sources
 
 
-def make_recipe(refs: list[dict[str, Any]], **merge: Any) -> Recipe:
+def make_recipe(refs, **merge):
     """A recipe in core space."""
     own = {key: merge.pop(key) for key in ("rank", "dtype", "vocabulary") if key in merge}
     return Recipe.model_validate(
@@ -112,9 +111,9 @@ def make_recipe(refs: list[dict[str, Any]], **merge: Any) -> Recipe:
     )
 
 
-def products(sources: list[dict[str, Any]]) -> dict[str, dict[int, tuple[Any, Any]]]:
+def products(sources):
     """Scaled factors of each weight as it is stored, by the adapter's number, from its file."""
-    found: dict[str, dict[int, tuple[Any, Any]]] = {}
+    found = {}
     for number, source in enumerate(sources):
         folder = Path(source["adapter"])
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -131,7 +130,7 @@ def products(sources: list[dict[str, Any]]) -> dict[str, dict[int, tuple[Any, An
 
 
 @pytest.fixture(scope="module")
-def families(tmp_path_factory: Any) -> dict[str, list[dict[str, Any]]]:
+def families(tmp_path_factory):
     """The sources of each architecture."""
     return {name: save_family(tmp_path_factory.mktemp(name), name) for name in ARCHITECTURES}
 
@@ -147,7 +146,7 @@ def test_the_adapter_is_what_a_hand_computes(kind, architecture, families, tmp_p
     merged = fields.get("sources", [0, 1, 2])
     named = products(sources)
     by_rows = next(iter(named))
-    values: list[Any] = WEIGHTS
+    values = WEIGHTS
     if "groups" in kind:
         values = GROUPED
     elif "rows" in kind:
@@ -156,12 +155,12 @@ def test_the_adapter_is_what_a_hand_computes(kind, architecture, families, tmp_p
     weighted = fields["method"] not in ("slerp", "sce", "iso_c")
     given = [{"weight": value, **density} for value in values] if weighted else []
     recipe = make_recipe(sources, **fields, parameters=given)
-    folder = build_model(recipe, tmp_path / "out", progress=False)
+    folder = build_model(recipe, tmp_path / "out")
     assert not (folder / "config.json").exists()
     base = AutoModelForCausalLM.from_pretrained(sources[0]["model"])
     plain = {name: tensor.double() for name, tensor in base.state_dict().items()}
     found = PeftModel.from_pretrained(base, folder).merge_and_unload().state_dict()
-    whole = open_source(str(build_model(recipe, tmp_path / "whole", progress=False, whole=True)))
+    whole = open_source(str(build_model(recipe, tmp_path / "whole", whole=True)))
     changed = 0
     for name in whole.tensors:
         live = next(own for own in plain if own.endswith(name))
@@ -181,7 +180,7 @@ def test_the_adapter_is_what_a_hand_computes(kind, architecture, families, tmp_p
     assert changed > 4
 
 
-def numbers_of(value: Any, name: str, by_rows: str) -> list[float]:
+def numbers_of(value, name, by_rows):
     """The numbers of a source for the rows of a tensor."""
     if not isinstance(value, dict):
         return [value]
@@ -195,9 +194,7 @@ def test_equal_adapters_give_themselves(families, tmp_path):
     and the largest entry of the others is positive."""
     first = families["llama"][0]
     recipe = make_recipe([first, first], method="ties", parameters=[{"density": 1.0}] * 2)
-    state = load_file(
-        build_model(recipe, tmp_path / "out", progress=False) / "adapter_model.safetensors"
-    )
+    state = load_file(build_model(recipe, tmp_path / "out") / "adapter_model.safetensors")
     for name, pairs in products([first]).items():
         module = name.removesuffix(".weight")
         b, a = (state[f"base_model.model.{module}.lora_{letter}.weight"] for letter in "BA")
@@ -214,9 +211,7 @@ def test_a_rank_and_a_dtype(families, tmp_path):
     keeps."""
     fields = {"method": "ties", "parameters": [{"density": 0.5}] * 3}
     exact, small = (
-        build_model(
-            make_recipe(families["llama"], **fields, **own), tmp_path / str(number), progress=False
-        )
+        build_model(make_recipe(families["llama"], **fields, **own), tmp_path / str(number))
         for number, own in enumerate(({}, {"rank": 2, "dtype": "bfloat16"}))
     )
     states = [load_file(folder / "adapter_model.safetensors") for folder in (exact, small)]
@@ -240,9 +235,7 @@ def test_a_sum_is_the_same_merge(families, tmp_path):
         update={"merge": recipe.merge.model_copy(update={"core_space": None})}
     )
     weights = [
-        (
-            build_model(each, tmp_path / str(number), progress=False) / "adapter_model.safetensors"
-        ).read_bytes()
+        (build_model(each, tmp_path / str(number)) / "adapter_model.safetensors").read_bytes()
         for number, each in enumerate((recipe, plain))
     ]
     assert weights[0] == weights[1]
@@ -255,7 +248,7 @@ def test_the_same_recipe_gives_the_same_bits(families, tmp_path):
     found = []
     for threads in (1, 3, 1):
         torch.set_num_threads(threads)
-        folder = build_model(recipe, tmp_path / str(len(found)), progress=False)
+        folder = build_model(recipe, tmp_path / str(len(found)))
         found.append((folder / "adapter_model.safetensors").read_bytes())
     torch.set_num_threads(before)
     assert found[0] == found[1] == found[2]

@@ -4,7 +4,6 @@ the description says."""
 import json
 import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -54,7 +53,7 @@ CONFIG = {
 Tensors = dict[str, torch.Tensor]
 
 
-def tensors() -> Tensors:
+def tensors():
     """Random weights in the released layout."""
     torch.manual_seed(0)
     found = {
@@ -80,7 +79,7 @@ def tensors() -> Tensors:
     return found
 
 
-def save(folder: Path, weights: Tensors | None = None, **changes: Any) -> Path:
+def save(folder, weights=None, **changes):
     """Write a checkpoint in the released layout, in two files with an index."""
     folder.mkdir()
     weights = tensors() if weights is None else weights
@@ -102,7 +101,7 @@ def save(folder: Path, weights: Tensors | None = None, **changes: Any) -> Path:
     return folder
 
 
-def expected(weights: Tensors) -> Any:
+def expected(weights):
     """The model that the layout means: a path through a Mistral of the stored layers, on which
     scales multiply what the MLP of the hop before adds."""
     names = MistralConfig().to_dict().keys() & CONFIG.keys() - {"architectures", "model_type"}
@@ -113,7 +112,7 @@ def expected(weights: Tensors) -> Any:
     return LayerPool([source]).model(LayerPath.of([(0, n) for n in STORED], SCALES), "mlp_delta")
 
 
-def convert(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+def convert(folder, monkeypatch):
     """Run the script on a folder; returns the recipe that it writes."""
     monkeypatch.setattr("sys.argv", ["evomistral.py", str(folder)])
     runpy.run_path(str(ROOT / "examples" / "evomistral.py"), run_name="__main__")
@@ -123,13 +122,13 @@ def convert(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 def test_the_recipe_computes_what_the_layout_means(tmp_path, monkeypatch):
     """Logits, and those of the folded plain Mistral; every stored layer is there once."""
     released = save(tmp_path / "released")
-    out = build_model(convert(released, monkeypatch), tmp_path / "ours", progress=False)
+    out = build_model(convert(released, monkeypatch), tmp_path / "ours")
     ids = torch.tensor([[3, 9, 30, 12, 7, 7, 21]])
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     assert type(model).__name__ == "EvoMergedForCausalLM"
     assert model.config.scale_target == "mlp_delta"
     plain = AutoModelForCausalLM.from_pretrained(
-        hf_evomerge.fold(out, tmp_path / "plain", progress=False), dtype=torch.float32
+        hf_evomerge.fold(out, tmp_path / "plain"), dtype=torch.float32
     )
     assert type(plain).__name__ == "MistralForCausalLM"
     with torch.no_grad():
@@ -142,12 +141,12 @@ def test_the_recipe_computes_what_the_layout_means(tmp_path, monkeypatch):
     assert not {"auto_map", "num_hops"} & model.config.text_config.to_dict().keys()
 
 
-def without(name: str) -> Tensors:
+def without(name):
     """The weights without one tensor."""
     return {key: value for key, value in tensors().items() if key != name}
 
 
-WRONG: dict[str, tuple[dict[str, Any], Tensors | None, str]] = {
+WRONG = {
     "another model": (
         {"model_type": "mistral"},
         None,

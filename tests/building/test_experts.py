@@ -2,7 +2,6 @@
 memory."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,22 +9,21 @@ from recipes import merge_of
 from safetensors.torch import load_file
 from slowly import slow_beyond
 from tiny_models import MIXTURES, tiny_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.live import LiveMerger
 from hf_evomerge.recipes.layer_groups import classify
-from hf_evomerge.recipes.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def families(tmp_path_factory):
     """Makes, once for each architecture, a base and two models of two blocks."""
-    made: dict[str, Path] = {}
+    made = {}
 
-    def of(architecture: str) -> Path:
+    def of(architecture):
         if architecture not in made:
             made[architecture] = tmp_path_factory.mktemp(architecture)
             for seed, name in enumerate(("base", "a", "b")):
@@ -36,20 +34,20 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return of
 
 
-def recipe_of(folder: Path, weights: Any = 0.5, **merge: Any) -> Recipe:
+def recipe_of(folder, weights=0.5, **merge):
     """Task arithmetic of the two, with one value of the weight for both."""
     fields = {"method": "task_arithmetic", "base": folder / "base", "weights": [weights] * 2}
     return merge_of(folder / "a", folder / "b", **fields, merge=merge)
 
 
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+def tensors_of(folder):
     """What the file of a model holds."""
     return load_file(folder / "model.safetensors")
 
 
-def halves(tensors: dict[str, torch.Tensor]) -> dict[str | None, list[str]]:
+def halves(tensors):
     """The names of the tensors by the half of a block that they are in."""
-    found: dict[str | None, list[str]] = {}
+    found = {}
     for name in tensors:
         found.setdefault(classify(name)[2], []).append(name)
     return found
@@ -65,10 +63,8 @@ def test_routers_are_one_sources_and_experts_a_group(architecture, families, tmp
     assert len(names["router"]) in (2, 4)  # gpt-oss has a bias
     assert len(names["experts"]) >= 4
     weights = {"blocks.0-1.experts": 0.25, "default": 0.5}
-    merged = tensors_of(build_model(recipe_of(folder, weights), tmp_path / "out", progress=False))
-    other = tensors_of(
-        build_model(recipe_of(folder, weights, router=1), tmp_path / "other", progress=False)
-    )
+    merged = tensors_of(build_model(recipe_of(folder, weights), tmp_path / "out"))
+    other = tensors_of(build_model(recipe_of(folder, weights, router=1), tmp_path / "other"))
     for name, tensor in merged.items():
         if name in names["router"]:
             assert torch.equal(tensor, a[name]), name
@@ -94,9 +90,9 @@ def test_a_live_model_has_the_bits_of_a_build(architecture, router, families, tm
     of each."""
     folder = families(architecture)
     written = AutoModelForCausalLM.from_pretrained(
-        build_model(recipe_of(folder, router=router), tmp_path / "out", progress=False)
+        build_model(recipe_of(folder, router=router), tmp_path / "out")
     )
-    live: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder / "base")
+    live = AutoModelForCausalLM.from_pretrained(folder / "base")
     sources = [open_source(str(folder / name)) for name in "ab"]
     merger = LiveMerger(
         sources, open_source(str(folder / "base")), "task_arithmetic", {}, 0, live, router=router
@@ -111,9 +107,7 @@ def test_merged_routers_are_a_group_too(families, tmp_path):
     folder = families("mixtral")
     base, a, b = (tensors_of(folder / name) for name in ("base", "a", "b"))
     weights = {"blocks.0-1.router": 0.0, "blocks.1.mlp": 0.25, "default": 0.5}
-    merged = tensors_of(
-        build_model(recipe_of(folder, weights, router="merge"), tmp_path / "out", progress=False)
-    )
+    merged = tensors_of(build_model(recipe_of(folder, weights, router="merge"), tmp_path / "out"))
     for name, tensor in merged.items():
         half = classify(name)[2]
         block = classify(name)[1]
@@ -131,7 +125,7 @@ def test_slices_take_the_router_of_their_first_source(families, tmp_path):
     a, b = (tensors_of(folder / name) for name in "ab")
     slices = [{"layers": ["0:0", "1:0"]}, {"layers": ["1:1", "0:1"]}]
     recipe = recipe_of(folder, slices=slices, parameters=[])
-    merged = tensors_of(build_model(recipe, tmp_path / "out", progress=False))
+    merged = tensors_of(build_model(recipe, tmp_path / "out"))
     for name in halves(a)["router"]:
         assert torch.equal(merged[name], (a if classify(name)[1] == 0 else b)[name])
 

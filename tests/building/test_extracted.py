@@ -2,8 +2,6 @@
 
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,8 +19,8 @@ from transformers import (
 from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model
+from hf_evomerge.building.build_record import read_build_record
 from hf_evomerge.building.extracted import extract_adapter
-from hf_evomerge.building.record import read_build_record
 from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, SearchError, SourceError
 from hf_evomerge.recipes.strict_yaml import validate
@@ -30,7 +28,7 @@ from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.score_model import evaluate_model
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
+def weights(folder):
     """The weights of a model in float64."""
     return {
         name: tensor.double()
@@ -41,11 +39,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_every_linear_weight_is_cut_to_the_rank(tiny, tmp_path):
     """The product is the truncated SVD of the change, and the record and the table say what share
     of it is kept and lost."""
-    report = str(
-        extract_adapter(
-            str(tiny / "a"), str(tiny / "base"), tmp_path / "out", rank=3, progress=False
-        )
-    )
+    report = str(extract_adapter(str(tiny / "a"), str(tiny / "base"), tmp_path / "out", rank=3))
     after = weights(tiny / "a")
     before = weights(tiny / "base")
     adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
@@ -86,10 +80,8 @@ def test_a_full_rank_loses_nothing_linear(architecture, linear, count, tiny, tmp
         config = GPT2Config(vocab_size=48, n_embd=24, n_layer=2, n_head=2, n_positions=32)
         GPT2LMHeadModel(config).save_pretrained(tmp_path / name)
     folder = tmp_path if architecture == "gpt2" else tiny
-    extract_adapter(
-        str(folder / "a"), str(folder / "base"), tmp_path / "out", rank=1000, progress=False
-    )
-    model: Any = PeftModel.from_pretrained(
+    extract_adapter(str(folder / "a"), str(folder / "base"), tmp_path / "out", rank=1000)
+    model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder / "base"), tmp_path / "out"
     )
     merged = model.merge_and_unload().state_dict()
@@ -108,11 +100,7 @@ def test_extracted_adapters_are_merged(tiny, tmp_path):
     for name in "ab":
         for again in ("", "-again"):
             extract_adapter(
-                str(tiny / name),
-                str(tiny / "base"),
-                tmp_path / f"{name}{again}",
-                rank=2,
-                progress=False,
+                str(tiny / name), str(tiny / "base"), tmp_path / f"{name}{again}", rank=2
             )
         files = [
             (tmp_path / f"{name}{again}" / "adapter_model.safetensors").read_bytes()
@@ -126,7 +114,7 @@ def test_extracted_adapters_are_merged(tiny, tmp_path):
         base=tiny / "base",
         weights=[0.5, 0.5],
     )
-    folder = build_model(recipe, tmp_path / "out", progress=False)
+    folder = build_model(recipe, tmp_path / "out")
     tensors = load_file(folder / "adapter_model.safetensors")
     assert {tensor.shape[0] for name, tensor in tensors.items() if "_A" in name} == {4}
 
@@ -162,9 +150,7 @@ def test_a_fine_tune_with_numbers_that_are_not_finite(name, number, tiny, tmp_pa
         SourceError,
         match=f"^not all numbers are finite in {name}: .*broken or its base has NaN or infi",
     ):
-        extract_adapter(
-            str(tmp_path / "broken"), str(tiny / "base"), tmp_path / "out", progress=False
-        )
+        extract_adapter(str(tmp_path / "broken"), str(tiny / "base"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -181,7 +167,7 @@ def test_on_a_flat_spectrum_the_best_of_the_rank_is_kept(rank, tmp_path):
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     model.save_pretrained(tmp_path / "tuned")
     folders = str(tmp_path / "tuned"), str(tmp_path / "base")
-    energy = extract_adapter(*folders, tmp_path / "out", rank=rank, progress=False).energy
+    energy = extract_adapter(*folders, tmp_path / "out", rank=rank).energy
     after = weights(tmp_path / "tuned")
     before = weights(tmp_path / "base")
     for module, kept in energy.items():
@@ -196,9 +182,7 @@ def test_a_change_of_fewer_directions_than_the_rank(tiny, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny / "base")
     model.model.layers[0].self_attn.q_proj.weight.data[2, 3] += 1
     model.save_pretrained(tmp_path / "tuned")
-    adapter = extract_adapter(
-        str(tmp_path / "tuned"), str(tiny / "base"), tmp_path / "out", rank=4, progress=False
-    )
+    adapter = extract_adapter(str(tmp_path / "tuned"), str(tiny / "base"), tmp_path / "out", rank=4)
     assert adapter.energy == {"model.layers.0.self_attn.q_proj": 1.0}
     b, a = (
         load_file(tmp_path / "out" / "adapter_model.safetensors")[name]
@@ -209,7 +193,7 @@ def test_a_change_of_fewer_directions_than_the_rank(tiny, tmp_path):
     assert torch.allclose(b @ a, wanted, atol=1e-6)
 
 
-def test_the_report_in_json(tiny: Path, search_settings: Any, tmp_path: Path) -> None:
+def test_the_report_in_json(tiny, search_settings, tmp_path):
     """`--json` prints the energy that each module keeps, as build.json has it, what is lost with
     its part in the change, and the scores."""
     file = tmp_path / "search.yaml"

@@ -3,9 +3,6 @@ nothing is lost."""
 
 import json
 import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,14 +19,11 @@ from hf_evomerge.recipes.layer_groups import classify
 from hf_evomerge.recipes.recipe import Recipe
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
-KINDS: dict[str, tuple[str, Callable[..., Any]]] = {
-    "sdxl": ("unet", save_sdxl),
-    "dit": ("transformer", save_dit),
-}
+KINDS = {"sdxl": ("unet", save_sdxl), "dit": ("transformer", save_dit)}
 
 
 @pytest.fixture(scope="module")
-def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def parents(tmp_path_factory):
     """Three pipelines of each kind: base, a and b."""
     folder = tmp_path_factory.mktemp("pipelines")
     for kind, (_, save) in KINDS.items():
@@ -38,9 +32,7 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe_of(
-    folder: Path, kind: str, method: str, parameters: list[dict[str, Any]], **fields: Any
-) -> Recipe:
+def recipe_of(folder, kind, method, parameters, **fields):
     """A merge of `a` and `b`."""
     part = fields.pop("part", KINDS[kind][0])
     sources = [{"model": str(folder / kind / name), "component": part} for name in ("a", "b")]
@@ -49,7 +41,7 @@ def recipe_of(
     return Recipe.model_validate({"sources": sources, **base, "merge": merge, **fields})
 
 
-def state(folder: Path, part: str) -> dict[str, torch.Tensor]:
+def state(folder, part):
     """A component's tensors as they are on disk."""
     return load_file(next((folder / part).glob("*.safetensors")))
 
@@ -60,7 +52,7 @@ def test_a_component_is_what_the_formula_gives(kind, parents, tmp_path):
     tensor is accounted for."""
     part = KINDS[kind][0]
     recipe = recipe_of(parents, kind, "task_arithmetic", [{"weight": 0.4}, {"weight": 0.9}])
-    out = build_model(recipe, tmp_path / "out", progress=False)
+    out = build_model(recipe, tmp_path / "out")
     base, a, b, merged = (
         state(folder, part) for folder in (*(parents / kind / n for n in ("base", "a", "b")), out)
     )
@@ -114,9 +106,7 @@ def test_groups_of_a_unet(parents, tmp_path):
         {"weight": {"blocks.0-4.attn": 0.25, "default": 1.0}},
         {"weight": {"blocks.0-4.attn": 0.75, "default": 0.0}},
     ]
-    out = build_model(
-        recipe_of(parents, "sdxl", "linear", parameters), tmp_path / "out", progress=False
-    )
+    out = build_model(recipe_of(parents, "sdxl", "linear", parameters), tmp_path / "out")
     a, b, merged = (
         state(folder, "unet") for folder in (parents / "sdxl" / "a", parents / "sdxl" / "b", out)
     )
@@ -137,9 +127,7 @@ def test_a_gradient_runs_over_the_blocks(kind, ends, parents, tmp_path):
     to the last."""
     part = KINDS[kind][0]
     out = build_model(
-        recipe_of(parents, kind, "slerp", [], options={"t": [0.0, 1.0]}),
-        tmp_path / "out",
-        progress=False,
+        recipe_of(parents, kind, "slerp", [], options={"t": [0.0, 1.0]}), tmp_path / "out"
     )
     a, b, merged = (
         state(folder, part) for folder in (parents / kind / "a", parents / kind / "b", out)
@@ -168,7 +156,7 @@ def test_components_of_other_sources_bring_all_their_files(parents, tmp_path):
     fields = {**recipe.model_dump(), "sources": [*recipe.sources, third], "components": given}
     fields["merge"]["sources"] = [0, 1]
     recipe = Recipe.model_validate(fields)
-    pipeline = loaded(build_model(recipe, tmp_path / "out", progress=False))
+    pipeline = loaded(build_model(recipe, tmp_path / "out"))
     assert isinstance(pipeline.scheduler, diffusers.DDIMScheduler)
     assert len(pipeline.tokenizer) == 14 == pipeline.text_encoder.config.vocab_size
     assert len(pipeline.tokenizer_2) == 54
@@ -183,7 +171,7 @@ def test_another_component_can_be_merged(parents, tmp_path):
     """The decoder of pictures, in another dtype: all components have that then."""
     parameters = [{"weight": 0.5}, {"weight": 0.5}]
     recipe = recipe_of(parents, "sdxl", "linear", parameters, part="text_encoder", dtype="bfloat16")
-    out = build_model(recipe, tmp_path / "out", progress=False, max_shard_size="10KB")
+    out = build_model(recipe, tmp_path / "out", max_shard_size="10KB")
     a, b = (state(parents / "sdxl" / n, "text_encoder") for n in ("a", "b"))
     name = next(n for n in a if n.endswith("layers.0.mlp.fc1.weight"))
     pipeline = loaded(out)
@@ -253,7 +241,7 @@ def test_an_adapter_is_fused(layout, parents, tmp_path):
     recipe = recipe_of(parents, "sdxl", "linear", [{"weight": 1.0}, {"weight": 0.0}])
     first = recipe.sources[0].model_copy(update={"adapter": named})
     recipe = recipe.model_copy(update={"sources": [first, recipe.sources[1]]})
-    merged = state(build_model(recipe, tmp_path / "out", progress=False), "unet")
+    merged = state(build_model(recipe, tmp_path / "out"), "unet")
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, wanted[name], msg=name)
     if layout == "diffusers":
@@ -265,7 +253,7 @@ def test_an_adapter_is_fused(layout, parents, tmp_path):
             torch.testing.assert_close(tensor, theirs[name], msg=name)
 
 
-def _with(key: str, value: Any) -> Callable[[Path], None]:
+def _with(key, value):
     return lambda folder: edit_json(folder / "model_index.json", **{key: value})
 
 
@@ -303,7 +291,7 @@ def test_what_is_refused(change, said, parents, tmp_path):
     other = recipe.sources[1].model_copy(update={"model": str(spoiled)})
     recipe = recipe.model_copy(update={"sources": [recipe.sources[0], other]})
     with pytest.raises(EvoMergeError, match=said) as found:
-        build_model(recipe, tmp_path / "out", progress=False)
+        build_model(recipe, tmp_path / "out")
     assert "\n" not in str(found.value)
     assert not (tmp_path / "out").exists()
 

@@ -3,9 +3,6 @@ gives by hand, and what the whole merged pipeline has."""
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import core_reference
 import merge_reference as reference
@@ -20,7 +17,7 @@ from slowly import slow_beyond
 from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model, check_recipe
-from hf_evomerge.building.record import read_build_record
+from hf_evomerge.building.build_record import read_build_record
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.cli import app
@@ -42,7 +39,7 @@ CLIP = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def any_peft() -> Iterator[None]:
+def any_peft():
     """transformers 5.24 asks for a peft that is not released, before it adapts a text encoder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.17.0")
@@ -50,7 +47,7 @@ def any_peft() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def parents(tmp_path_factory):
     """A pipeline of each kind and three LoRAs of it, saved by diffusers: of other ranks, alphas and
     modules; the second has a convolution, the third no text encoder."""
     folder = tmp_path_factory.mktemp("loras")
@@ -61,7 +58,7 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def save_lora(base: Path, folder: Path, number: int, rank: int, alpha: int) -> None:
+def save_lora(base, folder, number, rank, alpha):
     """Train nothing, and save random numbers as diffusers' training scripts do."""
     from diffusers.training_utils import _collate_lora_metadata
     from peft import LoraConfig
@@ -87,7 +84,7 @@ def save_lora(base: Path, folder: Path, number: int, rank: int, alpha: int) -> N
     type(pipeline).save_lora_weights(folder, **named, **_collate_lora_metadata(modules))
 
 
-def recipe_of(folder: Path, method: str = "task_arithmetic", **fields: Any) -> Recipe:
+def recipe_of(folder, method="task_arithmetic", **fields):
     """A merge of the three LoRAs."""
     base = {"model": str(folder / "base")}
     adapters = fields.pop("adapters", [str(folder / f"lora{number}") for number in range(3)])
@@ -100,7 +97,7 @@ def recipe_of(folder: Path, method: str = "task_arithmetic", **fields: Any) -> R
     )
 
 
-def weights(pipeline: Any) -> dict[str, torch.Tensor]:
+def weights(pipeline):
     """All weights of a pipeline in float64."""
     found = {}
     for part, module in pipeline.components.items():
@@ -111,7 +108,7 @@ def weights(pipeline: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def products(folder: Path, names: Any) -> dict[str, tuple[Any, Any]]:
+def products(folder, names):
     """The two factors of what a LoRA of diffusers adds to each weight, from its file, in
     float64."""
     with safe_open(folder / FILE, "pt") as opened:
@@ -131,7 +128,7 @@ def products(folder: Path, names: Any) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def fused(base: Path, folder: Path) -> Any:
+def fused(base, folder):
     """The base with a LoRA, by plain diffusers."""
     pipeline = loaded(base)
     pipeline.load_lora_weights(folder)
@@ -140,10 +137,10 @@ def fused(base: Path, folder: Path) -> Any:
     return pipeline
 
 
-def by_hand(folder: Path, merge: Any) -> dict[str, torch.Tensor]:
+def by_hand(folder, merge):
     """The weights of the base with a merge of the LoRAs."""
     wanted = weights(loaded(folder / "base"))
-    pairs: dict[str, dict[int, Any]] = {}
+    pairs = {}
     for number in range(3):
         for name, pair in products(folder / f"lora{number}", wanted).items():
             pairs.setdefault(name, {})[number] = pair
@@ -153,18 +150,18 @@ def by_hand(folder: Path, merge: Any) -> dict[str, torch.Tensor]:
     return wanted
 
 
-def total(pairs: dict[int, Any], shares: Sequence[float] = WEIGHTS) -> Any:
+def total(pairs, shares=WEIGHTS):
     """The weighted sum."""
     return sum(shares[number] * b @ a for number, (b, a) in pairs.items())
 
 
-def in_core(merge: Any) -> Any:
+def in_core(merge):
     """A merge of small matrices."""
     numbers = [[weight] for weight in WEIGHTS]
     return lambda pairs: core_reference.by_hand(pairs, numbers, 3, merge)
 
 
-def difference(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
+def difference(found, wanted):
     """The largest difference of two states of the same names."""
     assert found.keys() == wanted.keys()
     return max(float((found[name] - wanted[name]).abs().max()) for name in found)
@@ -172,7 +169,7 @@ def difference(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) 
 
 DENSE = [{"weight": weight, "density": 1.0} for weight in WEIGHTS]
 HALF = [{"weight": weight, "density": 0.5} for weight in WEIGHTS]
-MERGES: dict[str, tuple[dict[str, Any], Any]] = {
+MERGES = {
     "task_arithmetic": ({}, total),
     "linear": ({}, lambda pairs: total(pairs, [weight / sum(WEIGHTS) for weight in WEIGHTS])),
     "dare_linear": ({"core_space": True, "parameters": DENSE}, total),
@@ -196,7 +193,7 @@ def test_diffusers_loads_what_a_hand_computes(method, kind, parents, tmp_path):
     said = check_recipe(recipe).summary
     assert said.startswith(f"{method} of 3 sources")
     assert re.search(rf", as one LoRA of rank \d+ \({FILE}\), as float32$", said)
-    out = build_model(recipe, tmp_path / "out", progress=False)
+    out = build_model(recipe, tmp_path / "out")
     files = ["adapter_config.json", "build.json", FILE, "recipe.yaml"]
     assert sorted(file.name for file in out.iterdir()) == files
     pipeline = fused(folder / "base", out)
@@ -204,7 +201,7 @@ def test_diffusers_loads_what_a_hand_computes(method, kind, parents, tmp_path):
     assert difference(weights(pipeline), wanted) < 1e-6
     base = loaded(folder / "base")
     assert difference(wanted, weights(base)) > 0.05
-    whole = loaded(build_model(recipe, tmp_path / "whole", progress=False, whole=True))
+    whole = loaded(build_model(recipe, tmp_path / "whole", whole=True))
     assert difference(weights(whole), wanted) < 1e-6
     picture = draw(pipeline)
     assert (picture - draw(whole)).abs().max() < 1e-4
@@ -216,9 +213,9 @@ def test_it_is_read_again(parents, tmp_path):
     and may be overwritten; the same recipe gives the same bits."""
     folder = parents / "sd"
     recipe = recipe_of(folder, rank=5)
-    out = build_model(recipe, tmp_path / "out", progress=False)
-    again = build_model(recipe, tmp_path / "again", progress=False)
-    build_model(recipe, again, progress=False, overwrite=True)
+    out = build_model(recipe, tmp_path / "out")
+    again = build_model(recipe, tmp_path / "again")
+    build_model(recipe, again, overwrite=True)
     assert digests(again) == digests(out)
     assert 0 < min(read_build_record(out).energy.values()) < 1
     facts = inspect_model(out)
@@ -229,7 +226,7 @@ def test_it_is_read_again(parents, tmp_path):
     alone = open_source(str(out))
     assert alone.adapter.label == str(out)
     twice = recipe_of(folder, adapters=[str(out)], merge={"parameters": [{"weight": 2.0}]})
-    double = build_model(twice, tmp_path / "double", progress=False)
+    double = build_model(twice, tmp_path / "double")
     base = weights(loaded(folder / "base"))
     once = weights(fused(folder / "base", out))
     wanted = {name: 2 * tensor - base[name] for name, tensor in once.items()}
@@ -250,11 +247,11 @@ def test_a_component_and_weights_by_component(parents, tmp_path):
     ]
     named = recipe_of(folder, merge={"parameters": values})
     found = [
-        weights(fused(folder / "base", build_model(each, tmp_path / name, progress=False)))
+        weights(fused(folder / "base", build_model(each, tmp_path / name)))
         for name, each in (("part", part), ("named", named))
     ]
     assert difference(*found) < 1e-7
-    whole = build_model(part, tmp_path / "whole", progress=False, whole=True)
+    whole = build_model(part, tmp_path / "whole", whole=True)
     assert difference(found[0], weights(loaded(whole))) < 1e-6
     for value in ([0.0, 1.0], {"blocks.0": 1.0, "default": 0.0}):
         with pytest.raises(RecipeError, match="blocks are numbered within a component"):
@@ -276,12 +273,12 @@ def test_a_file_of_kohya(parents, tmp_path):
         renamed[f"lora_{flat}.alpha"] = torch.tensor(7.0)
     save_file(renamed, tmp_path / "kohya.safetensors")
     names = [str(tmp_path / "kohya.safetensors"), *(str(folder / f"lora{n}") for n in (1, 2))]
-    out = build_model(recipe_of(folder, adapters=names), tmp_path / "out", progress=False)
+    out = build_model(recipe_of(folder, adapters=names), tmp_path / "out")
     wanted = by_hand(folder, total)
     assert difference(weights(fused(folder / "base", out)), wanted) < 1e-6
 
 
-def spoiled_lora(file: Path, folder: Path, more: dict[str, Any]) -> str:
+def spoiled_lora(file, folder, more):
     """A copy of a LoRA with further tensors."""
     folder.mkdir()
     save_file(load_file(file) | more, folder / FILE)

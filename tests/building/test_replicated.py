@@ -1,8 +1,6 @@
 """A path through one model as an adapter of peft, and such an adapter as a source."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -32,27 +30,27 @@ COUNTED = {"qwen2": {"repeat"}, "smollm3": {"repeat"}}  # one kind, in a list as
 HIDDEN = {"gpt2", "gpt_neox", "opt"}  # where peft finds no layers
 
 
-def saved(folder: Path, architecture: str = "llama", layers: int = LAYERS, seed: int = 0) -> Path:
+def saved(folder, architecture="llama", layers=LAYERS, seed=0):
     """Save a random model."""
     tiny_model(architecture, layers, seed).save_pretrained(folder)
     return folder
 
 
-def recipe_of(path: Any, *models: Path, **fields: Any) -> Recipe:
+def recipe_of(path, *models, **fields):
     """A path through models, as an adapter where it can be one."""
     sources = [{"model": str(model)} for model in models]
     flow = path if isinstance(path, dict) else {"path": path}
     return Recipe.model_validate({"sources": sources, "flow": flow, "adapter": "auto", **fields})
 
 
-def answers(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def answers(model):
     """Logits, and what it writes with its cache."""
     ids = token_ids()
     written = model.eval().generate(input_ids=ids, max_new_tokens=6, do_sample=False)
     return model(input_ids=ids).logits, written
 
 
-def same(model: Any, other: Any) -> bool:
+def same(model, other):
     """Tell whether two models compute and write the same."""
     return all(torch.equal(a, b) for a, b in zip(answers(model), answers(other), strict=True))
 
@@ -66,7 +64,7 @@ def test_an_adapter_computes_what_the_path_does(architecture, tmp_path):
     would run as another kind, or are not found, the whole model is written."""
     base = saved(tmp_path / "base", architecture)
     for name, path in PATHS.items():
-        out = build_model(recipe_of(path, base), tmp_path / name, progress=False)
+        out = build_model(recipe_of(path, base), tmp_path / name)
         is_adapter = (out / "adapter_config.json").is_file()
         known = KINDS.get(architecture, set()) | COUNTED.get(architecture, set())
         if architecture in {"llama", *KINDS, *COUNTED, *HIDDEN}:
@@ -74,9 +72,7 @@ def test_an_adapter_computes_what_the_path_does(architecture, tmp_path):
         if not is_adapter:
             assert (out / "config.json").is_file()
             continue
-        whole = build_model(
-            recipe_of(path, base), tmp_path / f"{name} whole", progress=False, whole=True
-        )
+        whole = build_model(recipe_of(path, base), tmp_path / f"{name} whole", whole=True)
         adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out)
         assert same(adapted, AutoModelForCausalLM.from_pretrained(whole)), name
 
@@ -86,10 +82,8 @@ def test_transformers_loads_it_alone(tmp_path):
     """`from_pretrained` of the adapter and `load_adapter` of its base give the path too; the files
     of weights and settings have a kilobyte each at most."""
     base = saved(tmp_path / "base")
-    out = build_model(recipe_of(PATHS["repeat"], base), tmp_path / "out", progress=False)
-    whole = build_model(
-        recipe_of(PATHS["repeat"], base), tmp_path / "whole", progress=False, whole=True
-    )
+    out = build_model(recipe_of(PATHS["repeat"], base), tmp_path / "out")
+    whole = build_model(recipe_of(PATHS["repeat"], base), tmp_path / "whole", whole=True)
     expected = AutoModelForCausalLM.from_pretrained(whole)
     later = AutoModelForCausalLM.from_pretrained(base)
     later.load_adapter(str(out))
@@ -115,17 +109,17 @@ def test_what_is_more_than_an_order_of_layers_is_no_adapter(path, fields, reason
     reason."""
     models = [saved(tmp_path / f"model{seed}", seed=seed) for seed in range(2)]
     recipe = recipe_of(path, *models, **fields)
-    out = build_model(recipe, tmp_path / "out", progress=False)
+    out = build_model(recipe, tmp_path / "out")
     assert (out / "config.json").is_file()
     with pytest.raises(SourceError, match=f"the result is no adapter: .*{reason}"):
-        build_model(recipe, tmp_path / "adapter", progress=False, whole=False)
+        build_model(recipe, tmp_path / "adapter", whole=False)
 
 
 def test_a_path_is_a_whole_model_unless_asked(tmp_path):
     """A recipe that does not ask for an adapter gives a model, as before."""
     recipe = recipe_of("0:0-1", saved(tmp_path / "base"), adapter=None)
-    assert (build_model(recipe, tmp_path / "out", progress=False) / "config.json").is_file()
-    out = build_model(recipe, tmp_path / "adapter", progress=False, whole=False)
+    assert (build_model(recipe, tmp_path / "out") / "config.json").is_file()
+    out = build_model(recipe, tmp_path / "adapter", whole=False)
     assert (out / "adapter_config.json").is_file()
 
 
@@ -157,7 +151,7 @@ def test_an_adapter_that_moves_layers_is_a_source(tmp_path):
         mean = (plain.get_parameter(name) + there.get_parameter(name)) / 2
         assert torch.allclose(tensor, mean, atol=1e-6), name
     two = Recipe.model_validate({"sources": [source, source], "base": source, "merge": merge})
-    out = build_model(two, tmp_path / "two", progress=False)
+    out = build_model(two, tmp_path / "two")
     assert (out / "config.json").is_file()  # an adapter would leave the layers as they are
 
 
@@ -175,7 +169,7 @@ def test_ranges_that_cannot_run_are_refused(architecture, ranges, message, tmp_p
     """Layers that are not there, ranges that are none, and layers of other kinds are refused in one
     line."""
     base = saved(tmp_path / "base", architecture)
-    out = build_model(recipe_of("0:2-3", base), tmp_path / "out", progress=False)
+    out = build_model(recipe_of("0:2-3", base), tmp_path / "out")
     edit_json(out / "adapter_config.json", layer_replication=ranges)
     with pytest.raises(SourceError, match=message):
         _ = open_source(str(out)).config

@@ -1,8 +1,6 @@
 import json
 import os
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +23,7 @@ llama = partial(tiny_model, "llama")
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> list[Path]:
+def folders(tmp_path):
     """Two Llamas of three and four layers, with files of a tokenizer beside the first."""
     llama(3).save_pretrained(tmp_path / "a")
     llama(4, seed=1).save_pretrained(tmp_path / "b")
@@ -36,24 +34,19 @@ def folders(tmp_path: Path) -> list[Path]:
     return [tmp_path / "a", tmp_path / "b"]
 
 
-def build(
-    folders: list[Path], flow: FlowPart = FLOW, dtype: str | None = None, **options: Any
-) -> Path:
+def build(folders, flow=FLOW, dtype=None, **options):
     """Build into the folder ``out`` beside the sources."""
     return write_checkpoint(
-        Routed(opened(folders), flow, dtype=dtype),
-        folders[0].parent / "out",
-        progress=False,
-        **options,
+        Routed(opened(folders), flow, dtype=dtype), folders[0].parent / "out", **options
     )
 
 
-def opened(folders: list[Path]) -> list[Source]:
+def opened(folders):
     """The sources, called as they are on the Hub."""
     return [Source(folder, ref) for folder, ref in zip(folders, REFS, strict=True)]
 
 
-def evaluated(folders: list[Path], flow: FlowPart = FLOW, **options: Any) -> torch.Tensor:
+def evaluated(folders, flow=FLOW, **options):
     """The logits of the model over resident layers."""
     models = [AutoModelForCausalLM.from_pretrained(folder, **options) for folder in folders]
     return (
@@ -114,9 +107,7 @@ def test_a_checkpoint_of_the_base_model_is_read(tmp_path):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)).eval()
     model.transformer.save_pretrained(tmp_path / "gpt2")
     flow = FlowPart(path="0:0, 0:1, 0:1")
-    out = write_checkpoint(
-        Routed([open_source(str(tmp_path / "gpt2"))], flow), tmp_path / "out", progress=False
-    )
+    out = write_checkpoint(Routed([open_source(str(tmp_path / "gpt2"))], flow), tmp_path / "out")
     expected = LayerPool([model]).model(flow.to_path())(IDS).logits
     assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(IDS).logits, expected)
 

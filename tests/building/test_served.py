@@ -3,8 +3,6 @@ checked without either."""
 
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,7 +24,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 PREFIXES = {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head."}
 
 
-def check_served(folder: Path, model: Any, *, sees: bool = False) -> None:
+def check_served(folder, model, *, sees=False):
     """Check an adapter by the rules of both servers.
 
     vLLM (`PEFTHelper`, `parse_fine_tuned_lora_name`, `check_unexpected_modules`): neither DoRA nor
@@ -79,7 +77,7 @@ def test_servers_take_a_merge_of_adapters(architecture, tmp_path):
         save_adapter(tmp_path / "base", out, seed, **settings)
         sources.append({**base, "adapter": str(out)})
     recipe = merge_of(*sources, method="task_arithmetic", base=base)
-    folder = build_model(recipe, tmp_path / "out", progress=False)
+    folder = build_model(recipe, tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
     check_served(folder, model)
     model.load_adapter(str(folder))
@@ -110,10 +108,10 @@ def test_adapters_of_a_model_that_sees_have_the_names_of_the_whole(name, is_plai
             _call_as_plain(out)
         sources.append({**base, "adapter": str(out)})
     recipe = merge_of(*sources, method="task_arithmetic", base=base)
-    folder = build_model(recipe, tmp_path / "out", progress=False)
+    folder = build_model(recipe, tmp_path / "out")
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "base").eval()
     check_served(folder, plain, sees=is_plain and name != "smolvlm")
-    built = build_model(recipe, tmp_path / "whole", progress=False, whole=True)
+    built = build_model(recipe, tmp_path / "whole", whole=True)
     merged = AutoModelForImageTextToText.from_pretrained(built).eval()
     seen = inputs(name)
     with torch.inference_mode():
@@ -122,7 +120,7 @@ def test_adapters_of_a_model_that_sees_have_the_names_of_the_whole(name, is_plai
         assert (plain(**seen).logits - merged(**seen).logits).abs().max() > 1e-3
 
 
-def _call_as_plain(folder: Path) -> None:
+def _call_as_plain(folder):
     """Give the tensors of an adapter the names that they have in a plain language model."""
     from safetensors.torch import load_file, save_file
 

@@ -34,7 +34,7 @@ def stack(deep, tmp_path):
         if base:
             data["base"] = {"model": str(deep / "base")}
         recipe = Recipe.model_validate(data)
-        out = build_model(recipe, tmp_path / "out", progress=False)
+        out = build_model(recipe, tmp_path / "out")
         parents = {
             name: load_file(deep / name / "model.safetensors")
             for name in ("source0", "source1", "source2", "base")
@@ -149,9 +149,7 @@ def test_one_whole_slice_is_the_plain_merge(stack, make_recipe, deep, tmp_path):
     """A single slice of all layers gives the bytes of the merge without slices, config included."""
     values = [{"weight": [0.1, 0.9]}, {"weight": {"*mlp*": 0.3, "default": 0.6}}]
     _, _, out = stack([{"layers": ["0:0-3", "1:0-3"], "parameters": values}], "linear")
-    plain = build_model(
-        make_recipe(deep, "linear", values, base=False), tmp_path / "plain", progress=False
-    )
+    plain = build_model(make_recipe(deep, "linear", values, base=False), tmp_path / "plain")
     left, right = ({f.name: f.read_bytes() for f in folder.iterdir()} for folder in (out, plain))
     assert {name for name, data in left.items() if right.pop(name) != data} <= {
         "recipe.yaml",
@@ -180,7 +178,7 @@ def test_lists_with_an_entry_per_layer_follow(stack, deep, tmp_path):
         "sources": [{"model": str(tmp_path / "mixed")}],
         "merge": {"method": "passthrough", "slices": [{"layers": ["0:1-2"]}, {"layers": ["0:1"]}]},
     }
-    out = build_model(Recipe.model_validate(data), tmp_path / "stacked", progress=False)
+    out = build_model(Recipe.model_validate(data), tmp_path / "stacked")
     assert json.loads((out / "config.json").read_text())["layer_types"] == [
         kinds[1],
         kinds[2],
@@ -243,5 +241,5 @@ def test_a_stack_is_checked_and_built(deep, tmp_path, load):
         "distinct layers, as "
     )
     assert str(check_recipe(recipe)).startswith(wanted)
-    model = load(build_model(recipe, tmp_path / "out", progress=False))
+    model = load(build_model(recipe, tmp_path / "out"))
     assert len(model.config.path) == 7

@@ -2,8 +2,6 @@
 what stays untouched."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +23,7 @@ TOKENS = {
 }
 
 
-def save(folder: Path, tokens: list[str], seed: int, rows: int | None = None) -> None:
+def save(folder, tokens, seed, rows=None):
     """A model with a byte-pair tokenizer of these tokens, those in angles added to it, and perhaps
     more rows than tokens."""
     torch.manual_seed(seed)
@@ -36,7 +34,7 @@ def save(folder: Path, tokens: list[str], seed: int, rows: int | None = None) ->
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def family(tmp_path_factory):
     """A base and two sources, one of which has the common tokens in another order; each has tokens
     that others lack."""
     folder = tmp_path_factory.mktemp("family")
@@ -45,13 +43,13 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe_of(folder: Path, method: str = "linear", *, base: bool = False, **fields: Any) -> Recipe:
+def recipe_of(folder, method="linear", *, base=False, **fields):
     """A merge of both sources with weights .25 and .75."""
     of = {"method": method, "base": folder / "base" if base else None, "weights": [0.25, 0.75]}
     return merge_of(folder / "first", folder / "second", **of, **fields)
 
 
-def rows_of(folder: Path, tokens: list[str] | None = None) -> dict[str, torch.Tensor]:
+def rows_of(folder, tokens=None):
     """The row of each token in the embeddings."""
     tensor = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     if tokens is None:
@@ -67,7 +65,7 @@ def rows_of(folder: Path, tokens: list[str] | None = None) -> dict[str, torch.Te
 def test_a_union_without_a_base(family, tmp_path):
     """Equal tokens are merged wherever they stand; what one source lacks is the other's row; the
     tokenizer knows all."""
-    out = build_model(recipe_of(family, vocabulary="union"), tmp_path / "out", progress=False)
+    out = build_model(recipe_of(family, vocabulary="union"), tmp_path / "out")
     rows, first, second = (
         rows_of(out),
         *(rows_of(family / name, TOKENS[name]) for name in ("first", "second")),
@@ -93,7 +91,7 @@ def test_the_base_gives_what_a_source_lacks(family, tmp_path):
     """A token that the base has does not move where a source lacks it; one that it lacks is the
     mean of those that have it."""
     recipe = recipe_of(family, "task_arithmetic", base=True, vocabulary="union", tokenizer="base")
-    rows = rows_of(build_model(recipe, tmp_path / "out", progress=False))
+    rows = rows_of(build_model(recipe, tmp_path / "out"))
     base, first, second = (rows_of(family / name, tokens) for name, tokens in TOKENS.items())
     assert list(rows) == [*TOKENS["base"], "<y>", "<z>", "bc"]
     assert torch.allclose(rows["<x>"], base["<x>"] + 0.25 * (first["<x>"] - base["<x>"]), atol=1e-6)
@@ -106,9 +104,7 @@ def test_the_base_gives_what_a_source_lacks(family, tmp_path):
 
 def test_the_tokens_of_one_tokenizer(family, tmp_path):
     """With ``vocabulary: tokenizer`` the result has those tokens and that file, byte for byte."""
-    out = build_model(
-        recipe_of(family, vocabulary="tokenizer", tokenizer=1), tmp_path / "out", progress=False
-    )
+    out = build_model(recipe_of(family, vocabulary="tokenizer", tokenizer=1), tmp_path / "out")
     assert list(rows_of(out)) == TOKENS["second"]
     assert (out / "tokenizer.json").read_bytes() == (
         family / "second" / "tokenizer.json"
@@ -127,9 +123,7 @@ def test_rows_may_be_chosen(family, tmp_path):
         },
         "multiple_of": 4,
     }
-    out = build_model(
-        recipe_of(family, vocabulary="union", tokens=tokens), tmp_path / "out", progress=False
-    )
+    out = build_model(recipe_of(family, vocabulary="union", tokens=tokens), tmp_path / "out")
     rows, first, second = (
         rows_of(out),
         *(rows_of(family / name, TOKENS[name]) for name in ("first", "second")),
@@ -150,7 +144,7 @@ def test_alike_tokenizers_change_nothing(tmp_path):
         save(tmp_path / name, COMMON, seed, rows=8)
     plain, union = (
         load_file(
-            build_model(recipe_of(tmp_path, vocabulary=way), tmp_path / str(way), progress=False)
+            build_model(recipe_of(tmp_path, vocabulary=way), tmp_path / str(way))
             / "model.safetensors"
         )
         for way in (None, "union")
@@ -163,9 +157,7 @@ def test_the_most_common_template(family, tmp_path):
     """``chat_template: auto`` is the template that most sources have, and the first one's where all
     differ."""
     out = build_model(
-        recipe_of(family, vocabulary="union", tokenizer=1, chat_template="auto"),
-        tmp_path / "out",
-        progress=False,
+        recipe_of(family, vocabulary="union", tokenizer=1, chat_template="auto"), tmp_path / "out"
     )
     assert (out / "chat_template.jinja").read_text() == "first"
 
@@ -175,7 +167,7 @@ def test_rows_that_are_no_tokens(tmp_path):
     where others lack them."""
     for seed, (name, tokens) in enumerate((("first", COMMON), ("second", [*COMMON, "<z>"]))):
         save(tmp_path / name, tokens, seed, rows=32)  # as many as the model is wide
-    out = build_model(recipe_of(tmp_path, vocabulary="tokenizer"), tmp_path / "out", progress=False)
+    out = build_model(recipe_of(tmp_path, vocabulary="tokenizer"), tmp_path / "out")
     merged = load_file(out / "model.safetensors")
     assert [merged[f"model.{name}.weight"].shape for name in ("norm", "embed_tokens")] == [
         (32,),
@@ -188,9 +180,7 @@ def test_slices_and_paths_have_matched_rows(family, tmp_path):
     merge has its rows."""
     stack = {"slices": [{"layers": ["0:0"]}, {"layers": ["1:1"]}], "parameters": []}
     out = build_model(
-        recipe_of(family, "passthrough", vocabulary="union", merge=stack),
-        tmp_path / "stack",
-        progress=False,
+        recipe_of(family, "passthrough", vocabulary="union", merge=stack), tmp_path / "stack"
     )
     first, second = (load_file(family / name / "model.safetensors") for name in ("first", "second"))
     merged = load_file(out / "model.safetensors")
@@ -205,9 +195,7 @@ def test_slices_and_paths_have_matched_rows(family, tmp_path):
         words.index("<x>")
     ].any()  # which no source of the last slice has
     flow = {"path": ["2:0-1", "2:1"], "embedding_source": 2}
-    out = build_model(
-        recipe_of(family, vocabulary="union", flow=flow), tmp_path / "path", progress=False
-    )
+    out = build_model(recipe_of(family, vocabulary="union", flow=flow), tmp_path / "path")
     assert AutoModelForCausalLM.from_pretrained(out).config.text_config.vocab_size == len(
         AutoTokenizer.from_pretrained(out)
     )

@@ -2,8 +2,6 @@
 written."""
 
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +19,7 @@ from hf_evomerge.errors import SourceError
 Tensors = dict[str, torch.Tensor]
 
 
-def save(kind: str, folder: Path) -> Path:
+def save(kind, folder):
     """Save a tiny random model of a kind."""
     if kind == "llava":
         save_vlm(folder, kind, 0)
@@ -31,7 +29,7 @@ def save(kind: str, folder: Path) -> Path:
     return folder
 
 
-def change(folder: Path, edit: Callable[[Tensors], object]) -> None:
+def change(folder, edit):
     """Change the tensors of a checkpoint."""
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
@@ -39,7 +37,7 @@ def change(folder: Path, edit: Callable[[Tensors], object]) -> None:
 
 
 @pytest.fixture
-def llama(tmp_path: Path) -> Path:
+def llama(tmp_path):
     """A Llama that a test may change."""
     return save("llama", tmp_path / "llama")
 
@@ -50,14 +48,14 @@ def test_whole_models_of_any_kind_raise_no_alarm(kind, tmp_path):
     of text and images."""
     folder = save(kind, tmp_path / "a")
     assert check_recipe(merge_of(folder, shutil.copytree(folder, tmp_path / "b"))).warnings == []
-    built = build_model(merge_of(folder, tmp_path / "b"), tmp_path / "out", progress=False)
+    built = build_model(merge_of(folder, tmp_path / "b"), tmp_path / "out")
     (name,) = open_source(str(built)).config.architectures
     _, info = getattr(transformers, name).from_pretrained(built, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
 
 
-DAMAGES: dict[str, tuple[Callable[[Tensors], object], str]] = {
+DAMAGES = {
     "a missing tensor": (
         lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"),
         (
@@ -92,7 +90,7 @@ def test_a_model_that_cannot_be_whole_is_refused(damage, llama, tmp_path):
     with pytest.raises(
         SourceError, match=f"^{llama}: LlamaForCausalLM, as its config.json describes it, {message}"
     ):
-        build_model(merge_of(llama, llama), tmp_path / "out" / "model", progress=False)
+        build_model(merge_of(llama, llama), tmp_path / "out" / "model")
     assert not (tmp_path / "out").exists()
 
 

@@ -3,7 +3,6 @@ accounted for."""
 
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,10 +26,10 @@ MakeCheckpoint = Callable[[str], Checkpoint]
 
 
 @pytest.fixture
-def make(tiny: Path) -> MakeCheckpoint:
+def make(tiny):
     """Makes a checkpoint of each kind over the tiny family."""
 
-    def made(kind: str) -> Checkpoint:
+    def made(kind):
         if kind == "source":
             return open_source(str(tiny / "a"))
         flow = (
@@ -65,7 +64,7 @@ def test_what_is_read_is_what_is_written(kind, make, tmp_path):
     """Each tensor that can be read is the one that is written, under the same name, with the dtype
     and shape it states."""
     checkpoint = make(kind)
-    out = write_checkpoint(checkpoint, tmp_path / "out", progress=False)
+    out = write_checkpoint(checkpoint, tmp_path / "out")
     written = load_file(out / "model.safetensors")
     assert set(written) == set(checkpoint.tensors)
     again = make(kind)  # read in another order than it was written in
@@ -100,27 +99,25 @@ def test_a_hybrid_merges_only_what_is_on_its_path(make, tiny, tmp_path, monkeypa
     """The layers of the merged model that no hop runs are neither merged nor written."""
     from hf_evomerge.building.merged import Merged
 
-    read: list[str] = []
+    read = []
     stream = Merged.stream
 
-    def noting(self: Merged, name: str) -> object:
+    def noting(self, name):
         read.append(name)
         return stream(self, name)
 
     monkeypatch.setattr(Merged, "stream", noting)
     recipe = merge_of(tiny / "a", tiny / "b", flow={"path": ["0:0", "2:1"], "embedding_source": 0})
-    write_checkpoint(open_recipe(recipe), tmp_path / "out", progress=False)
+    write_checkpoint(open_recipe(recipe), tmp_path / "out")
     assert read
     assert all(name.startswith("model.layers.1.") for name in read)
 
 
 def test_a_plan_folds_as_the_model_on_disk_does(make, tmp_path):
     """Folding a path that was never written gives the bits of folding what was."""
-    built = write_checkpoint(make("routed"), tmp_path / "built", progress=False)
-    there = load_file(fold(built, tmp_path / "there", progress=False) / "model.safetensors")
-    here = load_file(
-        write_checkpoint(make("folded"), tmp_path / "here", progress=False) / "model.safetensors"
-    )
+    built = write_checkpoint(make("routed"), tmp_path / "built")
+    there = load_file(fold(built, tmp_path / "there") / "model.safetensors")
+    here = load_file(write_checkpoint(make("folded"), tmp_path / "here") / "model.safetensors")
     assert all(torch.equal(here[name], tensor) for name, tensor in there.items())
     assert set(here) == set(there)
 

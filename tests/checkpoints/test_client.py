@@ -3,9 +3,7 @@ end."""
 
 import socket
 import time
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from faulty_hub import Fault
@@ -17,11 +15,11 @@ from hf_evomerge.checkpoints.client import PATIENCE, ask, has_token
 from hf_evomerge.errors import HubError
 
 
-def _failing(error: BaseException, times: int = 1000) -> Callable[[], int]:
+def _failing(error, times=1000):
     """A call that raises an error so many times, and then gives how often it was made."""
-    calls: list[int] = []
+    calls = []
 
-    def call() -> int:
+    def call():
         calls.append(1)
         if len(calls) <= times:
             raise error
@@ -30,7 +28,7 @@ def _failing(error: BaseException, times: int = 1000) -> Callable[[], int]:
     return call
 
 
-def _answer(status: int, **headers: str) -> HfHubHTTPError:
+def _answer(status, **headers):
     request = httpx.Request("GET", "http://127.0.0.1/api/x")
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     return HfHubHTTPError(
@@ -116,12 +114,12 @@ def test_one_loop_repeats_a_call(hub, lfs_api, waits, capsys, monkeypatch, actio
     attempt."""
     lfs_api.create_repo("local/x")
     fault = hub.faults.add(Fault("preupload", action, status=503, times=3))
-    client_waits: list[float] = []
+    client_waits = []
     monkeypatch.setattr(
         "huggingface_hub.utils._http.time", SimpleNamespace(sleep=client_waits.append)
     )
 
-    def upload() -> None:
+    def upload():
         lfs_api.preupload_lfs_files("local/x", [CommitOperationAdd("a.bin", b"x")])
 
     ask("x", upload)
@@ -140,7 +138,7 @@ def test_a_signed_address_is_not_logged(hub, lfs_api, waits, caplog):
     link = f"{hub.endpoint}/local/x/resolve/main/a.bin"
     from huggingface_hub.utils import http_backoff
 
-    def fetch() -> Any:
+    def fetch():
         address = get_session().head(link, follow_redirects=False).headers["Location"]
         return http_backoff("GET", f"{address}?signature=secret")
 

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,19 +22,19 @@ Edit = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture
-def pair(tiny: Path, tmp_path: Path) -> tuple[Path, Path]:
+def pair(tiny, tmp_path):
     """Two fine-tunes in folders that a test may change."""
     return shutil.copytree(tiny / "a", tmp_path / "a"), shutil.copytree(tiny / "b", tmp_path / "b")
 
 
-def edit(folder: Path, name: str, change: Edit) -> None:
+def edit(folder, name, change):
     """Change a JSON file."""
     data = json.loads((folder / name).read_text())
     change(data)
     (folder / name).write_text(json.dumps(data))
 
 
-def told(first: Path, second: Path) -> list[str]:
+def told(first, second):
     """The find_warnings about two folders."""
     return find_warnings([open_source(str(first)), open_source(str(second))])
 
@@ -46,7 +45,7 @@ def test_relatives_raise_no_doubt(pair):
     assert check_recipe(merge_of(*pair)).warnings == []
 
 
-def labelled(folder: Path, *heads: list[str]) -> list[Path]:
+def labelled(folder, *heads):
     """Save a classifier for each list of labels."""
     for seed, names in enumerate(heads):
         labels = {
@@ -86,7 +85,7 @@ def test_labels_in_another_order_are_refused_whatever_their_case(tmp_path):
         check_recipe(merge_of(*folders))
 
 
-SETTINGS: list[tuple[Edit, str]] = [
+SETTINGS = [
     (
         lambda c: c.update(rms_norm_eps=1e-3),
         "rms_norm_eps differs: 1e-06 in {a}, 0.001 in {b}; the result has that of the first",
@@ -124,10 +123,10 @@ def test_tokenizers_that_differ_are_told(pair):
     """A token with another id, and other merges, are named with both sources and with whose
     tokenizer stays."""
 
-    def rename(data: dict[str, Any]) -> None:
+    def rename(data):
         data["model"]["vocab"]["other"] = data["model"]["vocab"].pop("w3")
 
-    def swap(data: dict[str, Any]) -> None:
+    def swap(data):
         words = data["model"]["vocab"]
         words["w3"], words["w4"] = words["w4"], words["w3"]
 
@@ -205,6 +204,6 @@ def test_how_the_sources_are_related(spread, method, warned, pair, tiny, tmp_pat
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     recipe = merge_of(*pair, method=method, base=tiny / "base" if method != "linear" else None)
     with caplog.at_level("INFO", logger="hf_evomerge"):
-        build_model(recipe, tmp_path / "out", progress=False)
+        build_model(recipe, tmp_path / "out")
     lines = [record.getMessage() for record in caplog.records]
     assert any("hardly have a common ancestor" in line for line in lines) == warned

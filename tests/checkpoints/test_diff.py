@@ -2,7 +2,6 @@
 
 import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from hf_evomerge.checkpoints import diff
 from hf_evomerge.checkpoints.diff import diff_models
 
 
-def _expected(x: Any, y: Any) -> dict[str, Any]:
+def _expected(x, y):
     """Numpy's word on two vectors."""
     x, y = (np.concatenate([part.double().numpy().ravel() for part in parts]) for parts in (x, y))
     return {

@@ -2,8 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,21 +22,21 @@ BLOCK = 16 * 16 + 2 * 8 * 16 + 16 * 16 + 3 * 16 * 24 + 2 * 16
 OUTSIDE = 2 * 26 * 16 + 16  # embeddings, head, final norm
 
 
-def _invoke(*arguments: Any) -> str:
+def _invoke(*arguments):
     result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, (result.output, result.exception)
     return result.stdout
 
 
 @pytest.fixture(scope="module")
-def merged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def merged(tiny, tmp_path_factory):
     """A path of four hops that runs one layer twice and sums two layers once, so five slots over
     three layers."""
     hops = ["0:0", "1:1", "0:0*0.5 + 0:1*0.5", "1:1"]
     recipe = path_of(
         tiny / "a", tiny / "b", hops=hops, flow={"scales": [1, 0.5, 1, 2], "embedding_source": 1}
     )
-    return build_model(recipe, tmp_path_factory.mktemp("merged") / "model", progress=False)
+    return build_model(recipe, tmp_path_factory.mktemp("merged") / "model")
 
 
 def test_a_plain_model(tiny, tiny_half):
@@ -88,9 +86,7 @@ def test_a_tied_head_is_seen_in_plain_and_merged_models(tmp_path):
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     config = tiny_config(vocab_size=26, hidden_size=16, intermediate_size=24, **heads)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
-    build_model(
-        path_of(tmp_path / "tied", hops=["0:0", "0:0"]), tmp_path / "merged", progress=False
-    )
+    build_model(path_of(tmp_path / "tied", hops=["0:0", "0:0"]), tmp_path / "merged")
     for name, layers in (("tied", 2), ("merged", 1)):
         found = inspect_model(tmp_path / name)
         assert found.tied_head

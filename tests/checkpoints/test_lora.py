@@ -3,9 +3,6 @@ refusal in one line."""
 
 import json
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,12 +24,11 @@ from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.checkpoints.headers import TensorInfo
 from hf_evomerge.checkpoints.lora import Adapter
 from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 
 BOTH = ["q_proj", "down_proj"]
-CASES: dict[str, dict[str, Any]] = {
+CASES = {
     "plain": {"r": 4, "lora_alpha": 7},
     "rank-stabilised": {"r": 9, "lora_alpha": 7, "use_rslora": True},
     "patterns": {
@@ -53,7 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def base_model(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
+def base_model(architecture="llama", dtype=torch.float32):
     """A small random model; the Llama has biases and a head of its own."""
     torch.manual_seed(0)
     if architecture == "gpt2":
@@ -66,12 +62,10 @@ def base_model(architecture: str = "llama", dtype: torch.dtype = torch.float32) 
 
 
 @pytest.fixture
-def adapted(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+def adapted(tmp_path):
     """Saves a base and an adapter of it; gives their folders."""
 
-    def save(
-        architecture: str = "llama", dtype: torch.dtype = torch.float32, **settings: Any
-    ) -> tuple[Path, Path]:
+    def save(architecture="llama", dtype=torch.float32, **settings):
         base = tmp_path / "base"
         base_model(architecture, dtype).save_pretrained(base)
         given = {"target_modules": BOTH, **settings}
@@ -80,13 +74,13 @@ def adapted(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     return save
 
 
-def merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+def merged_by_peft(base, adapter):
     """The tensors that peft's merge_and_unload gives."""
-    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
     return dict(model.merge_and_unload().state_dict())
 
 
-def opened(base: Path, adapter: Path) -> Source:
+def opened(base, adapter):
     """The base with the adapter."""
     return open_source(SourceRef(model=str(base), adapter=str(adapter)))
 
@@ -177,9 +171,7 @@ def test_a_change_is_rounded_once_to_the_dtype_of_the_result(case, part, adapted
     sources = [{"model": str(base), "adapter": str(adapter)}]
     for dtype in ("float32", "float16", "bfloat16"):
         recipe = Recipe.model_validate({"sources": sources, "dtype": dtype, **part})
-        found = load_file(
-            build_model(recipe, tmp_path / dtype, progress=False, whole=True) / "model.safetensors"
-        )
+        found = load_file(build_model(recipe, tmp_path / dtype, whole=True) / "model.safetensors")
         for name in source.changes:
             expected = (
                 source.read(name)
@@ -199,9 +191,7 @@ def test_a_search_scores_adapted_sources(search_config, tiny, tmp_path):
     adapter = save_adapter(tiny / "b", tmp_path / "adapter", 1, r=2, target_modules=BOTH)
     ref = SourceRef(model=str(tiny / "b"), adapter=str(adapter))
     alone = Recipe(sources=[ref], merge=MergePart(method="linear"))
-    folder = SourceRef(
-        model=str(build_model(alone, tmp_path / "merged", progress=False, whole=True))
-    )
+    folder = SourceRef(model=str(build_model(alone, tmp_path / "merged", whole=True)))
     scores = []
     for source in (ref, folder, SourceRef(model=str(tiny / "b"))):
         evaluator = Evaluator(
@@ -217,13 +207,13 @@ def test_a_search_scores_adapted_sources(search_config, tiny, tmp_path):
     assert scores[0] != scores[2]
 
 
-def recipe_of(base: Path, adapter: Path) -> Recipe:
+def recipe_of(base, adapter):
     """A merge of the adapted base alone."""
     return merge_of({"model": str(base), "adapter": str(adapter)})
 
 
 PLACE = "model.layers.0.mlp.down_proj.lora_A.weight"
-REFUSED: list[tuple[dict[str, Any], str]] = [
+REFUSED = [
     ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA adapters can be merged"),
     (
         {"init_lora_weights": "pissa_niter_4"},

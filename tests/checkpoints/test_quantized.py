@@ -2,8 +2,6 @@
 others are refused by name."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +20,7 @@ from hf_evomerge.recipes.recipe import Recipe
 KINDS = ["llama", "one scale", "qwen3_moe", "gpt_oss"]
 
 
-def save(folder: Path, kind: str, seed: int = 0) -> Path:
+def save(folder, kind, seed=0):
     """Save a quantised model."""
     if kind == "gpt_oss":
         return save_mxfp4(folder, seed)
@@ -31,9 +29,9 @@ def save(folder: Path, kind: str, seed: int = 0) -> Path:
     return to_fp8(folder, **({"weight_block_size": None} if kind == "one scale" else {}))
 
 
-def golden(folder: Path, out: Path) -> Path:
+def golden(folder, out):
     """Save the model that transformers dequantises."""
-    kind: Any = Mxfp4Config if "gpt_oss" in folder.name else FineGrainedFP8Config
+    kind = Mxfp4Config if "gpt_oss" in folder.name else FineGrainedFP8Config
     model = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=kind(dequantize=True), dtype=torch.bfloat16
     )
@@ -60,7 +58,7 @@ def test_tensors_are_those_that_transformers_dequantises(kind, tmp_path):
             "sources": [{"model": str(folder)} for folder in sources],
             "merge": {"method": "linear", "parameters": [{"weight": 0.3}, {"weight": 0.7}]},
         }
-        build_model(Recipe.model_validate(recipe), tmp_path / name, progress=False)
+        build_model(Recipe.model_validate(recipe), tmp_path / name)
     built = load_file(tmp_path / "merged" / "model.safetensors")
     for name, tensor in load_file(tmp_path / "expected" / "model.safetensors").items():
         assert torch.equal(built[name], tensor), name
@@ -90,7 +88,7 @@ def test_an_inspection_names_the_quantisation(tmp_path):
     assert set(found.effective.dtypes) == {"BF16"}
 
 
-OTHERS: list[tuple[dict[str, Any], str]] = [
+OTHERS = [
     ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, r"modelopt \(NVFP4\)"),
     (
         {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
@@ -110,9 +108,7 @@ def test_other_quantisations_are_refused_by_name(settings, name, tmp_path):
     merge = {"method": "linear", "parameters": [{"weight": 1.0}]}
     for part in ({"merge": merge}, {"flow": {"path": "0:0-1"}}):
         with pytest.raises(SourceError, match=f"weights quantised by {name} cannot be"):
-            build_model(
-                Recipe.model_validate({"sources": [ref], **part}), tmp_path / "out", progress=False
-            )
+            build_model(Recipe.model_validate({"sources": [ref], **part}), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,15 @@ used from the cache."""
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
-from faulty_hub import Fault, FaultyHub
+from faulty_hub import Fault
 from hub_fixtures import Said, use_hub
-from huggingface_hub import HfApi, constants
+from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, httpx
 from recipes import merge_of
@@ -35,7 +34,7 @@ WEIGHTS = "model.safetensors"
 Run = Callable[..., Any]
 
 
-def recipe_text(prefix: str, **fields: Any) -> str:
+def recipe_text(prefix, **fields):
     """A merge of the tiny family under these names."""
     data = {
         "sources": [{"model": f"{prefix}a"}, {"model": f"{prefix}b"}],
@@ -50,13 +49,13 @@ def recipe_text(prefix: str, **fields: Any) -> str:
 
 
 @pytest.fixture
-def family(lfs_api: HfApi, tiny: Path) -> None:
+def family(lfs_api, tiny):
     """The tiny family, published."""
     for name in NAMES:
         publish(lfs_api, tiny / name, f"local/{name}")
 
 
-def publish(api: HfApi, folder: Path, repo_id: str) -> None:
+def publish(api, folder, repo_id):
     """Upload a folder."""
     api.create_repo(repo_id)
     for file in sorted(
@@ -66,16 +65,14 @@ def publish(api: HfApi, folder: Path, repo_id: str) -> None:
 
 
 @pytest.fixture
-def run(hub: FaultyHub, tmp_path: Path) -> Run:
+def run(hub, tmp_path):
     """Runs the command line in this process against the hub, by LFS, from a cache of its own; or
     where none is, or offline."""
 
     there = hub.endpoint
     token = hub.token
 
-    def go(
-        *words: str, home: str = "client", endpoint: str | None = None, offline: bool = False
-    ) -> Said:
+    def go(*words, home="client", endpoint=None, offline=False):
         with pytest.MonkeyPatch.context() as patch:
             use_hub(
                 patch, SimpleNamespace(endpoint=endpoint or there, token=token), tmp_path / home
@@ -91,7 +88,7 @@ def run(hub: FaultyHub, tmp_path: Path) -> Run:
     return go
 
 
-def cached(tmp_path: Path) -> list[Path]:
+def cached(tmp_path):
     """The weights in the client's cache."""
     return sorted((tmp_path / "client").rglob("*.safetensors"))
 
@@ -118,9 +115,7 @@ def test_weights_are_fetched_checked_and_kept(hub, family, run, tiny, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe_text("local/"))
     done = run("merge", "recipe.yaml", "--out", "out")
     assert done.returncode == 0, done.stderr
-    expected = build_model(
-        Recipe.from_yaml(recipe_text(f"{tiny}/")), tmp_path / "folders", progress=False
-    )
+    expected = build_model(Recipe.from_yaml(recipe_text(f"{tiny}/")), tmp_path / "folders")
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
     for name in NAMES:
         assert any(
@@ -180,9 +175,7 @@ def test_a_damaged_download_is_refused_and_made_good(hub, family, run, tiny, tmp
     hub.faults.clear()
     good = run("merge", "recipe.yaml", "--out", "out")
     assert good.returncode == 0, good.stderr
-    expected = build_model(
-        Recipe.from_yaml(recipe_text(f"{tiny}/")), tmp_path / "folders", progress=False
-    )
+    expected = build_model(Recipe.from_yaml(recipe_text(f"{tiny}/")), tmp_path / "folders")
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
 
 
@@ -302,9 +295,6 @@ def test_modules_after_an_encoder_are_fetched(lfs_api, tmp_path):
         lfs_api.create_repo(f"local/{name}")
         lfs_api.upload_folder(folder_path=tmp_path / name, repo_id=f"local/{name}")
     places = {"here": str(tmp_path), "there": "local"}
-    here = [
-        build_model(merge_of(f"{p}/a", f"{p}/b"), tmp_path / out, progress=False)
-        for out, p in places.items()
-    ]
+    here = [build_model(merge_of(f"{p}/a", f"{p}/b"), tmp_path / out) for out, p in places.items()]
     for file in (WEIGHTS, f"2_Dense/{WEIGHTS}", "2_Dense/config.json", "modules.json"):
         assert (here[0] / file).read_bytes() == (here[1] / file).read_bytes()

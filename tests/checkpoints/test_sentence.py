@@ -46,7 +46,7 @@ def test_modules_are_merged_with_the_encoder(folders, tmp_path):
     assert [f"{source}: {name}" for source, name in inputs] == [
         f"{folder}: 2_Dense/linear.weight" for folder in folders
     ]
-    built = build_model(recipe(folders), tmp_path / "out", progress=False, max_shard_size="400B")
+    built = build_model(recipe(folders), tmp_path / "out", max_shard_size="400B")
     for module, names in (
         ("2_Dense", ["linear.weight", "linear.bias"]),
         ("3_LayerNorm", ["norm.weight", "norm.bias"]),
@@ -69,9 +69,7 @@ def test_a_module_has_the_weight_of_its_group_or_name(folders, tmp_path):
         {"weight": {"2_Dense/linear.bias": 1.0, "head": 0.0, "default": 0.5}},
     ]
     built = build_model(
-        recipe(folders, merge={"parameters": parameters}, dtype="bfloat16"),
-        tmp_path / "out",
-        progress=False,
+        recipe(folders, merge={"parameters": parameters}, dtype="bfloat16"), tmp_path / "out"
     )
     merged, *both = (load_file(folder / "2_Dense" / WEIGHTS) for folder in (built, *folders))
     assert torch.equal(merged["linear.weight"], both[0]["linear.weight"].bfloat16())
@@ -96,7 +94,7 @@ def test_modules_come_from_the_first_source_whosever_the_tokenizer_is(folders, t
         if one["path"] in ("", "1_Pooling")
     ]
     (folders[0] / "modules.json").write_text(json.dumps(entries))
-    built = build_model(recipe(folders, tokenizer=1), tmp_path / "out", progress=False)
+    built = build_model(recipe(folders, tokenizer=1), tmp_path / "out")
     assert (built / "modules.json").read_text() == (folders[0] / "modules.json").read_text()
     assert (built / "1_Pooling" / "config.json").is_file()
 

@@ -4,7 +4,6 @@ and kept after a stop."""
 import math
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 from safetensors.numpy import load_file
 
 from hf_evomerge.checkpoints.headers import TensorInfo
-from hf_evomerge.checkpoints.shards import Write, remove_checksums, write_shards
+from hf_evomerge.checkpoints.shards import remove_checksums, write_shards
 from hf_evomerge.checkpoints.writer import _is_finite
 from hf_evomerge.errors import EvoMergeError
 
@@ -20,7 +19,7 @@ TENSORS = {f"t{n}": TensorInfo("F32", (n, 5)) for n in (3, 1, 0, 2, 4)}
 SIZE = sum(info.bytes for info in TENSORS.values())
 
 
-def values(name: str) -> np.ndarray:
+def values(name):
     """What a tensor holds."""
     info = TENSORS[name]
     return np.arange(info.numel, dtype=np.float32).reshape(info.shape) + info.shape[0]
@@ -30,13 +29,13 @@ class Producer:
     """Makes the tensors in two pieces and remembers which; may be slow with some, and fail at
     one."""
 
-    def __init__(self, fail: str = "", slow: str = "") -> None:
+    def __init__(self, fail="", slow=""):
         self.fail = fail
         self.slow = slow
-        self.made: list[str] = []
-        self.threads: set[int] = set()
+        self.made = []
+        self.threads = set()
 
-    def __call__(self, name: str, write: Write) -> None:
+    def __call__(self, name, write):
         """Make one tensor."""
         self.threads.add(threading.get_ident())
         if name == self.slow:
@@ -49,7 +48,7 @@ class Producer:
         self.made.append(name)
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def files(folder):
     """The bytes of every file."""
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 

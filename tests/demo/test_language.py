@@ -9,12 +9,12 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from specialists.language import KANJI, Split, problems
+from specialists.language import KANJI, problems
 
 from hf_evomerge.demo.quickstart import PROBLEMS, SIZES
 from hf_evomerge.fitness.text.numbers import last_number
 
-SPLITS: tuple[Split, ...] = ("search", "validation", "test")
+SPLITS = ("search", "validation", "test")
 ADDING = ("buys", "finds", "too", "put", "買い足します", "拾います", "も", "入れます")
 
 

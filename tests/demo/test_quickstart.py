@@ -2,10 +2,8 @@
 pictures, and nothing done twice."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
@@ -53,7 +51,7 @@ MODELS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _warm_reloads() -> Iterator[None]:
+def _warm_reloads():
     """Winners are loaded again in a process that has imported torch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -65,7 +63,7 @@ def _warm_reloads() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
+def demo(tmp_path_factory):
     """The demo, run once with a small budget."""
     out = tmp_path_factory.mktemp("demo")
     return out, run_demo(out, workers=0, evaluations=EVALUATIONS, sizes=SIZES)
@@ -125,7 +123,7 @@ def test_each_model_has_one_number_and_one_sentence(demo):
     assert rows[-1].model == "evolved PS+DFS"
     assert rows[-1].scores.accuracy == pytest.approx(built["accuracy"])
 
-    def model(stage: str, right: int) -> Row:
+    def model(stage, right):
         scores = Scores(np.arange(40.0), correct=np.arange(40) < right)
         return Row(stage, f"evolved {stage}", scores)  # type: ignore[arg-type]
 
@@ -183,7 +181,7 @@ def test_running_again_evaluates_nothing(demo, monkeypatch, capsys):
     """Run again, the demo prints the same table without evaluating anything, and says what is wrong
     with a wrong answer."""
     out, rows = demo
-    jobs: list[Any] = []
+    jobs = []
     monkeypatch.setattr(LocalRunner, "run", lambda self, given: iter(jobs.extend(given) or ()))
     monkeypatch.setattr(quickstart, "check_reload", lambda *arguments: "")
     again = run_demo(out, evaluations=EVALUATIONS, sizes=SIZES)

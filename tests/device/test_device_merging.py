@@ -77,7 +77,7 @@ def test_tensors_in_and_out_stay_there(device, method):
     count = 2 if least <= 2 <= (most or 2) else least
     tensors = torch.randn(count + 1, 8, 12, generator=torch.Generator().manual_seed(1))
 
-    def merged(place: str) -> torch.Tensor:
+    def merged(place):
         base, *sources = (each.to(place) for each in tensors)
         given = {"sources": sources}
         try:

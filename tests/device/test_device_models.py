@@ -15,7 +15,7 @@ PATH = LayerPath.parse(
 )
 
 
-def pool_on(architecture: str, place: str) -> LayerPool:
+def pool_on(architecture, place):
     """Two models of a family, resident on a device."""
     return LayerPool(
         [

@@ -1,7 +1,5 @@
 """Tasks score models on another device as on the processor: parents, merges and paths."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,7 @@ from hf_evomerge.fitness.text.embedding import attach_modules
 from hf_evomerge.recipes.recipe import FlowPart, MergePart, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 
-TASKS: dict[str, dict[str, Any]] = {
+TASKS = {
     "likelihood": {"separator": " "},
     "generation": {"extract": "all", "max_new_tokens": 6, "stop": ["w1"]},
     "multiple_choice": {},
@@ -98,7 +96,7 @@ def test_modules_follow_an_encoder_there(device, tmp_path):
             BertModel.from_pretrained(source.folder, attn_implementation="eager").eval().to(place)
         )
         attach_modules(source, model)
-        task: Any = make_task(parse_task({"task": "retrieval", "batch_size": 2}))
+        task = make_task(parse_task({"task": "retrieval", "batch_size": 2}))
         task.sentence = source.sentence
         task.prepare(
             [Example(f"one {number}", f"two {number}", str(number)) for number in range(3)],

@@ -1,9 +1,5 @@
 """Whole searches on another device: the trials of the processor, from the same settings."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 from other_device import NAME
@@ -11,10 +7,8 @@ from searches import facts
 from slowly import slow_beyond
 from tiny_adapters import save_adapter
 
-from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.evaluation.devices import device_kind
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.phases.baselines import lora as baselines
 from hf_evomerge.search.phases.baselines.merge_lora import learn_together
 from hf_evomerge.search.run import run_search
@@ -22,7 +16,7 @@ from hf_evomerge.search.run import run_search
 FEW = {"by": "cma", "evaluations": 4, "population": 4}
 STEPS = {"by": "gradient", "evaluations": 8, "batch": 2}
 PATHS = {"space": "dfs", "path": {"kind": "gates", "terms": "all"}}
-KINDS: dict[str, dict[str, Any]] = {
+KINDS = {
     "ps": {"merge": {"method": "dare_ties", "groups": "block"}, "optimize": [FEW]},
     "dfs": {**PATHS, "optimize": [{**FEW, "sigma": 1.0}]},
     "hybrid": {
@@ -36,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def adapters(tiny: Path, tmp_path: Path) -> dict[str, Any]:
+def adapters(tiny, tmp_path):
     """Sources of a search over two adapters, each of a rank of its own, and their base."""
     base = {"model": str(tiny / "base")}
     folders = [
@@ -45,7 +39,7 @@ def adapters(tiny: Path, tmp_path: Path) -> dict[str, Any]:
     return {"sources": [{**base, "adapter": str(folder)} for folder in folders], "base": base}
 
 
-def check_table(config_of: Callable[[str], SearchConfig], device: str, folder: Path) -> None:
+def check_table(config_of, device, folder):
     """Check that a search has the processor's table, up to the order of sums in gradients."""
     here, there = (
         run_search(config_of(place), folder / place, build=False) for place in ("cpu", device)
@@ -94,7 +88,7 @@ def test_lora_learns_beside_a_merge_there(of_adapters, device, adapters, search_
     assert np.allclose(found[0][1], found[1][1], atol=1e-2)
 
 
-def weights_of(recipe: Recipe) -> list[float]:
+def weights_of(recipe):
     """The numbers of a recipe's weights, in order."""
     weights = [parameters["weight"] for parameters in recipe.merge.parameters]
     return [

@@ -1,9 +1,6 @@
 """A hub on loopback, empty for a test or with a merge and its parents for all tests of this
 folder."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from faulty_hub import FaultyHub
 from hub_fixtures import connect, hub, lfs_api, no_waiting, use_hub  # noqa: F401
@@ -11,7 +8,7 @@ from push_faults import Bench
 
 
 @pytest.fixture(scope="module")
-def bench(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(tiny, tmp_path_factory):
     """The merge, to be pushed to the hub; nothing waits."""
     scratch = tmp_path_factory.mktemp("faults")
     with FaultyHub(scratch / "hub") as shared, pytest.MonkeyPatch.context() as patch:

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import Any
 
 import pytest
 from slowly import slow_beyond
@@ -30,7 +29,7 @@ DOUBLED = (
 
 
 @pytest.fixture
-def tokenizer(tiny) -> Any:
+def tokenizer(tiny):
     """A tokenizer that a test may give any template."""
     return AutoTokenizer.from_pretrained(tiny / "a")
 
@@ -62,7 +61,7 @@ def test_the_text_is_that_of_transformers(tokenizer, template):
     )
 
 
-ENDLESS: list[tuple[Any, str]] = [
+ENDLESS = [
     ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
     (LONG, "takes more than 1 s or 2 GiB"),
     ("{{ ('a' * 99999999).replace('a', 'a' * 99999999) }}", "takes more than"),

@@ -11,9 +11,7 @@ import re
 import shutil
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -103,7 +101,7 @@ ODD = st.one_of(
 )
 
 
-def _places(data: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def _places(data, at=()):
     """The way to every value in plain data."""
     inside = (
         data.items()
@@ -116,7 +114,7 @@ def _places(data: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @st.composite
-def damaged(draw: st.DrawFn, *originals: Any) -> Any:
+def damaged(draw, *originals):
     """Plain data of which up to three values are other ones, gone, under another key, or there
     twice."""
     data = json.loads(json.dumps(draw(st.sampled_from(originals))))
@@ -140,7 +138,7 @@ def damaged(draw: st.DrawFn, *originals: Any) -> Any:
 
 
 @st.composite
-def damaged_text(draw: st.DrawFn, *originals: str) -> str:
+def damaged_text(draw, *originals):
     """YAML of damaged data, of which pieces may be cut out, doubled or overwritten with what means
     something to YAML."""
     original = yaml.load(draw(st.sampled_from(originals)), LimitedLoader)
@@ -168,7 +166,7 @@ def damaged_text(draw: st.DrawFn, *originals: str) -> str:
 
 
 @st.composite
-def damaged_bytes(draw: st.DrawFn, original: bytes) -> bytes:
+def damaged_bytes(draw, original):
     """Bytes of which up to three stretches, mostly at the beginning, are other ones."""
     data = bytearray(original)
     for _ in range(draw(st.integers(1, 3))):
@@ -177,12 +175,12 @@ def damaged_bytes(draw: st.DrawFn, original: bytes) -> bytes:
     return bytes(data)
 
 
-def look(strategy: st.SearchStrategy[Any], read: Callable[[Any], object], cases: int) -> None:
+def look(strategy, read, cases):
     """Read case after case: each ends soon, in an object or in one line that can be written."""
 
     looked = 0
 
-    def check(case: Any) -> None:
+    def check(case):
         nonlocal looked
         looked += 1
         begin = time.process_time()
@@ -210,17 +208,17 @@ def look(strategy: st.SearchStrategy[Any], read: Callable[[Any], object], cases:
         print(f"looked at {looked} cases")
 
 
-def _read_recipe(text: str) -> None:
+def _read_recipe(text):
     recipe = Recipe.from_yaml(text)
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
 
 
-def _read_search(text: str) -> None:
+def _read_search(text):
     config = parse_yaml(SearchConfig, text, SearchError)
     assert parse_yaml(SearchConfig, dump_yaml(config), SearchError) == config
 
 
-def _read_mergekit(text: str) -> None:
+def _read_mergekit(text):
     to_mergekit(from_mergekit(text).recipe)
 
 
@@ -239,12 +237,12 @@ def test_yaml(texts, read):
 
 
 @pytest.fixture
-def model(tiny: Path, tmp_path: Path) -> Path:
+def model(tiny, tmp_path):
     """A model folder to damage."""
     return shutil.copytree(tiny / "a", tmp_path / "a")
 
 
-def _use(model: Path, tiny: Path) -> None:
+def _use(model, tiny):
     """Everything that is asked of a source before anything of it is merged."""
     source = open_source(str(model))
     other = open_source(str(tiny / "b"))
@@ -261,7 +259,7 @@ def test_configs(model, tiny):
     config = json.loads((model / "config.json").read_text())
     types = ["llama", "qwen2", "gemma2", "mixtral", "gpt2", "evo_merged", "t5", "clip"]
 
-    def read(case: tuple[Any, str]) -> None:
+    def read(case):
         data = (
             {**case[0], "model_type": case[1]} if isinstance(case[0], dict) and case[1] else case[0]
         )
@@ -279,7 +277,7 @@ def test_headers(model, tiny):
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
 
-    def read(case: Any) -> None:
+    def read(case):
         text = json.dumps(case).encode() if not isinstance(case, bytes) else b""
         file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :] if text else case)
         _use(model, tiny)
@@ -298,7 +296,7 @@ def test_indexes(tiny, tmp_path):
     file = model / "model.safetensors.index.json"
     index = json.loads(file.read_text())
 
-    def read(case: Any) -> None:
+    def read(case):
         file.write_text(json.dumps(case))
         _use(model, tiny)
 
@@ -320,7 +318,7 @@ def test_adapters(model, tmp_path):
     )
     tensors = open_source(str(model)).tensors
 
-    def read(case: Any) -> None:
+    def read(case):
         (folder / "adapter_config.json").write_text(json.dumps(case))
         Adapter.open(str(folder)).changes(tensors)
 

@@ -2,7 +2,6 @@
 
 import ast
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,12 @@ LOADERS = {"from_pretrained", "from_config"}
 WRITERS = {"generate", "_model_generate"}
 
 
-def _files() -> list[Path]:
+def _files():
     folders = ("hf_evomerge", "space_app", "benchmarks")
     return [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
 
 
-def _silent_loads(text: str) -> Iterator[int]:
+def _silent_loads(text):
     """Lines where transformers' Auto classes load, or models generate, without a word on code;
     `generate` may have none."""
     for node in ast.walk(ast.parse(text)):

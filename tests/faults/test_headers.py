@@ -4,7 +4,6 @@ else's file makes long."""
 import json
 import shutil
 import struct
-from pathlib import Path
 
 import pytest
 
@@ -14,14 +13,14 @@ from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import MAX_MESSAGE, EvoMergeError, SourceError, one_line
 
 
-def write(file: Path, header: object, size: int) -> Path:
+def write(file, header, size):
     """A safetensors file with any header and so many bytes of tensors."""
     text = json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
     return file
 
 
-def tensor(first: int, last: int, *shape: int, dtype: str = "F32") -> dict[str, object]:
+def tensor(first, last, *shape, dtype="F32"):
     """An entry of a header."""
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [first, last]}
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 from recipes import merge_of
@@ -15,7 +14,7 @@ from hf_evomerge.errors import EvoMergeError, SourceError
 
 
 @pytest.fixture
-def folder(tiny, tmp_path) -> Path:
+def folder(tiny, tmp_path):
     """A model folder that a test may change, beside a file that is nobody's business."""
     (tmp_path / "secret").write_text('{"key": 1}')
     return shutil.copytree(tiny / "a", tmp_path / "a")
@@ -64,7 +63,7 @@ def test_a_tokenizer_that_is_none_is_not_copied(folder, tmp_path, text):
     with pytest.raises(
         SourceError, match=r"tokenizer\.json holds no tokenizer: .*download it again"
     ):
-        build_model(merge_of(folder, folder), tmp_path / "out", progress=False)
+        build_model(merge_of(folder, folder), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

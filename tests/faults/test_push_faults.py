@@ -12,7 +12,7 @@ from push_faults import FAULTS
 SAMPLE = 2  # calls per fault that are tried one by one
 
 
-def _sample(calls: list[str], seed: str) -> list[str]:
+def _sample(calls, seed):
     return random.Random(seed).sample(sorted(set(calls)), SAMPLE)
 
 

@@ -5,7 +5,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,12 +55,12 @@ space.bundled = lambda name: pathlib.Path("app")
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Iterator[Start]:
+def program(tmp_path):
     """Starts the command line in a process of its own, in the test's folder, after some other
     code."""
-    started: list[Program] = []
+    started = []
 
-    def start(*arguments: str, before: str = "") -> Program:
+    def start(*arguments, before=""):
         environment = {**os.environ, "PID": str(tmp_path / "pid")}
         started.append(Program(f"{before}\n{COMMAND}", *arguments, cwd=tmp_path, env=environment))
         return started[-1]
@@ -71,7 +71,7 @@ def program(tmp_path: Path) -> Iterator[Start]:
         process.wait()
 
 
-def _wait_for(what: Callable[[], object], process: Program) -> None:
+def _wait_for(what, process):
     begin = time.monotonic()
     while not what():
         assert process.poll() is None, process.communicate()[1]
@@ -79,7 +79,7 @@ def _wait_for(what: Callable[[], object], process: Program) -> None:
         time.sleep(0.05)
 
 
-def _ends(process: Program, number: int) -> tuple[int, str]:
+def _ends(process, number):
     """Status and last line of a program after a signal, which must come within seconds."""
     begin = time.monotonic()
     process.send_signal(number)

@@ -5,16 +5,13 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from searches import Config
 from test_files import damaged, look
 from typer.testing import CliRunner
 from watch import killed, sql
@@ -25,19 +22,18 @@ from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.fitness import Example, FunctionTask, Scores
 from hf_evomerge.recipes.recipe import SourceRef
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.database import STUDY_FILE
 from hf_evomerge.search.study.study import Study, Trial
 
 
-def _stopped(config: SearchConfig, out: Path, after: int = 6, **more: Any) -> None:
+def _stopped(config, out, after=6, **more):
     """Run a search until some trials are stored."""
     killed(lambda seen: seen.phase == "ps" and seen.done == after, run_search, config, out, **more)
 
 
-def _trials(folder: Path) -> list[tuple[Any, ...]]:
+def _trials(folder):
     with Study.open(folder) as study:
         return [
             (t.stage, t.number, t.genome.tobytes(), t.recipe_key, t.scores.values.tobytes())
@@ -46,24 +42,24 @@ def _trials(folder: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture
-def family(tiny: Path, tmp_path: Path) -> Path:
+def family(tiny, tmp_path):
     """Models and problems that a test may change."""
     return shutil.copytree(tiny, tmp_path / "family")
 
 
 @pytest.fixture
-def config(search_config: Config, family: Path) -> SearchConfig:
+def config(search_config, family):
     """A small search of that family."""
     return search_config(folder=family)
 
 
-def _flip(file: Path) -> None:
+def _flip(file):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
 
 
-CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+CHANGES = {
     "weights": (
         lambda family: _flip(family / "a" / "model.safetensors"),
         r"model\.safetensors of .*a \(changed\)",
@@ -145,7 +141,7 @@ def test_files_that_are_only_touched_are_the_same(config, family, tmp_path, monk
     _stopped(config, out, after=7)
     read = []
 
-    def digest(stream: Any, name: str) -> Any:
+    def digest(stream, name):
         read.append(stream.name)
         return file_digest(stream, name)
 
@@ -170,11 +166,11 @@ def test_a_change_with_the_size_and_the_times_of_before_is_noticed(family, name)
     assert [each for each in after if after[each][0] != before[each][0]] == [name]
 
 
-def _shorter(model: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
+def _shorter(model, tokenizer, examples):
     return [-float(len(example.prompt)) for example in examples]
 
 
-def _longer(model: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
+def _longer(model, tokenizer, examples):
     return [float(len(example.prompt)) for example in examples]
 
 
@@ -223,13 +219,13 @@ def test_a_class_of_the_users_own_is_known_by_its_text(config, tmp_path, monkeyp
 class _CountTask:
     """Gives some scores too many, or too few."""
 
-    def __init__(self, more: int) -> None:
+    def __init__(self, more):
         self.more = more
 
-    def prepare(self, examples: list[Example], tokenizer: Any) -> None:
+    def prepare(self, examples, tokenizer):
         self.count = len(examples)
 
-    def evaluate(self, model: Any) -> Scores:
+    def evaluate(self, model):
         return Scores([1.0] * (self.count + self.more))
 
 
@@ -253,12 +249,12 @@ def test_an_error_that_cannot_be_written_is_stored(tmp_path):
 
 
 @pytest.fixture
-def finished(hybrid_search: Path, tmp_path: Path) -> Path:
+def finished(hybrid_search, tmp_path):
     """The folder of a finished search that a test may damage."""
     return shutil.copytree(hybrid_search, tmp_path / "search")
 
 
-DAMAGES: dict[str, tuple[str, str]] = {
+DAMAGES = {
     "odd": ("UPDATE trials SET scores = x'00' WHERE stage = 'ps' AND number = 3", "trial ps 3"),
     "genome": (
         "UPDATE trials SET genome = x'0011' WHERE stage = 'dfs' AND number = 0",
@@ -289,7 +285,7 @@ def test_results_are_written_whole(finished, monkeypatch):
     """Where the disk takes no new results the old ones stay as they were."""
     before = (finished / "results.json").read_bytes()
 
-    def full(old: Path, new: Path) -> None:
+    def full(old, new):
         if Path(new).name == "results.json":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.rename(old, new)
@@ -317,10 +313,10 @@ def test_an_edited_search_file_is_said_not_to_count(finished, caplog):
 
 
 @pytest.fixture
-def settings_reader(finished: Path) -> Iterator[Callable[[Any], None]]:
+def settings_reader(finished):
     """Writes a study's settings, and reads them."""
 
-    def read(case: Any) -> None:
+    def read(case):
         with Study.open(finished) as study:
             study.set_meta("settings", case)
         describe_study(finished)

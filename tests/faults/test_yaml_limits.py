@@ -26,7 +26,7 @@ READERS = {
 }
 
 
-def refusal(read, text: str) -> str:
+def refusal(read, text):
     """The line that a text is refused with; checks that it is one, and that it took seconds of the
     processor at most."""
     begin = time.process_time()

@@ -198,9 +198,7 @@ def test_bodies_are_merged_and_scored_through_a_head_each(two_heads, headed):
         order = [number, 1 - number]
         changes = {"sources": order, "parameters": [recipe.merge.parameters[i] for i in order]}
         built = recipe.model_copy(update={"merge": recipe.merge.model_copy(update=changes)})
-        model = ViTForImageClassification.from_pretrained(
-            build_model(built, two_heads / head, progress=False)
-        )
+        model = ViTForImageClassification.from_pretrained(build_model(built, two_heads / head))
         assert model.config.id2label[1] == ("green", "light")[number]
         own = [
             dataclasses.replace(example, head="")
@@ -215,7 +213,7 @@ def test_bodies_are_merged_and_scored_through_a_head_each(two_heads, headed):
         total += float(task.evaluate(model).values.sum())
     assert total / 4 == pytest.approx(winner["fitness"], abs=1e-5)
     whole = evaluate_model(
-        str(build_model(recipe, two_heads / "whole", progress=False)), headed()
+        str(build_model(recipe, two_heads / "whole")), headed()
     )  # has one head, needs two
     assert whole.scores.values.mean() == pytest.approx(winner["fitness"], abs=1e-5)
 

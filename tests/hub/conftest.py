@@ -12,4 +12,4 @@ from hf_evomerge.building.build import build_model
 @pytest.fixture
 def plain(tiny: Path, tmp_path: Path) -> Path:
     """A merge in parameter space, built from a hand-written recipe."""
-    return build_model(merge_of(tiny / "a", tiny / "b"), tmp_path / "plain", progress=False)
+    return build_model(merge_of(tiny / "a", tiny / "b"), tmp_path / "plain")

@@ -57,7 +57,7 @@ def adapter_of(published: dict[str, str], out: Path, **fields: Any) -> Path:
     base, *adapters = published
     sources = [{"model": base, "adapter": adapter} for adapter in adapters]
     recipe = merge_of(*sources, method="task_arithmetic", base=base, weights=[0.7, 0.4], **fields)
-    return build_model(recipe, out, progress=False)
+    return build_model(recipe, out)
 
 
 @pytest.mark.parametrize("rank", slow_beyond([None], [None, 5]))
@@ -132,7 +132,7 @@ def test_a_path_is_published_as_an_adapter(published, lfs_api, tmp_path):
     to the same bits, and no Space is made of it."""
     base = next(iter(published))
     fields = {"sources": [{"model": base}], "flow": {"path": "0:1, 0:0-1"}, "adapter": "auto"}
-    folder = build_model(Recipe.model_validate(fields), tmp_path / "out", progress=False)
+    folder = build_model(Recipe.model_validate(fields), tmp_path / "out")
     with pytest.raises(HubError, match=r"moves layers, .* push it without --space"):
         preview_push(folder, "local/p", PushOptions(published=published, space=True), api=lfs_api)
     push_model(folder, "local/path", PushOptions(published=published), api=lfs_api)
@@ -142,7 +142,7 @@ def test_a_path_is_published_as_an_adapter(published, lfs_api, tmp_path):
     assert "hf-evomerge fold local/path --out path-plain" in card
     assert "vllm serve" not in card
     assert reproduce("local/path", api=lfs_api).same
-    plain = fold("local/path", tmp_path / "plain", progress=False)
+    plain = fold("local/path", tmp_path / "plain")
     assert AutoModelForCausalLM.from_pretrained(plain).config.num_hidden_layers == 3
 
 

@@ -12,7 +12,7 @@ from hub_fixtures import commit_titles, upload_models
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_evomerge.building.record import write_build_record
+from hf_evomerge.building.build_record import write_build_record
 from hf_evomerge.errors import HubError
 from hf_evomerge.hub.push import preview_push, push_model
 from hf_evomerge.hub.push_plan import PushOptions

@@ -15,10 +15,9 @@ from hf_evomerge.hub.record import (
     TRIALS_FILE,
     _public_settings,
     _without_folders,
-    hide_folder,
     write_record,
 )
-from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.record import STUDY_JSON, Record
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_out, edited, open_study
@@ -126,7 +125,9 @@ def test_settings_name_no_file_of_this_machine(search_config, tmp_path):
         "test": {"dataset": "org/data"},
     }
     retain = {"other": {"lm_eval": ["arc_easy", str(tmp_path / "task.yaml")]}}
-    published = _public_settings(search_config(data=data, compare={"retain": retain}), hide_folder)
+    published = _public_settings(
+        search_config(data=data, compare={"retain": retain}), SourceRef.hidden
+    )
     assert published["data"]["search"]["data_files"] == ["rows.csv", "https://x.org/b.csv"]
     assert published["data"]["test"]["dataset"] == "org/data"
     assert published["compare"]["retain"]["other"]["lm_eval"] == ["arc_easy", "task.yaml"]

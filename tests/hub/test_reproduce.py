@@ -19,7 +19,7 @@ from sentence import sentence_folder
 from words import word_tokenizer
 
 from hf_evomerge.building.build import build_model
-from hf_evomerge.building.record import write_build_record
+from hf_evomerge.building.build_record import write_build_record
 from hf_evomerge.errors import EvoMergeError, HubError, SourceError
 from hf_evomerge.hub.compare import compare_code
 from hf_evomerge.hub.push import push_model
@@ -42,7 +42,7 @@ def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     flow = {"path": ["2:0", "1:1", "2:1"], "scales": [1, 0.5, 1.5]}
     fields = {"method": "dare_ties", "base": tiny / "base", "merge": merge, "flow": flow, "seed": 3}
     folder = tmp_path_factory.mktemp("made")
-    build_model(merge_of(tiny / "a", tiny / "b", **fields), folder / "merged", progress=False)
+    build_model(merge_of(tiny / "a", tiny / "b", **fields), folder / "merged")
     with LocalHub(folder / "hub") as hub, pytest.MonkeyPatch.context() as patch:
         api = use_hub(patch, hub, folder / "client")
         options = PushOptions(
@@ -98,7 +98,7 @@ def test_modules_after_an_encoder_are_rebuilt(lfs_api, tmp_path):
         lfs_api.create_repo(f"local/{name}")
         lfs_api.upload_folder(folder_path=tmp_path / name, repo_id=f"local/{name}")
     recipe = merge_of("local/german", "local/spanish")
-    push_model(build_model(recipe, tmp_path / "merged", progress=False), "local/merge", api=lfs_api)
+    push_model(build_model(recipe, tmp_path / "merged"), "local/merge", api=lfs_api)
     assert reproduce("local/merge", out=tmp_path / "again", api=lfs_api).same
     dense = "2_Dense/model.safetensors"
     assert (tmp_path / "again" / dense).read_bytes() == (tmp_path / "merged" / dense).read_bytes()
@@ -149,8 +149,8 @@ def test_sources_that_bring_code_need_consent(tiny, lfs_api, tmp_path):
         upload_models(lfs_api, folder)
     recipe = merge_of("local/a", "local/b", dtype="float32")
     with pytest.raises(SourceError, match="read it, and pass --trust-remote-code"):
-        build_model(recipe, tmp_path / "merged", progress=False)
-    merged = build_model(recipe, tmp_path / "merged", progress=False, trust_remote_code=True)
+        build_model(recipe, tmp_path / "merged")
+    merged = build_model(recipe, tmp_path / "merged", trust_remote_code=True)
     push_model(merged, "local/merge", PushOptions(), api=lfs_api)
     with pytest.raises(SourceError, match="read it, and pass --trust-remote-code"):
         reproduce("local/merge", api=lfs_api)
@@ -211,10 +211,7 @@ def test_weights_that_were_added_after_the_push_are_refused(
     """A file that transformers would load in place of the recipe's own does not go unnoticed, at
     the top or by the index."""
     parts = build_model(
-        Recipe.load(merged / "recipe.yaml"),
-        tmp_path / "parts",
-        max_shard_size="20KB",
-        progress=False,
+        Recipe.load(merged / "recipe.yaml"), tmp_path / "parts", max_shard_size="20KB"
     )
     push_model(parts, "local/merge", PushOptions(published=published), api=lfs_api)
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")

@@ -21,7 +21,7 @@ ONE_WAY = "# one way: "  # built, and not written as a mergekit file again
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory):
     """The folder of all stand-ins."""
     return tmp_path_factory.mktemp("zoo")
 
@@ -33,13 +33,11 @@ def test_a_published_file_is_built_or_refused(file, models, tmp_path):
     text = file.read_text()
     if text.startswith(REFUSED):
         with pytest.raises(EvoMergeError) as caught:
-            build_model(
-                from_mergekit(zoo.localise(text, models)).recipe, tmp_path / "out", progress=False
-            )
+            build_model(from_mergekit(zoo.localise(text, models)).recipe, tmp_path / "out")
         assert text.partition("\n")[0].removeprefix(REFUSED) in str(caught.value)
         return
     recipe = from_mergekit(zoo.localise(text, models)).recipe
-    out = build_model(recipe, tmp_path / "out", progress=False)
+    out = build_model(recipe, tmp_path / "out")
     with safe_open(out / "model.safetensors", "pt") as tensors:
         assert tensors.get_tensor("model.embed_tokens.weight").isfinite().all()
     if text.startswith(ONE_WAY):

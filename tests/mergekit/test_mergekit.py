@@ -344,7 +344,7 @@ def test_files_of_experts_are_named(tmp_path):
         load(tmp_path / "moe.yml")
 
 
-def recipe_of(**fields: object) -> Recipe:
+def recipe_of(**fields):
     """A linear merge of two sources, with other fields."""
     return Recipe.model_validate({"sources": [A, B], "merge": {"method": "linear"}, **fields})
 

@@ -8,9 +8,6 @@ those that fine-tunes of the name's kind add: ChatML's two, a padding token, or 
 
 import json
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -43,7 +40,7 @@ PADDED = ("wizard", "vicuna")
 MODEL_KEYS = ("model", "base_model", "tokenizer_source", "source", "path")
 
 
-def localise(text: str, folder: Path) -> str:
+def localise(text, folder):
     """The file with a folder for each name of a model; models that are not there yet are made."""
     data = yaml.safe_load(text)
     spans = list(_spans(data))
@@ -55,7 +52,7 @@ def localise(text: str, folder: Path) -> str:
     return yaml.safe_dump(_renamed(data, folder, depth), sort_keys=False)
 
 
-def _spans(data: Any) -> Iterator[list[int]]:
+def _spans(data):
     for value in (
         data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
     ):
@@ -64,7 +61,7 @@ def _spans(data: Any) -> Iterator[list[int]]:
         yield data["layer_range"]
 
 
-def _renamed(data: Any, folder: Path, depth: int, key: str = "") -> Any:
+def _renamed(data, folder, depth, key=""):
     if isinstance(data, dict):
         return {
             name: _renamed(value, folder, depth, name)
@@ -81,14 +78,14 @@ def _renamed(data: Any, folder: Path, depth: int, key: str = "") -> Any:
     return data
 
 
-def tokens_of(name: str) -> list[str]:
+def tokens_of(name):
     """The tokens that a model of this name has."""
     lower = name.lower()
     added = ["<|im_end|>", "<|im_start|>"] if any(word in lower for word in CHATML) else []
     return [*WORDS, *(["[PAD]"] if any(word in lower for word in PADDED) else []), *added]
 
 
-def save_model(folder: Path, name: str, depth: int) -> Path:
+def save_model(folder, name, depth):
     """A Llama whose weights are those of a common base and noise that the name decides."""
     place = folder / f"{name.replace('/', '--')}-{depth}"
     if place.exists():
@@ -125,7 +122,7 @@ def save_model(folder: Path, name: str, depth: int) -> Path:
     return place
 
 
-def save_adapter(folder: Path, name: str, depth: int) -> Path:
+def save_adapter(folder, name, depth):
     """A LoRA adapter of rank 2 of the queries and the values."""
     place = folder / f"{name.replace('/', '--')}-lora-{depth}"
     if place.exists():

@@ -53,7 +53,7 @@ def test_functions_give_the_bits_of_a_build(
     recipe = make_recipe(
         half_family, method, parameters, options, len(parameters), base=method != "slerp", seed=7
     )
-    built = load_file(build_model(recipe, tmp_path / "out", progress=False) / "model.safetensors")
+    built = load_file(build_model(recipe, tmp_path / "out") / "model.safetensors")
     base, *sources = (
         load_file(half_family / name / "model.safetensors")
         for name in ("base", *(f"source{i}" for i in range(len(parameters))))

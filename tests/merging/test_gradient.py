@@ -1,7 +1,5 @@
 """The gradient of a live merge, against differences between merges."""
 
-from typing import Any
-
 import pytest
 import torch
 from method_cases import CASES, IDS, NAME, merge
@@ -9,7 +7,6 @@ from tiny_adapters import save_adapter
 from tiny_models import tiny_model
 
 from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.arithmetic import TensorJob
 from hf_evomerge.merging.checks import complete
@@ -30,13 +27,7 @@ SMOOTH_CASES = [
 ]
 
 
-def moved(
-    parameters: list[dict[str, Any]],
-    options: dict[str, Any],
-    name: str,
-    source: int | None,
-    step: float,
-) -> Any:
+def moved(parameters, options, name, source, step):
     """The same parameters for one tensor, one of them moved."""
     values = [{key: resolve(value, NAME) for key, value in each.items()} for each in parameters]
     chosen = {key: resolve(value, NAME) for key, value in options.items()}
@@ -78,20 +69,20 @@ def test_a_tensors_products_are_differences(method, parameters, options, dtype):
         )
 
 
-def loss(model: Any) -> torch.Tensor:
+def loss(model):
     """How far the model is from repeating some tokens."""
-    value: torch.Tensor = model(IDS_OF_TOKENS, labels=IDS_OF_TOKENS).loss
+    value = model(IDS_OF_TOKENS, labels=IDS_OF_TOKENS).loss
     return value
 
 
-def opened(folder: Any, count: int = 2) -> tuple[list[Source], Source]:
+def opened(folder, count=2):
     """The first sources of a family, and its base."""
     return [open_source(str(folder / f"source{i}")) for i in range(count)], open_source(
         str(folder / "base")
     )
 
 
-def stepped(value: Any, key: Any, change: float) -> Any:
+def stepped(value, key, change):
     """A number of a recipe with a change: at a layer group, or at one run of a tensor's rows."""
     if key is None:
         return value + change
@@ -101,14 +92,7 @@ def stepped(value: Any, key: Any, change: float) -> Any:
     return {**value, name: [own + change * (at == run) for at, own in enumerate(value[name])]}
 
 
-def check(
-    merger: LiveMerger,
-    model: Any,
-    parameters: Any,
-    options: Any = None,
-    step: float = 0.05,
-    **limits: int,
-) -> Any:
+def check(merger, model, parameters, options=None, step=0.05, **limits):
     """Compare the gradient of a loss with its differences; returns the gradient."""
     found = MergeGradient(merger, model, **limits)(
         parameters, options, lambda: loss(model).backward()
@@ -163,7 +147,7 @@ def test_every_run_of_rows_has_its_slope(method, family, load):
 
 
 @pytest.fixture
-def parents(request: Any, family: Any, load: Any, tmp_path: Any) -> tuple[list[Source], Source]:
+def parents(request, family, load, tmp_path):
     """Two sources and their base: with tied embeddings, a mixture of experts, and one source that
     is an adapter on the base."""
     if request.param == "tied":
@@ -223,7 +207,7 @@ def test_every_method_on_a_whole_model(method, parents, load):
     parameters = [
         {n: values[n][i] for n, scope in scopes.items() if scope == "source"}
         for i in range(len(sources))
-    ]  # type: ignore[index]
+    ]
     options = {name: values[name] for name, scope in scopes.items() if scope == "global"}
     found = check(merger, model, [] if method == "slerp" else parameters, options, step=0.004)
     assert {name for name, _, _ in found} == set(scopes)

@@ -3,8 +3,6 @@ whole model."""
 
 import copy
 import itertools
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import EvoMergeError, SourceError
 from hf_evomerge.merging.gradient import MergeGradient
 from hf_evomerge.merging.joined import JoinedAdapters, why_merged
@@ -24,7 +21,7 @@ from hf_evomerge.merging.live import LiveMerger
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.evaluation.quantization import keep_differentiable, packed
 
-ADAPTERS: dict[str, list[dict[str, Any]]] = {
+ADAPTERS = {
     "two of one rank": [{"r": 4}, {"r": 4}],
     "ranks that differ": [{"r": 2}, {"r": 8}, {"r": 1}],
     "rsLoRA and alpha": [{"r": 4, "use_rslora": True, "lora_alpha": 3}, {"r": 4, "lora_alpha": 32}],
@@ -42,7 +39,7 @@ SOME = {name: ["q_proj", "o_proj"] for name in ("mixtral", "qwen3_moe", "gpt_oss
     "mamba": ["in_proj"]
 }  # else peft refuses
 NAME = "model.layers.1.self_attn.q_proj.weight"
-WEIGHTS: dict[str, tuple[list[dict[str, Any]], dict[str, float]]] = {
+WEIGHTS = {
     "whole model": ([{"weight": 0.7}, {"weight": -0.4}, {"weight": 1.3}], {}),
     "groups and lambda": (
         [{"weight": {"embed": 0.3, "*mlp*": 0.0, "default": 1.1}}, {"weight": 0.5}, {}],
@@ -60,21 +57,19 @@ WEIGHTS: dict[str, tuple[list[dict[str, Any]], dict[str, float]]] = {
 DIAGONAL = list(zip(ADAPTERS, itertools.cycle(WEIGHTS), strict=False))
 
 
-def save_adapters(
-    folder: Path, base: Path, configs: list[dict[str, Any]]
-) -> tuple[list[Any], Source]:
+def save_adapters(folder, base, configs):
     """Save random adapters of a base, and open them."""
-    sources: list[Any] = []
+    sources = []
     for number, config in enumerate(configs):
         adapter = save_adapter(base, folder / f"adapter{number}", number, **config)
         sources.append(open_source(SourceRef(model=str(base), adapter=str(adapter))))
-    return sources, open_source(str(base))  # type: ignore[return-value]
+    return sources, open_source(str(base))
 
 
-def logits(model: Any) -> torch.Tensor:
+def logits(model):
     """What the model says of some tokens."""
     with torch.inference_mode():
-        found: torch.Tensor = model(token_ids()).logits
+        found = model(token_ids()).logits
         return found
 
 
@@ -96,7 +91,7 @@ def test_unmerged_equals_merged(adapters, weights, family, load, tmp_path):
     assert not torch.allclose(logits(whole), logits(load(family / "base")), atol=1e-2)
     assert torch.allclose(logits(whole), logits(light), atol=2e-5)
 
-    def loss(model: Any) -> Any:
+    def loss(model):
         return model(token_ids(), labels=token_ids()).loss.backward()
 
     wanted = MergeGradient(merger, whole)(parameters, options, lambda: loss(whole))
@@ -107,7 +102,7 @@ def test_unmerged_equals_merged(adapters, weights, family, load, tmp_path):
     assert found == joined.gradient(parameters, options, lambda: loss(light))
 
 
-CORE: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+CORE = {
     "ties": ([{"weight": 0.7, "density": 0.6}, {"weight": {"*mlp*": 0.4, "default": 0.9}}], {}),
     "slerp": ([{}, {}], {"t": 0.3}),
     "linear": (
@@ -129,7 +124,7 @@ def test_core_space_is_the_adapter_that_is_built(method, family, load, tmp_path)
     model = load(family / "base").double().requires_grad_(False)
     joined = JoinedAdapters(sources, base, method, model, core=True, seed=5)
 
-    def loss() -> torch.Tensor:
+    def loss():
         """In float64, so that differences have digits."""
         said = model(token_ids()).logits[:, :-1].flatten(0, 1)
         return torch.nn.functional.cross_entropy(said, token_ids()[:, 1:].flatten())
@@ -138,7 +133,7 @@ def test_core_space_is_the_adapter_that_is_built(method, family, load, tmp_path)
     refs = [source.ref.model_dump() for source in sources]
     merge = {"method": method, "core_space": True, "parameters": parameters, "options": options}
     recipe = {"sources": refs, "base": base.ref.model_dump(), "merge": merge, "seed": 5}
-    folder = build_model(Recipe.model_validate(recipe), tmp_path / "out", progress=False)
+    folder = build_model(Recipe.model_validate(recipe), tmp_path / "out")
     tuned = PeftModel.from_pretrained(load(family / "base").double(), folder).eval()
     assert torch.allclose(logits(model), logits(tuned), atol=2e-5)
     assert any(found.values())
@@ -167,7 +162,7 @@ def test_a_layer_that_the_score_does_not_pass_has_no_slope(family, load, tmp_pat
     joined = JoinedAdapters(sources, base, "task_arithmetic", model)
     weights = [{"weight": {NAME: 0.5, "default": 0.7}}, {"weight": 0.5}]
 
-    def first_layer() -> None:
+    def first_layer():
         model.model(token_ids(), output_hidden_states=True).hidden_states[1].sum().backward()
 
     found = joined.gradient(weights, {}, first_layer)
@@ -185,14 +180,14 @@ def test_the_gradient_on_a_quantised_base(family, load, tmp_path):
     keep_differentiable(model.requires_grad_(False))
     joined = JoinedAdapters(sources, base, "task_arithmetic", model)
 
-    def loss(weight: float) -> float:
+    def loss(weight):
         joined.apply([{"weight": weight}, {"weight": 0.3}])
         with torch.no_grad():
             return float(model(token_ids(), labels=token_ids()).loss)
 
     wanted = (loss(0.51) - loss(0.49)) / 0.02
 
-    def backward() -> None:
+    def backward():
         model(token_ids(), labels=token_ids()).loss.backward()
 
     found = joined.gradient([{"weight": 0.5}, {"weight": 0.3}], {}, backward)

@@ -39,7 +39,7 @@ def test_live_equals_checkpoint(request, make_recipe, open_all, load, tmp_path, 
         dtype=dtype,
         seed=3,
     )
-    expected = load(build_model(recipe, tmp_path / "out", progress=False))
+    expected = load(build_model(recipe, tmp_path / "out"))
     model = load(folder / "source0", dtype=expected.dtype)
     sources, base = open_all(recipe)
     merger = LiveMerger(sources, base, method, options, 3, model, memory_limit=memory_limit)

@@ -14,7 +14,7 @@ from hf_evomerge.recipes.recipe import MergePart
 NAMES = ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
 
 
-def part(method="dare_ties", parameters=(), **options) -> MergePart:
+def part(method="dare_ties", parameters=(), **options):
     """A merge part."""
     return MergePart(method=method, parameters=list(parameters), options=options)
 

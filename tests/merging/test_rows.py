@@ -1,8 +1,5 @@
 """Weights for runs of rows: a list of numbers under the name of a tensor."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from recipes import merge_of
@@ -19,16 +16,14 @@ from hf_evomerge.merging.registry import get_method
 NAME = "model.layers.1.mlp.up_proj.weight"
 
 
-def of_family(family: Path, method: str, *weights: Any) -> Recipe:
+def of_family(family, method, *weights):
     """A merge of two fine-tunes with the base."""
     return merge_of(
         family / "source0", family / "source1", method=method, base=family / "base", weights=weights
     )
 
 
-def merged(
-    method: str, tensors: list[torch.Tensor], weights: list[Any], size: int, **options: Any
-) -> torch.Tensor:
+def merged(method, tensors, weights, size, **options):
     """The tensors of `NAME`, base first, merged in slices of `size` elements."""
     chosen = get_method(method)
     base, *sources = tensors
@@ -78,11 +73,11 @@ def test_a_model_built_and_a_live_one_are_the_same(family, load, tmp_path):
     recipe.save(tmp_path / "recipe.yaml")
     again = Recipe.load(tmp_path / "recipe.yaml")
     assert again == recipe
-    build_model(again, tmp_path / "model", progress=False)
+    build_model(again, tmp_path / "model")
     model = load(family / "base")
     sources = [open_source(str(family / f"source{i}")) for i in range(2)]
     base = open_source(str(family / "base"))
-    LiveMerger(sources, base, "task_arithmetic", {}, 0, model).apply(again.merge.parameters)  # type: ignore[union-attr]
+    LiveMerger(sources, base, "task_arithmetic", {}, 0, model).apply(again.merge.parameters)
     written = load(tmp_path / "model").state_dict()
     assert all(torch.equal(tensor, written[name]) for name, tensor in model.state_dict().items())
 
@@ -92,7 +87,7 @@ def test_rows_that_do_not_fit_are_refused(family):
     line before any work."""
     sources = {number: open_source(str(family / f"source{number}")) for number in range(2)}
 
-    def plan(method: str, *weights: list[float]) -> Any:
+    def plan(method, *weights):
         recipe = of_family(
             family, method, *({NAME: numbers, "default": 0.5} for numbers in weights)
         )

@@ -1,13 +1,7 @@
 """The merged model by its definition, without the package: a plain deep model whose blocks are
 called as the equations say."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
 from tiny_models import ARCHITECTURES, tiny_model
-from torch import nn
-from transformers import PreTrainedModel
 
 from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
 
@@ -27,14 +21,12 @@ LAST_BRANCH = {
 }
 
 
-def layers_name(architecture: str) -> str:
+def layers_name(architecture):
     """The name of the list of decoder layers."""
     return LAYERS.get(architecture, "model.layers")
 
 
-def deep_model(
-    architecture: str, sources: Sequence[PreTrainedModel], path: LayerPath, **fields: Any
-) -> PreTrainedModel:
+def deep_model(architecture, sources, path, **fields):
     """A plain model with one layer per hop: copies of the first terms' layers; the rest is the
     first source's."""
     hops = [hop.terms[0] for hop in path.hops]
@@ -53,7 +45,7 @@ def deep_model(
     return deep
 
 
-def _fields(architecture: str, layers: Sequence[int]) -> dict[str, Any]:
+def _fields(architecture, layers):
     """The fields with one entry per layer, in the order in which the layers run."""
     fields = {
         name: value(max(layers) + 1)
@@ -70,9 +62,7 @@ def _fields(architecture: str, layers: Sequence[int]) -> dict[str, Any]:
     return fields
 
 
-def scaled_stream(
-    deep: PreTrainedModel, architecture: str, scales: Sequence[float]
-) -> PreTrainedModel:
+def scaled_stream(deep, architecture, scales):
     """``x_k = beta_k * h_{k-1}``, written around every block, so that caches and generation work as
     in any model."""
     for layer, scale in zip(deep.get_submodule(layers_name(architecture)), scales, strict=True):
@@ -80,17 +70,11 @@ def scaled_stream(
     return deep
 
 
-def _scaled(forward: Callable[..., Any], scale: float) -> Callable[..., Any]:
+def _scaled(forward, scale):
     return lambda hidden_states, *args, **kwargs: forward(hidden_states * scale, *args, **kwargs)
 
 
-def logits_by_definition(
-    architecture: str,
-    sources: Sequence[PreTrainedModel],
-    path: LayerPath,
-    scale_target: str,
-    ids: torch.Tensor,
-) -> torch.Tensor:
+def logits_by_definition(architecture, sources, path, scale_target, ids):
     """The logits of a path with sums and scales, block by block.
 
     A block is split into what its last branch adds (``m``) and the rest (``r``) by running it with
@@ -99,12 +83,10 @@ def logits_by_definition(
     deep = deep_model(architecture, sources, path)
     prefix = layers_name(architecture)
     branch = LAST_BRANCH.get(architecture, "mlp") if scale_target == "mlp_delta" else None
-    state: dict[str, torch.Tensor] = {}
+    state = {}
 
-    def hop(
-        place: int, blocks: Sequence[tuple[float, Callable[..., Any], nn.Module]]
-    ) -> Callable[..., Any]:
-        def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def hop(place, blocks):
+        def forward(hidden_states, *args, **kwargs):
             if place == 0 or branch is None:
                 x = path.scales[place] * hidden_states
             else:
@@ -125,9 +107,7 @@ def logits_by_definition(
         return forward
 
     for place, (layer, terms) in enumerate(zip(deep.get_submodule(prefix), path.hops, strict=True)):
-        blocks: list[tuple[float, Callable[..., Any], nn.Module]] = [
-            (terms.terms[0].weight, layer.forward, layer)
-        ]
+        blocks = [(terms.terms[0].weight, layer.forward, layer)]
         for term in terms.terms[1:]:
             other = sources[term.source].get_submodule(prefix)[term.layer]
             blocks.append((term.weight, other.forward, other))
@@ -135,9 +115,9 @@ def logits_by_definition(
     return deep(ids, use_cache=False).logits
 
 
-def _first(output: Any) -> torch.Tensor:
+def _first(output):
     return output[0] if isinstance(output, tuple) else output
 
 
-def _silence(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+def _silence(module, args, output):
     return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0

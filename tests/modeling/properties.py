@@ -10,14 +10,14 @@ import threading
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from by_definition import deep_model, logits_by_definition, scaled_stream
 from fold_cases import fold_error
 from safetensors import safe_open
 from tiny_models import ARCHITECTURES, OLD_CACHE_NAMES, tiny_model, token_ids
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from hf_evomerge.building.routed import Routed
 from hf_evomerge.checkpoints.source import Source
@@ -57,13 +57,13 @@ class Property(NamedTuple):
     not_applicable: dict[str, str]
 
 
-PROPERTIES: dict[str, Property] = {}
+PROPERTIES = {}
 
 
-def _property(not_applicable: dict[str, str] | None = None) -> Callable[[Check], Check]:
+def _property(not_applicable=None):
     """Add a check to the table, under the name of its function."""
 
-    def add(check: Check) -> Check:
+    def add(check):
         PROPERTIES[check.__name__] = Property(check, not_applicable or {})
         return check
 
@@ -71,26 +71,24 @@ def _property(not_applicable: dict[str, str] | None = None) -> Callable[[Check],
 
 
 @lru_cache(maxsize=2)
-def pool_of(architecture: str) -> LayerPool:
+def pool_of(architecture):
     """A source of three layers and one of four. Kept for the next property: a check that changes
     weights copies them first."""
     return LayerPool([tiny_model(architecture, 3), tiny_model(architecture, 4, seed=1)])
 
 
 @lru_cache(maxsize=6)
-def model_of(architecture: str, path: str, scale_target: str = "stream") -> EvoMergedForCausalLM:
+def model_of(architecture, path, scale_target="stream"):
     """The merged model of one of the `PATHS`, kept as well."""
     return pool_of(architecture).model(PATHS[path], scale_target)
 
 
-def scale_targets(architecture: str) -> list[str]:
+def scale_targets(architecture):
     """The scale targets that the architecture knows."""
     return ["stream"] if architecture in NO_MLP_DELTA else ["stream", "mlp_delta"]
 
 
-def generated(
-    model: PreTrainedModel, ids: torch.Tensor, *, seed: int | None = None, **options: Any
-) -> torch.Tensor:
+def generated(model, ids, *, seed=None, **options):
     """Tokens after the prompt, greedy by default; token 0 is padding."""
     if seed is not None:
         torch.manual_seed(seed)
@@ -103,13 +101,13 @@ def generated(
     return model.generate(ids, **{"max_new_tokens": 6, **fixed, **options})[:, ids.shape[1] :]
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+def close(found, wanted):
     """Whether logits are equal but for rounding."""
     return bool((found - wanted).abs().max() <= TOLERANCE * wanted.std())
 
 
 @_property()
-def identity(architecture: str, folder: Path) -> None:
+def identity(architecture, folder):
     """The path that runs a source as it is gives that source's logits, whatever the scale target
     and the embedding source."""
     pool = pool_of(architecture)
@@ -121,7 +119,7 @@ def identity(architecture: str, folder: Path) -> None:
 
 
 @_property()
-def stream(architecture: str, folder: Path) -> None:
+def stream(architecture, folder):
     """With repeats and scales of the stream it is a plain deep model of copies: logits, and cached
     greedy tokens."""
     model = model_of(architecture, "serial")
@@ -133,7 +131,7 @@ def stream(architecture: str, folder: Path) -> None:
 
 
 @_property(NO_MLP_DELTA)
-def mlp_delta(architecture: str, folder: Path) -> None:
+def mlp_delta(architecture, folder):
     """With scales of the MLPs the logits are those of the equation, and differ from those of the
     stream."""
     logits = model_of(architecture, "serial", "mlp_delta")(token_ids()).logits
@@ -147,7 +145,7 @@ def mlp_delta(architecture: str, folder: Path) -> None:
 
 
 @_property()
-def sums(architecture: str, folder: Path) -> str | None:
+def sums(architecture, folder):
     """Hops of several terms give the logits of the equation, for both scale targets."""
     for target in scale_targets(architecture):
         logits = model_of(architecture, "sums", target)(token_ids()).logits
@@ -161,7 +159,7 @@ def sums(architecture: str, folder: Path) -> str | None:
 
 
 @_property()
-def caches(architecture: str, folder: Path) -> str | None:
+def caches(architecture, folder):
     """Greedy tokens are the same with a dynamic cache, no cache and, where the source class can, a
     static cache."""
     for path in PATHS:
@@ -174,7 +172,7 @@ def caches(architecture: str, folder: Path) -> str | None:
 
 
 @_property()
-def left_padding(architecture: str, folder: Path) -> None:
+def left_padding(architecture, folder):
     """A prompt in a left-padded batch gives the tokens that it gives alone."""
     model = model_of(architecture, "serial")
     short = token_ids()[:1, :6]
@@ -185,14 +183,14 @@ def left_padding(architecture: str, folder: Path) -> None:
 
 
 @_property()
-def beams(architecture: str, folder: Path) -> None:
+def beams(architecture, folder):
     """Beam search returns several sequences per prompt, the same ones with and without a cache."""
     options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 4}
     _several(model_of(architecture, "sums"), options)
 
 
 @_property()
-def samples(architecture: str, folder: Path) -> None:
+def samples(architecture, folder):
     """Sampling with num_return_sequences gives different sequences per prompt, the same ones with
     and without a cache."""
     options = {"num_return_sequences": 3, "do_sample": True, "top_k": 10, "max_new_tokens": 4}
@@ -200,7 +198,7 @@ def samples(architecture: str, folder: Path) -> None:
     assert not torch.equal(found[0], found[1]) or not torch.equal(found[0], found[2])
 
 
-def _several(model: PreTrainedModel, options: dict[str, Any]) -> torch.Tensor:
+def _several(model, options):
     cached, plain = (
         generated(model, token_ids(), seed=0, use_cache=cache, **options) for cache in (True, False)
     )
@@ -210,7 +208,7 @@ def _several(model: PreTrainedModel, options: dict[str, Any]) -> torch.Tensor:
 
 
 @_property()
-def inputs_embeds(architecture: str, folder: Path) -> None:
+def inputs_embeds(architecture, folder):
     """Embeddings in place of tokens give the same logits, and a prompt of embeddings the same
     greedy tokens."""
     model = model_of(architecture, "sums")
@@ -227,7 +225,7 @@ def inputs_embeds(architecture: str, folder: Path) -> None:
 
 
 @_property()
-def hidden_states(architecture: str, folder: Path) -> None:
+def hidden_states(architecture, folder):
     """A path of n hops has n + 1 hidden states, whatever the number of terms, and a shorter path
     has the same ones so far."""
     for name, path in PATHS.items():
@@ -241,7 +239,7 @@ def hidden_states(architecture: str, folder: Path) -> None:
 
 
 @_property()
-def checkpointing(architecture: str, folder: Path) -> None:
+def checkpointing(architecture, folder):
     """Gradient checkpointing runs every hop again, and changes no gradient."""
     model = copy.deepcopy(model_of(architecture, "sums")).train()
     inside = next(
@@ -249,7 +247,7 @@ def checkpointing(architecture: str, folder: Path) -> None:
         for module in list(model.layers[1].modules())[1:]
         if list(module.parameters(recurse=False))
     )
-    calls: list[object] = []
+    calls = []
     inside.register_forward_pre_hook(lambda module, args: calls.append(module))
     gradients = []
     for enabled in (False, True):
@@ -271,7 +269,7 @@ def checkpointing(architecture: str, folder: Path) -> None:
 
 
 @_property()
-def training(architecture: str, folder: Path) -> None:
+def training(architecture, folder):
     """A step against the gradient lowers the loss, reaches every parameter, and leaves repeated
     layers shared."""
     model = copy.deepcopy(model_of(architecture, "serial"))
@@ -289,7 +287,7 @@ def training(architecture: str, folder: Path) -> None:
 
 
 @_property(NO_SDPA)
-def attention(architecture: str, folder: Path) -> None:
+def attention(architecture, folder):
     """Both implementations of attention give the same logits."""
     model_of(architecture, "sums").save_pretrained(folder)
     logits = []
@@ -301,7 +299,7 @@ def attention(architecture: str, folder: Path) -> None:
 
 
 @_property()
-def saved(architecture: str, folder: Path) -> None:
+def saved(architecture, folder):
     """What is saved, loaded, deep-copied or built from the sources' files is the same; files hold
     every layer once."""
     pool = pool_of(architecture)
@@ -315,7 +313,7 @@ def saved(architecture: str, folder: Path) -> None:
         flow = FlowPart(path=path.as_text(), scales=path.scales)
         refs = [SourceRef(model="first"), SourceRef(model="second")]
         opened = [Source(folder / str(number), ref) for number, ref in enumerate(refs)]
-        write_checkpoint(Routed(opened, flow), folder / name / "built", progress=False)
+        write_checkpoint(Routed(opened, flow), folder / name / "built")
         for where in (folder / name / "saved", folder / name / "built"):
             again, info = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True)
             assert type(again) is EvoMergedForCausalLM
@@ -330,7 +328,7 @@ def saved(architecture: str, folder: Path) -> None:
 
 
 @_property()
-def offloaded(architecture: str, folder: Path) -> None:
+def offloaded(architecture, folder):
     """With all of the model on disk (accelerate) the logits are the same, and what it saves is the
     same file."""
     model = model_of(architecture, "serial")
@@ -348,7 +346,7 @@ def offloaded(architecture: str, folder: Path) -> None:
 
 
 @_property()
-def threads(architecture: str, folder: Path) -> None:
+def threads(architecture, folder):
     """Four threads that generate at once, two on a model and two on another path over its layers,
     get what each gets alone."""
     model = model_of(architecture, "serial", scale_targets(architecture)[-1])
@@ -356,7 +354,7 @@ def threads(architecture: str, folder: Path) -> None:
     race([model, sibling], token_ids(), rounds=1)
 
 
-def race(models: list[EvoMergedForCausalLM], ids: torch.Tensor, *, rounds: int) -> None:
+def race(models, ids, *, rounds):
     """Two threads per model generate at the same time, round after round; every result must be that
     of one thread alone."""
     prompts = [ids[:1], ids[1:, :5]]
@@ -365,10 +363,10 @@ def race(models: list[EvoMergedForCausalLM], ids: torch.Tensor, *, rounds: int) 
         for m, model in enumerate(models)
         for p, prompt in enumerate(prompts)
     }
-    found: list[tuple[tuple[int, int], torch.Tensor]] = []
+    found = []
     start = threading.Barrier(len(wanted))
 
-    def work(key: tuple[int, int]) -> None:
+    def work(key):
         for _ in range(rounds):
             start.wait(timeout=60)
             found.append((key, generated(models[key[0]], prompts[key[1]])))
@@ -383,19 +381,19 @@ def race(models: list[EvoMergedForCausalLM], ids: torch.Tensor, *, rounds: int) 
 
 
 @_property()
-def fold_stream(architecture: str, folder: Path) -> str:
+def fold_stream(architecture, folder):
     """The folded checkpoint is a plain model of the same greedy tokens; the cell is the largest
     difference of a logit."""
     return _size(fold_error(architecture, {}, "stream", folder))
 
 
 @_property()
-def fold_mlp_delta(architecture: str, folder: Path) -> str:
+def fold_mlp_delta(architecture, folder):
     """The same with scales of the MLPs; of the embeddings alone where mlp_delta does not apply."""
     return _size(fold_error(architecture, {}, "mlp_delta", folder))
 
 
-def _size(error: float) -> str:
+def _size(error):
     return f"{error:.0e}" if error else "0"
 
 

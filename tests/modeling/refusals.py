@@ -7,9 +7,8 @@ prints the table.
 """
 
 import json
-from typing import Any
 
-VALID: dict[str, Any] = {
+VALID = {
     "model_type": "evo_merged",
     "path": ["0:0", "0:2"],
     "scales": [1.0, 0.5],
@@ -20,12 +19,12 @@ VALID: dict[str, Any] = {
 }
 
 
-def _text(**fields: Any) -> dict[str, Any]:
+def _text(**fields):
     return {"text_config": {**VALID["text_config"], **fields}}
 
 
 # What is wrong: the fields that differ from `VALID`, and how the message begins.
-REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+REFUSALS = {
     "a layer that is not there": (
         {"path": ["0:0", "0:3"]},
         "path[1]: layer 3 of source 0, which has 3 layers",
@@ -160,7 +159,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def table() -> str:
+def table():
     """What is refused and how the message begins, as Markdown."""
     lines = ["| wrong | in config.json | the message begins |", "| --- | --- | --- |"]
     for what, (fields, message) in REFUSALS.items():

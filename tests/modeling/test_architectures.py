@@ -3,7 +3,6 @@ so."""
 
 import itertools
 import re
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,7 +22,7 @@ TABLE = Path(__file__).parents[2] / "benchmarks" / "pages" / "model-tests.md"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_gradients() -> Iterator[None]:
+def _no_gradients():
     with torch.no_grad():
         yield
 
@@ -58,8 +57,8 @@ def test_the_mlp_branch_is_added_to_the_residual(architecture):
     """Where mlp_delta is allowed, a block's output is a straight line in the factor of its MLP, and
     not through zero."""
     model = tiny_model(architecture, 3)
-    block = model.get_submodule(find_layers(model, 3))[1]  # type: ignore[index]
-    outputs: list[torch.Tensor] = []
+    block = model.get_submodule(find_layers(model, 3))[1]
+    outputs = []
     block.register_forward_hook(
         lambda module, args, out: outputs.append(out[0] if isinstance(out, tuple) else out)
     )

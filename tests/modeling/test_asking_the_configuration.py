@@ -4,7 +4,6 @@ and kept."""
 import copy
 import json
 import pickle
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +29,7 @@ ASKED = (
 )
 
 
-def merged(architecture: str = "llama", **fields: Any) -> EvoMergedConfig:
+def merged(architecture="llama", **fields):
     """A path of three hops, one of them of two terms."""
     source = tiny_model(architecture, **fields).config
     return EvoMergedConfig.from_sources([source], ["0:0", "0:0 + 0:2", "0:2"], [1.0, 0.5, 1.0])

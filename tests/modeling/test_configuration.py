@@ -1,6 +1,5 @@
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,12 +14,12 @@ from hf_evomerge.modeling.origins import check_rearrangeable
 LLAMA = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4, "vocab_size": 64}
 
 
-def llama(layers: int = 3, **fields: Any) -> LlamaConfig:
+def llama(layers=3, **fields):
     """A small Llama's configuration."""
     return LlamaConfig(**{**LLAMA, "num_hidden_layers": layers, **fields})
 
 
-def merged(path: list[str], **fields: Any) -> EvoMergedConfig:
+def merged(path, **fields):
     """A path through sources of three and four layers."""
     sources = [{"layers": 3}, {"layers": 4}]
     slots = sum(len(hop.split("+")) for hop in path)

@@ -9,23 +9,12 @@ import transformers
 from every_type import TYPES
 from slowly import slow_beyond
 from tiny_models import FAMILIES
-from type_verdicts import (
-    FAILS,
-    IN_PLACE,
-    PLAIN_FAILS,
-    REFUSED,
-    SEES,
-    WORKS,
-    Verdict,
-    refusal,
-    row,
-    verdict,
-)
+from type_verdicts import FAILS, IN_PLACE, PLAIN_FAILS, REFUSED, SEES, WORKS, refusal, row, verdict
 
 DOCUMENT = (Path(__file__).parents[2] / "benchmarks" / "pages" / "model-tests.md").read_text(
     encoding="utf-8"
 )
-TABLE: dict[str, Verdict] = dict(filter(None, map(row, DOCUMENT.splitlines())))
+TABLE = dict(filter(None, map(row, DOCUMENT.splitlines())))
 # the table is of the installed version
 RECORDED = f"transformers {transformers.__version__}:" in DOCUMENT
 NAMES = [name for name in TABLE if name in TYPES]

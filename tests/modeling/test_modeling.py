@@ -11,10 +11,9 @@ from safetensors.torch import load_file, save_file
 from slowly import slow_beyond
 from tiny_models import VOCAB, tiny_model, token_ids
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 from vlms import CLASSES, inputs, random_model, vlm_config
 
-from hf_evomerge.modeling import EvoMergedForCausalLM
 from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
@@ -24,13 +23,13 @@ WEIGHT = "mlp.up_proj.weight"
 
 
 @pytest.fixture(scope="module")
-def sources() -> list[PreTrainedModel]:
+def sources():
     """A Llama of three layers and one of four."""
     return [tiny_model("llama", 3), tiny_model("llama", 4, seed=1)]
 
 
 @pytest.fixture
-def model(sources: list[PreTrainedModel]) -> EvoMergedForCausalLM:
+def model(sources):
     """Repeats, scales and weighted sums in one path, with weights of its own."""
     return copy.deepcopy(LayerPool(sources).model(LayerPath.parse(PATH, SCALES)))
 
@@ -111,7 +110,7 @@ def test_a_copy_is_independent(model, twin):
     """A deep copy computes the same with its own weights: changing the original does not change
     it."""
     expected = model(token_ids()).logits
-    copied = twin(model)  # type: ignore[operator]
+    copied = twin(model)
     assert copied.num_parameters() == model.num_parameters()  # it shares within itself
     with torch.no_grad():
         for parameter in model.parameters():
@@ -253,7 +252,7 @@ def test_mlp_delta_is_refused_where_it_has_no_meaning():
     pool.model(LayerPath.parse("0:0, 0:1"), "mlp_delta")
 
 
-def assert_shared(model: EvoMergedForCausalLM) -> None:
+def assert_shared(model):
     """Hops 0 and 3, and hops 1 and 4, run the same tensors."""
     for first, second in ((0, 3), (1, 4)):
         assert model.layers[first].get_parameter(WEIGHT) is model.layers[second].get_parameter(
@@ -306,7 +305,7 @@ def test_layers_may_be_offloaded(model, scale_target, memory, tmp_path):
     pytest.importorskip("accelerate")
     model = model.with_path(PATH, SCALES, scale_target=scale_target)
     model.save_pretrained(tmp_path / "saved")
-    where: dict[str, object] = (
+    where = (
         {"device_map": "auto", "max_memory": {"cpu": memory}}
         if memory
         else {"device_map": {"": "disk"}}
@@ -336,7 +335,7 @@ def test_layers_may_be_offloaded(model, scale_target, memory, tmp_path):
         again.with_path("0:0, 0:1")
 
 
-def adapted(model: EvoMergedForCausalLM, **options: object) -> PreTrainedModel:
+def adapted(model, **options):
     """The model with LoRA adapters trained for a few steps."""
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", **options)

@@ -2,14 +2,12 @@
 same, or is refused."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from every_type import tiny_source
 from tiny_models import tiny_model, token_ids
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from hf_evomerge.errors import PathError
 from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForCausalLM
@@ -19,7 +17,7 @@ from hf_evomerge.routing.pool import LayerPool
 
 # Architecture: a path that puts a layer where it would compute something else, one that does not,
 # and what differs.
-PLACES: dict[str, tuple[list[str], list[str], str]] = {
+PLACES = {
     "deepseek_v2": (["0:1", "0:0"], ["0:0", "0:2", "0:1", "0:2"], "mlp.class"),
     "deepseek_v3": (["0:1", "0:0"], ["0:0", "0:1 + 0:2*0.5", "0:1"], "mlp.class"),
     "dots1": (["0:1", "0:0"], ["0:0", "0:2", "0:2"], "mlp.class"),
@@ -32,7 +30,7 @@ PLACES: dict[str, tuple[list[str], list[str], str]] = {
 
 
 @pytest.fixture(autouse=True)
-def _no_gradients() -> Any:
+def _no_gradients():
     with torch.no_grad():
         yield
 
@@ -137,6 +135,6 @@ def test_hidden_states_are_selected_by_hop(selected):
         assert state is None or torch.equal(state, wanted)
 
 
-def _reloaded(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def _reloaded(model, folder):
     model.save_pretrained(folder)
     return AutoModelForCausalLM.from_pretrained(folder)

@@ -1,15 +1,11 @@
 """Quantised while it is loaded: the same numbers as a plain deep model that is quantised alike.
 Skips what is not installed."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from by_definition import deep_model
 from tiny_models import tiny_model, token_ids
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
 from hf_evomerge.routing.pool import LayerPool
@@ -20,13 +16,13 @@ ONCE = (1, 3)
 AGAIN = (0, 2, 4, 5)  # hops of layers that run once, and of layers that run twice
 
 
-def _torchao(skip: list[str] | None) -> Any:
+def _torchao(skip):
     from torchao.quantization import Int8WeightOnlyConfig
 
     return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=skip)
 
 
-KINDS: dict[str, tuple[str, Callable[[list[str] | None], Any]]] = {
+KINDS = {
     "torchao int8": ("torchao", _torchao),
     "bitsandbytes int8": (
         "bitsandbytes",
@@ -42,13 +38,13 @@ KINDS: dict[str, tuple[str, Callable[[list[str] | None], Any]]] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_gradients() -> Iterator[None]:
+def _no_gradients():
     with torch.no_grad():
         yield
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folders(tmp_path_factory):
     """A merged model whose path repeats two layers, and the same as a plain deep model."""
     folder = tmp_path_factory.mktemp("models")
     sources = [tiny_model("llama", 3, **SIZES), tiny_model("llama", 4, seed=1, **SIZES)]
@@ -58,15 +54,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=KINDS)
-def load(
-    request: pytest.FixtureRequest, folders: Path
-) -> Callable[[str, list[str] | None], PreTrainedModel]:
+def load(request, folders):
     """Loads one of the two models quantised, without the modules whose names begin in one of these
     ways."""
     package, make = KINDS[request.param]
     pytest.importorskip(package)
 
-    def quantised(name: str, skip: list[str] | None) -> PreTrainedModel:
+    def quantised(name, skip):
         return AutoModelForCausalLM.from_pretrained(
             folders / name, quantization_config=make(skip), dtype=torch.float32
         )

@@ -1,18 +1,11 @@
 """Paths through the language layers of vision-language models."""
 
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
 from slowly import slow_beyond
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    CLIPConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, CLIPConfig
 from vlms import CLASSES, inputs, random_model, text_config, vlm_config
 
 from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForImageTextToText
@@ -25,12 +18,12 @@ SCALES = [1.1, 0.9, -0.7, 1.2, 0.8]
 
 
 @cache
-def sources(name: str) -> list[PreTrainedModel]:
+def sources(name):
     """Two models of a class."""
     return [random_model(vlm_config(name), seed, CLASSES[name]) for seed in (0, 1)]
 
 
-def evolved(name: str, path: list[str] = PATH, scales: list[float] | None = SCALES) -> Any:
+def evolved(name, path=PATH, scales=SCALES):
     """A merged model over them."""
     return LayerPool(sources(name)).model(LayerPath.parse(path, scales))
 

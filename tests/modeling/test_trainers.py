@@ -1,8 +1,6 @@
 """Fine-tuning of a path: TRL's trainers, heads, adapters."""
 
 import itertools
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,7 +25,7 @@ DATA = {
 }
 
 
-def _path(folder: Path, architecture: str = "llama") -> Path:
+def _path(folder, architecture="llama"):
     """A path with repeats and scales, saved with a tokenizer."""
     sources = [tiny_model(architecture), tiny_model(architecture, seed=1)]
     LayerPool(sources).model(PATH).save_pretrained(folder / "path")
@@ -37,12 +35,12 @@ def _path(folder: Path, architecture: str = "llama") -> Path:
     return folder / "path"
 
 
-def _distinct(completions: list[str], **_: Any) -> list[float]:
+def _distinct(completions, **_):
     """More for later completions, so that no group of them is worth the same."""
     return [float(number) for number, _ in enumerate(completions)]
 
 
-def _trainer(kind: str, model: Path, out: Path) -> Any:
+def _trainer(kind, model, out):
     trl = pytest.importorskip("trl", reason="the extra train is not installed")
     datasets = pytest.importorskip("datasets")
     settings = {

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from hf_evomerge.errors import EvoMergeError
-from hf_evomerge.pictures.marks import Group, Line, Mark, Rect, Symbol, Text
+from hf_evomerge.pictures.marks import Group, Line, Rect, Symbol, Text
 from hf_evomerge.pictures.matplotlib_painter import paint_figure, save_scenes
 from hf_evomerge.pictures.path import path_scene
 from hf_evomerge.pictures.scene import MIDDLE, WIDE, Axes, Panel, Scene
@@ -22,7 +22,7 @@ from hf_evomerge.recipes.layer_path import LayerPath
 
 ROOT = Path(__file__).parents[2]
 AXES = Axes(10, 20, 110, 120, (0, 10), (0, 5))
-MARKS: dict[str, Mark] = {
+MARKS = {
     "line": Line(((0, 0), (10, 5)), "median", "ps"),
     "steps": Line(((0, 0), (5, 5), (10, 1)), "best", "ps", steps=True),
     "wide line": Line(((0, 1), (10, 5)), "flow", "ps", width=7.0),
@@ -43,12 +43,12 @@ CORNERS = {  # in pixels, as AXES put them
 }
 
 
-def scene_of(*marks: Mark) -> Scene:
+def scene_of(*marks):
     """A picture of 120 x 140 pixels."""
     return Scene(120, 140, [Panel(AXES, marks)], "a picture")
 
 
-def svg(html: str) -> ElementTree.Element:
+def svg(html):
     """The picture in a piece of HTML."""
     return ElementTree.fromstring(re.findall(r"<svg.*?</svg>", html, flags=re.S)[0])
 
@@ -157,9 +157,9 @@ def test_a_page_can_read_and_press_hops():
 def test_there_is_a_picture_for_each_width_of_screens():
     """Wide screens, tablets and phones have one each; where the wide one is as narrow as a
     tablet's, one does for both."""
-    widths: list[int] = []
+    widths = []
 
-    def draw(width: int) -> Scene:
+    def draw(width):
         widths.append(width)
         return Scene(width, 10, [], "a picture")
 

@@ -3,9 +3,7 @@ axes."""
 
 import subprocess
 import sys
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from scenes import marks_of
@@ -14,8 +12,8 @@ from hf_evomerge.pictures.climb import climb_scene
 from hf_evomerge.pictures.fitness import fitness_range, fitness_scene
 from hf_evomerge.pictures.front import front_scene
 from hf_evomerge.pictures.marks import Group, Line, Rect, Symbol, Text
-from hf_evomerge.pictures.path import Words, path_scene
-from hf_evomerge.pictures.scene import MIDDLE, NARROW, WIDE, Axes, Scene, ticks
+from hf_evomerge.pictures.path import StepWords, path_scene
+from hf_evomerge.pictures.scene import MIDDLE, NARROW, WIDE, Axes, ticks
 from hf_evomerge.pictures.trials import Objective, Point, Step, Trial
 from hf_evomerge.pictures.weights import spans, weights_of, weights_scene
 from hf_evomerge.recipes.layer_path import LayerPath
@@ -28,7 +26,7 @@ HOPS = "0:0-2, 1:3, 0:3*0.6 + 1:4*0.4, 1:4, 0:5"
 SCALES = [1.0, 0.9, 1.4, 0.5, 1.1, -0.7, 1.0]
 
 
-def of_kind(marks: Scene | Group, kind: type, look: str = "") -> list[Any]:
+def of_kind(marks, kind, look=""):
     """The marks of a kind, of one look or of all."""
     return [
         mark
@@ -37,12 +35,12 @@ def of_kind(marks: Scene | Group, kind: type, look: str = "") -> list[Any]:
     ]
 
 
-def words(scene: Scene) -> list[str]:
+def words(scene):
     """All that is written on a picture."""
     return [text.words for text in of_kind(scene, Text)]
 
 
-def trials_of(*fitness: float | None, stage: str = "ps", population: int = 2) -> list[Trial]:
+def trials_of(*fitness, stage="ps", population=2):
     """Trials in generations of `population`."""
     return [Trial(stage, k, k // population, value) for k, value in enumerate(fitness)]
 
@@ -172,7 +170,7 @@ OBJECTIVES = (Objective("fitness", "share"), Objective("hops"))
 VALUES = [(0.9, 12.0), (0.5, 6.0), (0.4, 9.0), (0.1, 7.0)]
 
 
-def front_of(width: int = WIDE) -> Scene:
+def front_of(width=WIDE):
     """A front of two points among trials, some without all values, and parents of which two are at
     one place."""
     trials = [
@@ -264,7 +262,7 @@ def test_ticks_are_round_and_inside():
     assert ticks(1.0, 1.0, 5)
 
 
-def rows_of(scene: Scene) -> dict[int, float]:
+def rows_of(scene):
     """The row of the lowest layer of each source, by the bars of its layers."""
     groups = [
         mark
@@ -336,7 +334,7 @@ def test_what_is_said_stands_on_the_hops():
     all; narrow, those that fit."""
     path = LayerPath.parse("0:0-3")
     after = [("a", "x"), ("a", "yes"), ("a", "no"), ("a", "no")]
-    scene = path_scene(path, ["a"], [4], words=Words(("a", "no"), after))
+    scene = path_scene(path, ["a"], [4], words=StepWords(("a", "no"), after))
     over = [text for text in of_kind(scene, Text, "name") if text.anchor == "middle"]
     assert sorted((text.at[0], text.words, text.colour) for text in over) == [
         (1, "x", "grey"),
@@ -345,12 +343,12 @@ def test_what_is_said_stands_on_the_hops():
         (4, "no", "good"),
     ]
     assert of_kind(scene, Group, "hop")[1].tip.endswith("; here it would say: a yes")
-    long = Words(("word",), [("other words",)] * 6 + [("word",)])
+    long = StepWords(("word",), [("other words",)] * 6 + [("word",)])
     crowded = path_scene(LayerPath.parse("0:0 x7"), ["a"], [2], words=long, width=NARROW)
     shown = [text.words for text in of_kind(crowded, Text, "name") if text.anchor == "middle"]
     assert {"other words", "word"} == set(shown)
     assert len(shown) < 7
-    steep = Words(("word",), [("longer words",)] * 7 + [("word",)])
+    steep = StepWords(("word",), [("longer words",)] * 7 + [("word",)])
     for width, count in ((NARROW, 4), (WIDE, 8)):
         rising = path_scene(
             LayerPath.parse("0:0-7"), ["a name that is long"], [8], words=steep, width=width
@@ -367,7 +365,7 @@ def test_what_is_said_stands_on_the_hops():
     assert (
         sum(
             text.look.startswith("name")
-            for text in of_kind(weights_scene(weights, words=Words(("a", "no"), after)), Text)
+            for text in of_kind(weights_scene(weights, words=StepWords(("a", "no"), after)), Text)
         )
         == 5
     )
@@ -441,7 +439,7 @@ MERGE = {
 }
 
 
-def tips(merge: Any, labels: Sequence[str] = ("a", "b"), width: int = WIDE) -> list[str]:
+def tips(merge, labels=("a", "b"), width=WIDE):
     """What the layers of a picture of weights say."""
     return [
         cell.tip for cell in of_kind(weights_scene(weights_of(merge, labels), width), Group, "cell")

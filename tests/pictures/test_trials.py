@@ -1,8 +1,6 @@
 """Trials are sorted into stages and moments, and the best of them is one that was scored like the
 others."""
 
-from collections.abc import Sequence
-
 from hf_evomerge.pictures.trials import Trial, best_so_far, climb, of_stage, stages, without_first
 
 FITNESS = (-5.0, -4.0, None, -6.0, -3.0, -3.5, -2.0, -90.0, -2.5)
@@ -64,7 +62,7 @@ def test_the_best_of_batches_is_not_the_best():
         for k, (fitness, examples) in enumerate(scored)
     ]
 
-    def line(trials: Sequence[Trial]) -> list[tuple[float, float | None]]:
+    def line(trials):
         return [(at, trial.fitness) for at, trial in best_so_far(trials)]
 
     assert line(trials) == [(3, -2.5), (6, -2.0), (6, -2.0)]

@@ -9,13 +9,13 @@ from hf_evomerge.errors import PathError
 from hf_evomerge.recipes.layer_path import MAX_HOPS, Hop, LayerPath, Term
 
 
-def _random_path(rng: random.Random) -> LayerPath:
-    def weight() -> float:
+def _random_path(rng):
+    def weight():
         return rng.choice(
             [1.0, 0.5, -0.25, rng.gauss(0, 1), rng.gauss(0, 1) * 1e-12, rng.gauss(0, 1) * 1e5]
         )
 
-    def hop() -> Hop:
+    def hop():
         terms = tuple(
             Term(rng.randrange(4), rng.randrange(64), weight())
             for _ in range(rng.choice([1, 1, 1, 2, 3]))
@@ -130,7 +130,7 @@ NO_HOPS += ["0:0-3*0.5", "0:0*nan", "0:0*inf", "0:0*1e999", "0:0*", "0:0 +", "0:
 def test_text_that_is_no_path(text, where):
     """Whatever cannot be read is a `PathError` of one short line that begins with the place."""
     with pytest.raises(PathError) as caught:
-        LayerPath.parse(text)  # type: ignore[arg-type]
+        LayerPath.parse(text)
     message = str(caught.value)
     assert f"{message}: ".startswith(f"{where}: ")
     assert "\n" not in message
@@ -200,7 +200,7 @@ def test_hostile_text_takes_no_time(text):
 def test_scales_that_are_no_scales(scales, message):
     """Scales of the wrong number, kind or size are refused in one short line."""
     with pytest.raises(PathError) as caught:
-        LayerPath.parse("0:0-1", scales)  # type: ignore[arg-type]
+        LayerPath.parse("0:0-1", scales)
     assert str(caught.value).startswith("scales")
     assert len(str(caught.value)) < 200
     if message is not None:

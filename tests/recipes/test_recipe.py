@@ -1,6 +1,5 @@
 """Recipes: YAML and back, and every refusal as one line that names the key."""
 
-import sys
 import textwrap
 
 import pytest
@@ -44,7 +43,7 @@ FULL = Recipe(
 )
 
 
-def _refusal(text: str) -> str:
+def _refusal(text):
     with pytest.raises(RecipeError) as caught:
         Recipe.from_yaml(text)
     message = str(caught.value)
@@ -71,7 +70,7 @@ def test_yaml_gives_the_recipe_back(recipe, tmp_path):
 
 def test_types_of_options_survive():
     """A flag stays a flag, a number a number and a word a word on the way through YAML."""
-    options = Recipe.from_yaml(FULL.to_yaml()).merge.options  # type: ignore[union-attr]
+    options = Recipe.from_yaml(FULL.to_yaml()).merge.options
     assert {key: type(value) for key, value in options.items()} == {
         "normalize": bool,
         "lambda": float,
@@ -267,25 +266,6 @@ def test_several_complaints_are_one_line():
 @pytest.mark.parametrize(
     "text",
     [
-        HEAD + 'merge: !!python/object/apply:os.system ["touch FILE"]',
-        HEAD + 'merge: !!python/object/apply:subprocess.call [["touch", "FILE"]]',
-        HEAD + 'merge: !!python/object/new:os.system ["touch FILE"]',
-        HEAD + "merge: {method: !!python/name:os.system ''}",
-        HEAD + "merge: !!python/object:hf_evomerge.recipes.recipe.MergePart {method: linear}",
-        HEAD + "merge: {method: !!python/module:antigravity ''}",
-    ],
-)
-def test_tags_run_no_code(text, tmp_path):
-    """YAML tags that would make Python objects are refused and nothing is run."""
-    file = tmp_path / "made"
-    assert _refusal(text.replace("FILE", str(file))).startswith("not valid YAML: ")
-    assert not file.exists()
-    assert "antigravity" not in sys.modules
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
         "a: [",
         "a: b: c",
         "\tx: 1",
@@ -324,7 +304,7 @@ def test_a_file_is_named_in_every_complaint(tmp_path):
 def test_a_recipe_does_not_change():
     """The fields of a recipe cannot be set once it is made."""
     with pytest.raises(ValueError, match="frozen"):
-        FULL.seed = 1  # type: ignore[misc]
+        FULL.seed = 1
 
 
 @pytest.mark.parametrize(

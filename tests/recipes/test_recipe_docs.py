@@ -31,7 +31,7 @@ FINE_TUNES = ("japanese-7b", "maths-7b", "maths-7b-instruct", "chat-7b-with-adde
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def family(tmp_path_factory):
     """A base, fine-tunes of it, one of them with more tokens, and two adapters."""
     folder = tmp_path_factory.mktemp("family")
     torch.manual_seed(0)
@@ -79,7 +79,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def local(text: str, family: Path) -> Recipe:
+def local(text, family):
     """The example on the tiny family: folders in place of repositories, without their revisions."""
     recipe = Recipe.from_yaml(text).model_dump(exclude_none=True)
     for ref in [*recipe["sources"], *([recipe["base"]] if "base" in recipe else [])]:
@@ -95,9 +95,7 @@ def test_the_mergekit_file_builds(family, tmp_path):
     out."""
     read = from_mergekit(MERGEKIT[0].replace("your-name/", f"{family}/"))
     assert read.notes == []
-    model = AutoModelForCausalLM.from_pretrained(
-        build_model(read.recipe, tmp_path / "out", progress=False)
-    )
+    model = AutoModelForCausalLM.from_pretrained(build_model(read.recipe, tmp_path / "out"))
     assert model.dtype == torch.bfloat16
 
 
@@ -107,6 +105,6 @@ def test_every_example_builds(number, family, tmp_path):
     recipe = local(BLOCKS[number], family)
     assert str(check_recipe(recipe)).startswith("fine: ")
     kind = AutoModelForImageTextToText if recipe.has_components else AutoModelForCausalLM
-    model = kind.from_pretrained(build_model(recipe, tmp_path / "out", progress=False))
+    model = kind.from_pretrained(build_model(recipe, tmp_path / "out"))
     assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
     shutil.rmtree(tmp_path / "out")

@@ -5,10 +5,8 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -32,7 +30,7 @@ BROUGHT = {
 }
 
 
-def _complaints(name: str, data: Any) -> list[tuple[str, str]]:
+def _complaints(name, data):
     """Where data does not follow a schema, and how."""
     return [
         (error.json_path, error.message)
@@ -40,11 +38,11 @@ def _complaints(name: str, data: Any) -> list[tuple[str, str]]:
     ]
 
 
-def _yaml(text: str) -> Any:
+def _yaml(text):
     return yaml.load(text, Loader=LimitedLoader)
 
 
-def _blocks() -> list[tuple[str, str, str]]:
+def _blocks():
     """Every YAML file and block that is shown, with its page and its kind."""
     shown = [
         (file.name, "search", file.read_text(encoding="utf-8"))
@@ -103,7 +101,7 @@ def test_the_schemas_are_made_with_what_a_build_installs(tmp_path):
     ]
 
 
-def _numbers(part: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _numbers(part, place):
     """Every number of a schema, with its place."""
     if isinstance(part, dict) and part.get("type") in ("integer", "number"):
         yield place, part
@@ -130,7 +128,7 @@ def test_every_number_has_bounds(name):
 
 SEARCH = "{space: ps, sources: [{model: a}, {model: b}], fitness: {task: likelihood}}"
 RECIPE = "{sources: [{model: a}], flow: {path: '0:0-3, 0:2'}}"
-MISTAKES: dict[str, tuple[str, dict[str, Any], str, str]] = {
+MISTAKES = {
     "unknown nested key": (
         "search",
         {"merge": {"mehtod": "ties"}},

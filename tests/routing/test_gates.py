@@ -1,7 +1,5 @@
 """Gates: the paths that they stand for, the model that has them, and its gradient."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -19,10 +17,10 @@ GATES = [1.0, 0.0, 0.4, 1.3, 0.1, 0.0]
 
 
 @pytest.fixture
-def make_pool() -> Any:
+def make_pool():
     """Makes a pool of two models of two layers."""
 
-    def make(architecture: str, **fields: Any) -> LayerPool:
+    def make(architecture, **fields):
         return LayerPool([tiny_model(architecture, 2, seed, **fields) for seed in (0, 1)])
 
     return make
@@ -44,10 +42,10 @@ def test_gates_are_scales(architecture, hops, make_pool):
     check_gates(pool.models[0].config)
     seen = []
 
-    def logits(model: Any) -> torch.Tensor:
+    def logits(model):
         return model(token_ids(), use_cache=False).logits.double()
 
-    def backward(model: Any) -> None:
+    def backward(model):
         seen.append(logits(model))
         seen[-1].log_softmax(-1)[..., 5].mean().backward()
 
@@ -74,9 +72,9 @@ def test_where_a_gate_of_0_leads(make_pool):
     """At 0 the gradient is the slope of adding a little of what the block adds, and the stream
     passes untouched."""
     pool = make_pool("llama")
-    seen: list[float] = []
+    seen = []
 
-    def backward(model: Any) -> None:
+    def backward(model):
         value = model(token_ids(), use_cache=False).logits.log_softmax(-1)[..., 5].mean()
         value.backward()
         seen.append(value.item())
@@ -102,10 +100,10 @@ def test_gradients_of_several_passes_add_up(hops, make_pool):
     gives twice the gradient."""
     pool = make_pool("llama")
 
-    def once(model: Any) -> None:
+    def once(model):
         model(token_ids(), use_cache=False).logits.log_softmax(-1)[..., 5].mean().backward()
 
-    def twice(model: Any) -> None:
+    def twice(model):
         once(model)
         once(model)
 
@@ -121,7 +119,7 @@ def test_gates_in_half_precision(hops):
     for dtype in (torch.float32, torch.bfloat16):
         pool = LayerPool([tiny_model("qwen2", 2, seed).bfloat16().to(dtype) for seed in (0, 1)])
 
-        def backward(model: Any) -> None:
+        def backward(model):
             model(token_ids(), use_cache=False).logits.float().log_softmax(-1)[
                 ..., 5
             ].mean().backward()
@@ -188,7 +186,7 @@ def test_the_path_of_several_terms():
         Layout((1, 0), (3, 4), 1, side_by_side=True)
 
 
-def genome(**fields: Any) -> FlowGenome:
+def genome(**fields):
     """Two sources of three and four layers, twice."""
     return FlowGenome(Layout((1, 0), (3, 4), 2), **{"encoding": "gate", **fields})
 

@@ -5,22 +5,20 @@ import pytest
 
 from hf_evomerge.errors import PathError
 from hf_evomerge.recipes.layer_path import LayerPath
-from hf_evomerge.routing.layout import NETWORK_WIDTH, FlowGenome, Layout, ScaleEncoding
+from hf_evomerge.routing.layout import NETWORK_WIDTH, FlowGenome, Layout
 
 SMALL = Layout((0, 1), (2, 2), 2)  # A0 A1 B0 B1 | A0 A1 B0 B1
 PAPER = Layout((0, 1), (32, 32), 3)
-ENCODINGS: list[ScaleEncoding] = ["none", "slot", "matrix", "network"]
+ENCODINGS = ["none", "slot", "matrix", "network"]
 
 
-def _genome(
-    on: list[int], scales: list[float] | np.ndarray = (), layout: Layout = SMALL
-) -> np.ndarray:
+def _genome(on, scales=(), layout=SMALL):
     indicators = np.full(len(layout), -1.0)
     indicators[on] = 1.0
     return np.concatenate([indicators, np.asarray(scales, dtype=float)])
 
 
-def _layers(genome: np.ndarray, layout: Layout = SMALL, max_hops: int = 128) -> str:
+def _layers(genome, layout=SMALL, max_hops=128):
     return str(FlowGenome(layout, "none", max_hops=max_hops).decode(genome))
 
 
@@ -148,7 +146,7 @@ def test_dimensions(encoding, extra):
 def test_the_start_itself_is_source_a(encoding, initialisation):
     """The mean that a search begins from decodes to A as it is, with every scale 1, and lies within
     the bounds."""
-    genome = FlowGenome(PAPER, encoding, initialisation=initialisation)  # type: ignore[arg-type]
+    genome = FlowGenome(PAPER, encoding, initialisation=initialisation)
     start = genome.start(0.1)
     (lower, upper) = genome.bounds()
     path = genome.decode(start)
@@ -162,7 +160,7 @@ def test_start_vectors():
     """The first pass over A starts at +2 sigma; other slots at 0 as in the paper, or at -2 sigma
     near the identity."""
     for initialisation, rest in (("paper", 0.0), ("near_identity", -0.6)):
-        start = FlowGenome(SMALL, "slot", initialisation=initialisation).start(0.3)  # type: ignore[arg-type]
+        start = FlowGenome(SMALL, "slot", initialisation=initialisation).start(0.3)
         assert start == pytest.approx([0.6, 0.6, *[rest] * 6, *[0.0] * 8])
 
 

@@ -15,7 +15,7 @@ llama = partial(tiny_model, "llama")
 
 
 @pytest.fixture
-def pool() -> LayerPool:
+def pool():
     """A Llama of three layers and one of four."""
     return LayerPool([llama(3), llama(4, seed=1)])
 
@@ -82,7 +82,7 @@ def test_embeddings_come_from_the_embedding_source():
 def test_models_are_freed(pool):
     """A thousand candidates leave no module behind."""
 
-    def modules() -> int:
+    def modules():
         gc.collect()
         return sum(issubclass(type(thing), torch.nn.Module) for thing in gc.get_objects())
 
@@ -122,6 +122,6 @@ def test_sources_of_other_kinds_are_refused(pool):
 def test_a_patched_source_is_refused():
     """A source whose forward is replaced, as device_map does, cannot lend its layers."""
     source = llama()
-    source.model.layers[1].forward = source.model.layers[1].forward  # type: ignore[method-assign]
+    source.model.layers[1].forward = source.model.layers[1].forward
     with pytest.raises(SourceError, match="source 0: a forward of its modules is replaced"):
         LayerPool([source])

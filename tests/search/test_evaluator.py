@@ -76,7 +76,7 @@ def _scores_of_built(
     recipe: Recipe, config: SearchConfig, folder: Path, examples: Any
 ) -> list[float]:
     """Build the model, load it as a stranger does, and score it with the plain task."""
-    build_model(recipe, folder, progress=False)
+    build_model(recipe, folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     task = make_task(config.fitness)
     task.prepare(examples, AutoTokenizer.from_pretrained(folder))
@@ -295,7 +295,7 @@ def test_answer_is_what_the_model_writes(part, search_config, tmp_path):
     evaluator = Evaluator(config)
     recipe = _recipe(config, part)
     example = evaluator.tasks.examples("test")[0]
-    folder = build_model(recipe, tmp_path / "built", progress=False)
+    folder = build_model(recipe, tmp_path / "built")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = torch.tensor([tokenizer(example.prompt)["input_ids"]])
     output = AutoModelForCausalLM.from_pretrained(folder).generate(

@@ -320,7 +320,7 @@ def test_killed_and_resumed(settings, tmp_path):
     last = whole.front[-1]
     recipe, folder = found_recipe(tmp_path / "whole", last.number)
     assert folder == tmp_path / "whole" / f"model-{last.number}"
-    stored = load_file(build_model(recipe, folder, progress=False) / "model.safetensors")
+    stored = load_file(build_model(recipe, folder) / "model.safetensors")
     assert sum(each.size for each in stored.values()) == last.trial.scores.others["parameters"].mean
     record = write_record(tmp_path / "whole", tmp_path / "record")
     assert len(record.objectives) == 5

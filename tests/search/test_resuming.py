@@ -179,7 +179,7 @@ def test_a_study_does_not_depend_on_the_current_directory(
     again = resume_search("out", build=False)
     assert again.to_json() == result.to_json()
     assert again.winner == result.winner
-    assert build_model(Recipe.load("out/recipe.yaml"), "built", progress=False).is_dir()
+    assert build_model(Recipe.load("out/recipe.yaml"), "built").is_dir()
     assert [source.model for source in SearchConfig.load("out/search.yaml").sources] == [
         str(tiny / "a"),
         str(tiny / "b"),

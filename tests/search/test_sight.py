@@ -119,7 +119,7 @@ def test_a_candidate_in_memory_is_the_one_that_is_built(name, parents, tmp_path)
     config = search_of(folder)
     evaluator = Evaluator(config)
     recipe = recipe_of(search_of(folder), 0.4, 0.3)
-    out = build_model(recipe, tmp_path / "out", progress=False)
+    out = build_model(recipe, tmp_path / "out")
     scores = evaluator.evaluate(recipe, "search")
     assert scores.error is None, scores.error
     live = evaluator.models.model(recipe).state_dict()
@@ -153,7 +153,7 @@ def test_a_search_for_a_path_ends_with_a_model_that_sees(parents, tmp_path):
     recipe = recipe_of(config, 0.4, 0.3)
     recipe = config.recipe(merge=recipe.merge, flow=FlowPart.model_validate(flow))
     evaluator = Evaluator(config)
-    out = build_model(recipe, tmp_path / "out", progress=False)
+    out = build_model(recipe, tmp_path / "out")
     live = evaluator.evaluate(recipe, "test")
     assert live.error is None, live.error
     built = Evaluator(config).evaluate(SourceRef(model=str(out)), "test")

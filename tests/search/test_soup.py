@@ -146,7 +146,7 @@ def test_what_is_built_is_the_weighted_mean(soup, run, tmp_path):
     """Tensor by tensor; optimizer states are no weights."""
     recipe, line = soup_recipe(str(run), soup)  # type: ignore[arg-type]
     assert line == f"{soup} average of 4 checkpoints"
-    out = load_file(build_model(recipe, tmp_path / "out", progress=False) / "model.safetensors")
+    out = load_file(build_model(recipe, tmp_path / "out") / "model.safetensors")
     inputs = [load_file(Path(source.model) / "model.safetensors") for source in recipe.sources]
     weights = (
         [1.0] * 4

@@ -134,9 +134,7 @@ def test_a_search_over_adapters_ends_with_one(more, adapters, search_config, tmp
     assert evaluate_model(str(folder), config).scores.mean == pytest.approx(
         winner.scores.mean, abs=1e-5
     )
-    whole = build_model(
-        Recipe.load(folder / "recipe.yaml"), tmp_path / "whole", progress=False, whole=True
-    )
+    whole = build_model(Recipe.load(folder / "recipe.yaml"), tmp_path / "whole", whole=True)
     assert inspect_model(folder).stored == inspect_model(whole).stored
     assert (diff_models(folder, whole).total.weights.relative or 0) < 1e-6
 
@@ -164,7 +162,7 @@ def test_an_adapter_is_opened_with_its_own_tokenizer(adapters, tiny, tmp_path):
     recipe = Recipe.model_validate(
         {**adapters, "merge": {"method": "task_arithmetic"}, "chat_template": "X"}
     )
-    folder = build_model(recipe, tmp_path / "out", progress=False)
+    folder = build_model(recipe, tmp_path / "out")
     source = open_source(str(folder))
     assert source.tokenizer().chat_template == "X"
     assert source.pinned == SourceRef(model=str(tiny / "base"), adapter=str(folder))

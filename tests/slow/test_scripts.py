@@ -12,7 +12,7 @@ LENGTHS = {"kills": 20, "soak": 500, "space": 15}
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 
 
-def _run(script: str, *arguments: str) -> None:
+def _run(script, *arguments):
     """Run a script to its end."""
     command = [sys.executable, str(SCRIPTS / script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

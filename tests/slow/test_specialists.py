@@ -39,16 +39,16 @@ SIZES = {"search": 48, "test": 40}
 
 
 @pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short(monkeypatch):
     """Few texts a step."""
     monkeypatch.setattr(training, "BATCH_SIZE", 6)
 
 
-def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _weights(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def _trained(seed: int) -> dict[str, torch.Tensor]:
+def _trained(seed):
     model = build_model(seed, layers=2)
     train(model, replace(BASE, steps=3), seed=seed)
     return _weights(model)

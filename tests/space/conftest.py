@@ -5,9 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from served import Served, greedy
@@ -22,15 +20,13 @@ for _needed in ("gradio", "gradio_client", "pyarrow"):
 
 
 @pytest.fixture(scope="session")
-def finished(
-    search_config: Callable[..., Any], made_once: Callable[..., Path]
-) -> Callable[..., Path]:
+def finished(search_config, made_once):
     """Makes a search of the tiny family, published with its record: the model's folder, which a
     function may change."""
     from hf_evomerge.hub.record import write_record
     from hf_evomerge.search.run import run_search
 
-    def make(space: str, change: Callable[[Path], None] = lambda folder: None) -> Path:
+    def make(space, change=lambda folder: None):
         optimizer = {"evaluations": 12, "population": 4}
         optimize = [{**optimizer, "space": "ps"}, {**optimizer, "space": "dfs"}]
         merge = (
@@ -42,7 +38,7 @@ def finished(
             space, path={"kind": "gates", "repetitions": 2}, optimize=optimize, **merge
         )
 
-        def search(out: Path) -> None:
+        def search(out):
             run_search(config, out / "search")
             shutil.copytree(out / "search" / "model", out / "model")
             write_record(out / "search", out / "model", examples=3)
@@ -54,13 +50,13 @@ def finished(
 
 
 @pytest.fixture(scope="session")
-def dfs(finished: Callable[..., Path]) -> Path:
+def dfs(finished):
     """A model with a path. The answer of its first example is how it begins itself, that of the
     second is not."""
     return finished("dfs", _with_answers)
 
 
-def _with_answers(folder: Path) -> None:
+def _with_answers(folder):
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     study["examples"][0]["answer"] = greedy(folder, study["examples"][0]["prompt"], 2)
     study["examples"][1]["answer"] = "none of the words it knows"
@@ -71,17 +67,17 @@ def _with_answers(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def ps(finished: Callable[..., Path]) -> Path:
+def ps(finished):
     """A model of merged weights, with what each source gives it."""
     return finished("ps")
 
 
 @pytest.fixture
-def broken(dfs: Path, tmp_path: Path) -> Callable[..., Path]:
+def broken(dfs, tmp_path):
     """Makes a copy of the model with a path in which files are replaced, or are gone where the text
     is None."""
 
-    def make(**files: str | None) -> Path:
+    def make(**files):
         copy = tmp_path / "copy"
         shutil.copytree(dfs, copy)
         for name, text in files.items():
@@ -93,13 +89,13 @@ def broken(dfs: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def serve() -> Iterator[Callable[..., Served]]:
+def serve():
     """Starts pages; they are closed at the end."""
     import app
 
     started = []
 
-    def start(model: str | Path) -> Served:
+    def start(model):
         blocks, show = app.serve(
             str(model), server_name="127.0.0.1", prevent_thread_lock=True, quiet=True
         )
@@ -112,6 +108,6 @@ def serve() -> Iterator[Callable[..., Served]]:
 
 
 @pytest.fixture(scope="session")
-def served(serve: Callable[..., Served], dfs: Path) -> Served:
+def served(serve, dfs):
     """The page of the model with a path."""
     return serve(dfs)

@@ -6,9 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hub_fixtures import use_hub
@@ -33,7 +30,7 @@ runpy.run_path(sys.argv[1] + "/app.py", run_name="__main__")
 
 
 @pytest.fixture
-def url(dfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def url(dfs, tmp_path, monkeypatch):
     """The address of a Space that was pushed, fetched and started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -56,11 +53,7 @@ def url(dfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
             "GRADIO_ANALYTICS_ENABLED": "False",
         }
         settings = {**kept, **hub.environment(home=tmp_path / "home"), "PYTHONUNBUFFERED": "1"}
-        streams: dict[str, Any] = {
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.STDOUT,
-            "text": True,
-        }
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         with subprocess.Popen(
             [sys.executable, "-c", START, str(space)], cwd=space, env=settings, **streams
         ) as process:
@@ -81,7 +74,7 @@ def test_the_repository_is_all_that_a_space_needs(url, dfs):
     writes a recipe."""
     from gradio_client import Client
 
-    client: Any = Client(url, verbose=False)
+    client = Client(url, verbose=False)
     about = client.predict(api_name="/about")
     assert (about["model"], about["path"][0][:2]) == ("local/evolved", "0:")
     first, second, *_ = about["examples"]

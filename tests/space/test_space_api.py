@@ -6,11 +6,10 @@ import threading
 import urllib.error
 import urllib.request
 from contextlib import suppress
-from typing import Any
 
 import pytest
 from gradio_client.exceptions import AppError
-from served import Served, greedy
+from served import greedy
 from showcase import Edit
 
 PROMPT = "t0 w3 w4 5"
@@ -18,7 +17,7 @@ NAMES = {"/answer", "/about"}
 
 
 @pytest.fixture(scope="module")
-def client(served: Served) -> Any:
+def client(served):
     """One visitor."""
     return served.client()
 
@@ -57,7 +56,7 @@ def test_known_answers_are_judged(client):
     assert client.predict(PROMPT, "evolved", 8, api_name="/answer")["right"] is None
 
 
-HOSTILE: list[tuple[str, list[Any], str]] = [
+HOSTILE = [
     ("/answer", ["", "evolved", 8], "prompt is empty"),
     ("/answer", ["x" * 100_000, "evolved", 8], "100,000 characters"),
     ("/answer", ["w1 " * 60, "evolved", 8], "60 tokens; this model reads 48"),
@@ -83,7 +82,7 @@ def test_hostile_calls_get_a_friendly_line(client, name, arguments, said):
     assert len(str(caught.value)) < 400
 
 
-def _call(served: Served, name: str, data: list[Any], session: str) -> None:
+def _call(served, name, data, session):
     """Call one of the page's own functions past the queue, as no page would."""
     number = next(number for number, each in served.blocks.fns.items() if each.api_name == name)
     body = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
@@ -169,7 +168,7 @@ def test_a_full_queue_turns_visitors_away(served, dfs, monkeypatch):
     plain = models._write
     gate = threading.Event()
 
-    def held(*arguments: Any, **named: Any) -> bool:
+    def held(*arguments, **named):
         gate.wait(60)
         return plain(*arguments, **named)
 

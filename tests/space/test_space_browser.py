@@ -4,13 +4,11 @@ visitors side by side."""
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import pytest
-from served import Served, greedy
+from served import greedy
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
 # waits until what it says is so: after a press, nothing on the page is read at once
@@ -37,7 +35,7 @@ SHOWN = {  # what is there once a tab is
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser():
     """One browser for all tests."""
     expect.set_options(timeout=SECONDS * 1000)
     with playwright.sync_playwright() as started:
@@ -47,7 +45,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch, served: Served) -> Iterator[list[float]]:
+def slow(monkeypatch, served):
     """Makes every token take as long as the number in it says, and no answer end by itself; at the
     end, nobody waits."""
     import models
@@ -57,13 +55,13 @@ def slow(monkeypatch: pytest.MonkeyPatch, served: Served) -> Iterator[list[float
     greedily = models.greedy
     seconds = [1.0]
 
-    def call(self: Any, *arguments: Any, **named: Any) -> Any:
+    def call(self, *arguments, **named):
         begin = time.monotonic()
         while time.monotonic() - begin < seconds[0]:
             time.sleep(0.01)
         return plain(self, *arguments, **named)
 
-    def endless(*arguments: Any) -> Any:
+    def endless(*arguments):
         config = greedily(*arguments)
         config.eos_token_id = None
         return config
@@ -77,12 +75,12 @@ def slow(monkeypatch: pytest.MonkeyPatch, served: Served) -> Iterator[list[float
 
 
 @pytest.fixture
-def visit(browser: Any, served: Served) -> Iterator[Callable[..., Any]]:
+def visit(browser, served):
     """Opens the page as a new visitor; what the page complains of in the console fails the test."""
     contexts = []
     complaints = []
 
-    def open_page(url: str = served.url, wait: bool = True, **options: Any) -> Any:
+    def open_page(url=served.url, wait=True, **options):
         context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
@@ -99,11 +97,11 @@ def visit(browser: Any, served: Served) -> Iterator[Callable[..., Any]]:
     assert not complaints
 
 
-def _tab(page: Any, name: str) -> None:
+def _tab(page, name):
     page.get_by_role("tab", name=name, exact=True).click()
 
 
-def _prompt(page: Any, text: str) -> None:
+def _prompt(page, text):
     """Write a prompt under Try, and go to the tab for changes."""
     _tab(page, "Try")
     page.fill("#ev-prompt textarea", text)
@@ -111,7 +109,7 @@ def _prompt(page: Any, text: str) -> None:
     expect(page.locator("#ev-problem")).to_contain_text(text[:5])
 
 
-def _recipe_has(page: Any, text: str) -> None:
+def _recipe_has(page, text):
     """Wait until the recipe that is offered for download has this."""
     script = """text => {
         const link = document.querySelector('#ev-share a[download]');
@@ -120,12 +118,12 @@ def _recipe_has(page: Any, text: str) -> None:
     page.wait_for_function(script, arg=text)
 
 
-def _begins(text: str) -> re.Pattern[str]:
+def _begins(text):
     """What `expect` takes for a text that begins like this."""
     return re.compile(rf"^\s*{re.escape(text)}")
 
 
-def _wait_for_changed(page: Any, answer: str) -> None:
+def _wait_for_changed(page, answer):
     """Wait until the changed path's answer is this one; answers of edits on the way may come
     before."""
     script = """answer => {

@@ -1,14 +1,11 @@
 """The models behind a Space, on a device that stands in for a GPU, answer as on the processor."""
 
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import mixing
 import pytest
 import torch
-from models import EVOLVED, Host, Job
+from models import EVOLVED, AnswerJob, Host
 from other_device import standing_in
 from reading import read
 from transformers import PreTrainedModel
@@ -18,23 +15,23 @@ DEVICE = "standin:1"
 
 
 @contextmanager
-def models_there() -> Iterator[None]:
+def models_there():
     """Let models come from their files to the device, as they come to a GPU."""
-    load = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+    load = PreTrainedModel.from_pretrained.__func__
     moved = classmethod(lambda kind, *given, **more: load(kind, *given, **more).to(DEVICE))
     with standing_in(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(PreTrainedModel, "from_pretrained", moved)
         yield
 
 
-def hosted(folder: Path) -> Host:
+def hosted(folder):
     """The models of a Space, loaded."""
     host = Host(read(str(folder)))
     host.load()
     return host
 
 
-def answers(host: Host, jobs: list[Job]) -> list[Any]:
+def answers(host, jobs):
     """Answers to jobs, tokens that the head reads from hidden states, and judgements of
     examples."""
     written = [host.whole_answer(job).text for job in jobs]
@@ -47,9 +44,9 @@ def test_a_path_answers_there(dfs):
     host = hosted(dfs)
     layers = tuple(dict.fromkeys(host.published.path))
     jobs = [
-        Job(EVOLVED, PROMPT, 8),
-        Job(EVOLVED, PROMPT, 8, layers[::-1], (0.5,) * len(layers)),
-        Job("a", PROMPT, 8),
+        AnswerJob(EVOLVED, PROMPT, 8),
+        AnswerJob(EVOLVED, PROMPT, 8, layers[::-1], (0.5,) * len(layers)),
+        AnswerJob("a", PROMPT, 8),
     ]
     wanted = answers(host, jobs)
     with models_there():
@@ -62,7 +59,10 @@ def test_a_path_answers_there(dfs):
 
 def test_weights_are_turned_there(ps):
     """A merge answers as on the processor with a parent's weight turned down, and after that."""
-    jobs = [Job(EVOLVED, PROMPT, 8), Job(EVOLVED, PROMPT, 8, factors=((mixing.ALL, (0.0, 1.0)),))]
+    jobs = [
+        AnswerJob(EVOLVED, PROMPT, 8),
+        AnswerJob(EVOLVED, PROMPT, 8, factors=((mixing.ALL, (0.0, 1.0)),)),
+    ]
     wanted = answers(hosted(ps), jobs)
     with models_there():
         assert answers(host := hosted(ps), jobs) == wanted

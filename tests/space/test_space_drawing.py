@@ -1,9 +1,7 @@
 """The Space of a diffusion pipeline: a picture for a class and a seed, and a line for what cannot
 be drawn."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from diffusers import DiffusionPipeline
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from hub_fixtures import use_hub
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from local_hub import LocalHub
 from pipelines import save_dit
 from safetensors.torch import load_file
@@ -25,7 +23,7 @@ from hf_evomerge.hub.reproduce import reproduce
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+def served(tmp_path_factory):
     """A client of the page of a tiny DiT, and what draws."""
     import app
 
@@ -68,7 +66,7 @@ def test_what_cannot_be_drawn_is_said(served):
             served[1].draw(*asked)
 
 
-def brightness(pipeline: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
+def brightness(pipeline, tokenizer, examples):
     """More light is better."""
     return [
         float(picture.mean())
@@ -77,7 +75,7 @@ def brightness(pipeline: Any, tokenizer: Any, examples: list[Example]) -> list[f
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, HfApi]]:
+def published(tmp_path_factory):
     """Two pipelines on a Hub, a search of two generations that merges them, and its winner
     published with a Space."""
     folder = tmp_path_factory.mktemp("published")

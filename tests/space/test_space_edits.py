@@ -1,7 +1,6 @@
 """Edits of a path: what each does, what is refused, and that the changed recipe is one that the
 package reads."""
 
-from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import edits
@@ -9,10 +8,10 @@ import mixing
 import pytest
 from actions import Actions
 from edits import Route
-from published import Parent, Published
+from published import Published, PublishedParent
 from recipes import merge_of
 from served import shown
-from showcase import Edit, Showcase
+from showcase import Edit
 from texts import SpaceError
 
 from hf_evomerge.errors import EvoMergeError
@@ -56,7 +55,7 @@ def test_what_cannot_be_edited_is_refused():
             WAY.scale(scale)
 
 
-NO_PATHS: list[Any] = [
+NO_PATHS = [
     "0:0",
     [],
     None,
@@ -72,7 +71,7 @@ NO_PATHS: list[Any] = [
 ]
 NO_PATHS += [["0:0 + " * 3000 + "0:0"], ["0:0"] * 100_000, ["0:0*" + "9" * 390]]
 NO_PATHS += [[" + ".join(["0:0"] * 8)] * 65]
-NO_SCALES: list[Any] = [[1, 2], "1", [None], [1e300]]
+NO_SCALES = [[1, 2], "1", [None], [1e300]]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +123,7 @@ def test_the_difference_is_said():
     """A visitor reads which hop was changed and how, for each of three changes."""
     labels = ["ja", "maths"]
 
-    def said(after: Route) -> str:
+    def said(after):
         return edits.difference(WAY, after, labels)
 
     assert said(WAY.select(2)) == "The path is as published."
@@ -151,10 +150,10 @@ def test_a_path_may_be_written_in_ranges():
         edits.route(["0:0-99999999 x99999"])
 
 
-def _merge() -> Showcase:
+def _merge():
     """A merge of two parents on show, without its weights."""
     recipe = merge_of(*SOURCES, weights=[1, 2])
-    parents = (Parent("a", "a"), Parent("b", "b"))
+    parents = (PublishedParent("a", "a"), PublishedParent("b", "b"))
     return shown(
         Published("m", "m", config={"num_hidden_layers": 2}, recipe=recipe, parents=parents)
     )
@@ -243,7 +242,7 @@ def test_a_link_carries_an_edit():
     edit = Edit(edits.Route(("1:1", "0:0", "0:0"), (1 / 3, -1.5, 1.0)))
     (text,) = parse_qs(edit.link[1:])["edit"]
     assert Edit.of_link(text, path) == edit
-    parents = (Parent("a", "a"), Parent("b", "b"))
+    parents = (PublishedParent("a", "a"), PublishedParent("b", "b"))
     merge = Published("m", "m", config={"num_hidden_layers": 2}, recipe=MERGE, parents=parents)
     edit = Edit(factors=mixing.with_factors((), "layer 1", [0.5, 2.0]))
     (text,) = parse_qs(edit.link[1:])["edit"]
@@ -283,7 +282,7 @@ def test_the_picture_of_weights_follows_what_a_visitor_changes():
         ],
     }
 
-    def weights(*factors: tuple[str, tuple[float, ...]]) -> list[object]:
+    def weights(*factors):
         changed = mixing.edited(merge, factors, 3)
         return [item["weight"] for item in changed["parameters"]]
 

@@ -31,7 +31,7 @@ THEIRS = {
 THEIRS |= {"spaces", "torch", "torchvision", "transformers", "yaml"}
 
 
-def _requirements() -> list[str]:
+def _requirements():
     lines = (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
@@ -96,7 +96,7 @@ def test_a_space_installs_what_its_model_needs(there, packages):
     assert named == every - {"diffusers", "torchvision"} | packages
 
 
-def _package(folder: Path) -> dict[str, Path]:
+def _package(folder):
     """The modules of the package in a folder, by dotted name."""
     files = (file.relative_to(folder) for file in (folder / "hf_evomerge").rglob("*.py"))
     return {

@@ -9,7 +9,6 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import loading
 import mixing
@@ -18,7 +17,7 @@ import pytest
 import showcase
 import torch
 from edits import Route
-from models import EVOLVED, Host, Job
+from models import EVOLVED, AnswerJob, Host
 from reading import read
 from recipes import merge_of
 from served import greedy
@@ -35,14 +34,14 @@ from hf_evomerge.record import Data
 PROMPT = "t0 w3 w4 5"
 
 
-def _host(folder: Path, **changes: Any) -> Host:
+def _host(folder, **changes):
     host = Host(replace(read(str(folder)), **changes))
     host.load()
     return host
 
 
 @pytest.fixture(scope="module")
-def host(dfs: Path) -> Host:
+def host(dfs):
     """The model with a path, loaded."""
     return _host(dfs)
 
@@ -50,7 +49,7 @@ def host(dfs: Path) -> Host:
 def test_an_answer_is_what_transformers_generates(host, dfs):
     """The streamed pieces grow into transformers' own greedy answer, with the number of its
     tokens."""
-    pieces = list(host.answer(Job(EVOLVED, PROMPT, 8)))
+    pieces = list(host.answer(AnswerJob(EVOLVED, PROMPT, 8)))
     texts = [piece.text for piece in pieces if piece.state == "writing"]
     assert pieces[-1].state == "done"
     assert pieces[-1].text == greedy(dfs, PROMPT)
@@ -61,30 +60,30 @@ def test_an_answer_is_what_transformers_generates(host, dfs):
 def test_a_changed_path_is_what_with_path_generates(host, dfs):
     """Another path gives the answer of the same model with that path, and leaves the published one
     as it was."""
-    before = host.whole_answer(Job(EVOLVED, PROMPT, 8)).text
+    before = host.whole_answer(AnswerJob(EVOLVED, PROMPT, 8)).text
     layers = list(dict.fromkeys(host.published.path))
     path = [*layers, *reversed(layers)]
     scales = [0.5 + k / 4 for k in range(2 * len(layers))]
-    changed = host.whole_answer(Job(EVOLVED, PROMPT, 8, tuple(path), tuple(scales))).text
+    changed = host.whole_answer(AnswerJob(EVOLVED, PROMPT, 8, tuple(path), tuple(scales))).text
     assert changed == greedy(dfs, PROMPT, path=path, scales=scales)
-    assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).text == before
+    assert host.whole_answer(AnswerJob(EVOLVED, PROMPT, 8)).text == before
 
 
 def test_a_path_through_absent_layers_is_explained(host):
     """A layer that the checkpoint lacks gives one line, and the next answer is right again."""
     with pytest.raises(SpaceError, match="path does not work"):
-        host.whole_answer(Job(EVOLVED, PROMPT, 8, ("0:99",), (1.0,)))
-    assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).state == "done"
+        host.whole_answer(AnswerJob(EVOLVED, PROMPT, 8, ("0:99",), (1.0,)))
+    assert host.whole_answer(AnswerJob(EVOLVED, PROMPT, 8)).state == "done"
 
 
 def test_parents_are_loaded_only_when_asked(dfs, tiny):
     """No parent is in memory until it is asked; then it answers as itself."""
     host = _host(dfs)
     assert not host._parents
-    assert host.whole_answer(Job("a", PROMPT, 8)).text == greedy(tiny / "a", PROMPT)
+    assert host.whole_answer(AnswerJob("a", PROMPT, 8)).text == greedy(tiny / "a", PROMPT)
     assert list(host._parents) == ["a"]
     with pytest.raises(SpaceError, match="no model 'zzz'"):
-        host.whole_answer(Job("zzz", PROMPT, 8))
+        host.whole_answer(AnswerJob("zzz", PROMPT, 8))
 
 
 def test_an_adapter_and_its_parents_share_the_base(tiny, tmp_path, monkeypatch):
@@ -97,13 +96,11 @@ def test_an_adapter_and_its_parents_share_the_base(tiny, tmp_path, monkeypatch):
         for seed, name in enumerate("xy")
     ]
     recipe = merge_of(*sources, method="task_arithmetic", base=base)
-    published = build_model(recipe, tmp_path / "out", progress=False)
-    wholes[EVOLVED] = build_model(recipe, tmp_path / "whole", progress=False, whole=True)
+    published = build_model(recipe, tmp_path / "out")
+    wholes[EVOLVED] = build_model(recipe, tmp_path / "whole", whole=True)
     for name, source in zip("xy", recipe.sources, strict=True):
         alone = merge_of(source.model_dump(exclude_none=True))
-        wholes[f"base+{name}"] = build_model(
-            alone, tmp_path / f"whole-{name}", progress=False, whole=True
-        )
+        wholes[f"base+{name}"] = build_model(alone, tmp_path / f"whole-{name}", whole=True)
     wholes["base"] = tiny / "base"
     host = _host(published)
     monkeypatch.setattr(loading, "load", None)
@@ -112,7 +109,7 @@ def test_an_adapter_and_its_parents_share_the_base(tiny, tmp_path, monkeypatch):
     answers = {key: greedy(folder, PROMPT) for key, folder in wholes.items()}
     assert len(set(answers.values())) == 4
     for key in [*answers, *reversed(answers)]:
-        assert host.whole_answer(Job(key, PROMPT, 8)).text == answers[key], key
+        assert host.whole_answer(AnswerJob(key, PROMPT, 8)).text == answers[key], key
 
 
 def test_answers_end_at_the_bounds(host, monkeypatch):
@@ -120,57 +117,57 @@ def test_answers_end_at_the_bounds(host, monkeypatch):
     host."""
     plain = StoppingCriteriaList.__call__
 
-    def slow(self: Any, *arguments: Any, **named: Any) -> Any:
+    def slow(self, *arguments, **named):
         time.sleep(0.1)
         return plain(self, *arguments, **named)
 
     endless = Host(host.published)
     endless.max_seconds = 0.0
     endless.load()
-    endless.evolved.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
-    endless.evolved.tokenizer.eos_token = None  # type: ignore[union-attr]
+    endless.evolved.model.generation_config.eos_token_id = None
+    endless.evolved.tokenizer.eos_token = None
     with pytest.raises(SpaceError, match="Reading the prompt took longer than 0 s"):
-        endless.whole_answer(Job(EVOLVED, PROMPT, 40))
+        endless.whole_answer(AnswerJob(EVOLVED, PROMPT, 40))
     endless.max_seconds = 1.0
     with monkeypatch.context() as patched:
         patched.setattr(StoppingCriteriaList, "__call__", slow)
-        assert 0 < endless.whole_answer(Job(EVOLVED, PROMPT, 40)).tokens < 12
+        assert 0 < endless.whole_answer(AnswerJob(EVOLVED, PROMPT, 40)).tokens < 12
     endless.max_seconds = 60.0
-    assert endless.whole_answer(Job(EVOLVED, PROMPT, 3)).tokens == 3
+    assert endless.whole_answer(AnswerJob(EVOLVED, PROMPT, 3)).tokens == 3
     assert (
-        endless.whole_answer(Job(EVOLVED, PROMPT, 10**9)).tokens == 48 - 4
+        endless.whole_answer(AnswerJob(EVOLVED, PROMPT, 10**9)).tokens == 48 - 4
     )  # the model's positions less the prompt
 
 
 def test_a_prompt_longer_than_the_model_is_explained(host):
     """More tokens than the model has positions is one line with both numbers."""
     with pytest.raises(SpaceError, match=r"60 tokens; this model reads 48"):
-        host.whole_answer(Job(EVOLVED, "w1 " * 60, 8))
+        host.whole_answer(AnswerJob(EVOLVED, "w1 " * 60, 8))
     with pytest.raises(SpaceError, match=r"2,500 tokens; here it may have 2,048"):
-        host.whole_answer(Job(EVOLVED, "w1 " * 2500, 8))
+        host.whole_answer(AnswerJob(EVOLVED, "w1 " * 2500, 8))
 
 
 def test_a_stop_ends_the_answer_and_frees_the_model(host):
     """After a stop the answer ends as stopped, and the next visitor is served."""
     asked = []
 
-    def stopped() -> bool:
+    def stopped():
         asked.append(1)
         return len(asked) > 1
 
-    pieces = list(host.answer(Job(EVOLVED, PROMPT, 40), stopped))
+    pieces = list(host.answer(AnswerJob(EVOLVED, PROMPT, 40), stopped))
     assert pieces[-1].state == "stopped"
     begin = time.monotonic()
-    assert host.whole_answer(Job(EVOLVED, PROMPT, 4)).state == "done"
+    assert host.whole_answer(AnswerJob(EVOLVED, PROMPT, 4)).state == "done"
     assert time.monotonic() - begin < 10
 
 
 def test_a_stop_counts_while_the_prompt_is_read(host, monkeypatch):
     """The first pass over a long path ends between two layers, not with the last of them."""
-    layer = next(iter(host.evolved.model.get_decoder().layers))  # type: ignore[union-attr]
+    layer = next(iter(host.evolved.model.get_decoder().layers))
     plain = type(layer).forward
 
-    def slow(self: Any, *arguments: Any, **named: Any) -> Any:
+    def slow(self, *arguments, **named):
         time.sleep(0.3)
         return plain(self, *arguments, **named)
 
@@ -179,7 +176,7 @@ def test_a_stop_counts_while_the_prompt_is_read(host, monkeypatch):
     begin = time.monotonic()
     pieces = list(
         host.answer(
-            Job(EVOLVED, PROMPT, 4, hops, (1.0,) * len(hops)),
+            AnswerJob(EVOLVED, PROMPT, 4, hops, (1.0,) * len(hops)),
             lambda: time.monotonic() - begin > 0.5,
         )
     )
@@ -195,7 +192,7 @@ def test_one_pass_at_a_time(host, monkeypatch):
     lock = threading.Lock()
     plain = models._write
 
-    def counted(*arguments: Any, **named: Any) -> bool:
+    def counted(*arguments, **named):
         nonlocal inside, most
         with lock:
             inside += 1
@@ -206,12 +203,12 @@ def test_one_pass_at_a_time(host, monkeypatch):
         return begun
 
     prompts = [f"w{k} w{k + 1} {k}" for k in range(8)]
-    wanted = [host.whole_answer(Job(EVOLVED, prompt, 6)).text for prompt in prompts]
+    wanted = [host.whole_answer(AnswerJob(EVOLVED, prompt, 6)).text for prompt in prompts]
     monkeypatch.setattr(models, "_write", counted)
-    got: dict[int, str] = {}
+    got = {}
 
-    def ask(k: int) -> None:
-        got[k] = host.whole_answer(Job(EVOLVED, prompts[k], 6)).text
+    def ask(k):
+        got[k] = host.whole_answer(AnswerJob(EVOLVED, prompts[k], 6)).text
 
     threads = [threading.Thread(target=ask, args=(k,)) for k in range(8)]
     for thread in threads:
@@ -226,14 +223,14 @@ def test_too_little_memory_is_explained(dfs, monkeypatch):
     """A model that does not fit says how much it needs; a parent makes room for another before
     that."""
     host = _host(dfs)
-    host.whole_answer(Job("a", PROMPT, 2))
+    host.whole_answer(AnswerJob("a", PROMPT, 2))
     room = [0.0]
     monkeypatch.setattr(loading, "free_memory", lambda: room[0] if host._parents else 1e12)
-    host.whole_answer(Job("b", PROMPT, 2))
+    host.whole_answer(AnswerJob("b", PROMPT, 2))
     assert list(host._parents) == ["b"]
     monkeypatch.setattr(loading, "free_memory", lambda: 0.0)
     with pytest.raises(SpaceError, match="GB of memory"):
-        host.whole_answer(Job("a", PROMPT, 2))
+        host.whole_answer(AnswerJob("a", PROMPT, 2))
     assert "GB of memory" in _host(dfs).error
 
 
@@ -244,7 +241,7 @@ def test_a_model_without_safetensors_is_refused(broken, dfs):
     host = _host(folder)
     assert "no weights in safetensors" in host.error
     with pytest.raises(SpaceError, match="no weights in safetensors"):
-        host.whole_answer(Job(EVOLVED, PROMPT, 2))
+        host.whole_answer(AnswerJob(EVOLVED, PROMPT, 2))
     state = AutoModelForCausalLM.from_pretrained(dfs).state_dict()
     torch.save(state, folder / "pytorch_model.bin")
     (folder / "model-decoy.safetensors").write_bytes(b"x")
@@ -267,7 +264,7 @@ def test_no_code_of_a_parent_is_run(dfs, tiny, tmp_path):
     parent = replace(host.published.parents[0], label="evil", model=str(evil))
     host.published = replace(host.published, parents=(parent,))
     with pytest.raises(SpaceError, match="evil cannot be loaded"):
-        host.whole_answer(Job("evil", PROMPT, 2))
+        host.whole_answer(AnswerJob("evil", PROMPT, 2))
     assert not (tmp_path / "ran").exists()
 
 
@@ -294,14 +291,16 @@ def test_weights_of_a_merge_are_turned_down_and_put_back(ps, tmp_path):
     is as it was."""
     host = _host(ps)
     before = {name: tensor.clone() for name, tensor in host.evolved.model.state_dict().items()}
-    published = host.whole_answer(Job(EVOLVED, PROMPT, 8)).text
+    published = host.whole_answer(AnswerJob(EVOLVED, PROMPT, 8)).text
     recipe = Recipe.load(ps / "recipe.yaml").model_dump(exclude_none=True, exclude={"built"})
     for weights in recipe["merge"]["parameters"][0].values():
         weights.update(dict.fromkeys(weights, 0.0))
-    without = build_model(Recipe.model_validate(recipe), tmp_path / "without", progress=False)
-    answer = host.whole_answer(Job(EVOLVED, PROMPT, 8, factors=((mixing.ALL, (0.0, 1.0)),))).text
+    without = build_model(Recipe.model_validate(recipe), tmp_path / "without")
+    answer = host.whole_answer(
+        AnswerJob(EVOLVED, PROMPT, 8, factors=((mixing.ALL, (0.0, 1.0)),))
+    ).text
     assert answer == greedy(Path(without), PROMPT) != published
-    assert host.whole_answer(Job(EVOLVED, PROMPT, 8)).text == published
+    assert host.whole_answer(AnswerJob(EVOLVED, PROMPT, 8)).text == published
     assert all(
         tensor.equal(before[name]) for name, tensor in host.evolved.model.state_dict().items()
     )
@@ -321,16 +320,14 @@ def test_rounding_does_not_hide_a_weighted_sum():
         for size in (1e-3, 0.5)
     )
 
-    def model(tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
+    def model(tensors):
         made = torch.nn.Sequential(
             torch.nn.Linear(64, 64), torch.nn.LayerNorm(64, bias=False)
         ).bfloat16()
         made.load_state_dict(tensors)
         return made
 
-    def turned(
-        tensors: dict[str, torch.Tensor], parents: list[dict[str, torch.Tensor]]
-    ) -> dict[str, torch.Tensor]:
+    def turned(tensors, parents):
         there = [model(parent).float() for parent in parents]
         with mixing.mixed(
             made := model(tensors),
@@ -362,7 +359,7 @@ def test_rounding_does_not_hide_a_weighted_sum():
 def test_the_answer_is_seen_to_come_about(host, ps):
     """A row per hop, or per layer; the last row is the answer itself."""
     for shown, rows in ((host, len(host.published.path)), (_host(ps), 2)):
-        written, liked = shown.lens(Job(EVOLVED, PROMPT))
+        written, liked = shown.lens(AnswerJob(EVOLVED, PROMPT))
         assert len(liked) == rows
         assert liked[-1] == written
 

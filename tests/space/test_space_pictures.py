@@ -7,11 +7,11 @@ from html import unescape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
-import pictures
+import model_pictures
 import pytest
 import views
 from edits import Route
-from published import Parent, Published, Trial
+from published import Published, PublishedParent, Trial
 from reading import read
 from texts import Card, cards, message, table
 
@@ -27,7 +27,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 EVIL = "<img src=x onerror=alert(1)>\"'&</svg>"
 
 
-def _frames(html: str) -> list[ElementTree.Element]:
+def _frames(html):
     """The pictures in a piece of HTML; fails where one is not well-formed."""
     return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, flags=re.S)]
 
@@ -35,17 +35,17 @@ def _frames(html: str) -> list[ElementTree.Element]:
 class _Tags(HTMLParser):
     """The names of all tags and attributes, as a browser sees them."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.names: set[str] = set()
-        self.attributes: set[str] = set()
+        self.names = set()
+        self.attributes = set()
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.names.add(tag)
         self.attributes.update(name for name, _ in attrs)
 
 
-def _way(hops: int) -> Route:
+def _way(hops):
     return Route(
         tuple(f"{k % 2}:{k % 32}" for k in range(hops)),
         tuple(0.5 + (k % 7) / 7 for k in range(hops)),
@@ -55,7 +55,9 @@ def _way(hops: int) -> Route:
 def test_a_picture_of_a_path_has_a_table_that_says_the_same():
     """There is a picture for each width of screens, and a row per hop with its layers, its scale
     and what it adds."""
-    html = pictures.path_picture(Route(("0:0", "0:1 + 1:0*-2"), (1.0, -0.5)), ["a", "b"], [2, 2])
+    html = model_pictures.path_picture(
+        Route(("0:0", "0:1 + 1:0*-2"), (1.0, -0.5)), ["a", "b"], [2, 2]
+    )
     assert [frame.attrib["aria-label"].split(".")[0] for frame in _frames(html)] == [
         "Path picture: 2 hops over 3 layers"
     ] * 3
@@ -70,7 +72,7 @@ def test_a_picture_of_a_path_has_a_table_that_says_the_same():
         f"{MINUS}0.5",
         "2 + 4",
     ]
-    assert "<table" not in pictures.path_picture(_way(3), ["a", "b"], [2, 3], listed=False)
+    assert "<table" not in model_pictures.path_picture(_way(3), ["a", "b"], [2, 3], listed=False)
 
 
 def test_a_merge_has_a_table_that_says_the_same():
@@ -80,7 +82,7 @@ def test_a_merge_has_a_table_that_says_the_same():
         "method": "ties",
         "parameters": [{"weight": {"embed": 1, "blocks.0": -0.5}}, {"weight": 0.75}],
     }
-    html = pictures.weights_picture(weights_of(merge, ["a", "b"]))
+    html = model_pictures.weights_picture(weights_of(merge, ["a", "b"]))
     assert len(_frames(html)) == 3
     assert re.findall(r"<t[dh](?: scope=.row.)?>(.*?)</t[dh]>", html) == [
         "embed",
@@ -90,8 +92,12 @@ def test_a_merge_has_a_table_that_says_the_same():
         f"{MINUS}0.5",
         "0.75",
     ]
-    assert "<table" not in pictures.weights_picture(weights_of(merge, ["a", "b"]), listed=False)
-    assert "no numbers to draw" in pictures.weights_picture(weights_of({"method": "linear"}, ["a"]))
+    assert "<table" not in model_pictures.weights_picture(
+        weights_of(merge, ["a", "b"]), listed=False
+    )
+    assert "no numbers to draw" in model_pictures.weights_picture(
+        weights_of({"method": "linear"}, ["a"])
+    )
 
 
 def test_the_commands_of_a_local_model_name_its_folder(tmp_path):
@@ -101,10 +107,12 @@ def test_the_commands_of_a_local_model_name_its_folder(tmp_path):
     assert 'from_pretrained("/x/my search/model")' in said
     assert "hf-evomerge merge '/x/my search/model/recipe.yaml' --out rebuilt" in said
     assert "compare" not in said
-    published = Published("user/m", "user/m", revision="0" * 40, parents=(Parent("a", "user/a"),))
+    published = Published(
+        "user/m", "user/m", revision="0" * 40, parents=(PublishedParent("a", "user/a"),)
+    )
     assert "compare" in views.commands(published)
     unpublished = replace(
-        published, parents=(*published.parents, Parent("b", "b", missing="not published"))
+        published, parents=(*published.parents, PublishedParent("b", "b", missing="not published"))
     )
     assert "reproduce" not in views.commands(unpublished)
     assert "only its author can build it again: b cannot" in views.commands(unpublished)
@@ -140,7 +148,7 @@ def test_the_front_is_shown_where_there_are_several_objectives():
 
 def test_no_text_of_a_repository_becomes_markup():
     """Names, labels, errors, answers and keys from outside are text in every view."""
-    from published import Parent
+    from published import PublishedParent
 
     trials = (
         Trial(
@@ -181,7 +189,7 @@ def test_no_text_of_a_repository_becomes_markup():
         record=Record.model_validate(study),
         trials=trials,
         card={"license": EVIL},
-        parents=(Parent(EVIL, EVIL, EVIL), Parent(EVIL, EVIL, missing=EVIL)),
+        parents=(PublishedParent(EVIL, EVIL, EVIL), PublishedParent(EVIL, EVIL, missing=EVIL)),
         notes=(EVIL,),
     )
     html = (
@@ -197,7 +205,7 @@ def test_no_text_of_a_repository_becomes_markup():
         + message(EVIL)
         + table([EVIL], [[EVIL]], caption=EVIL)
     )
-    html += pictures.path_picture(_way(3), [EVIL, EVIL], [2, 2], select=True)
+    html += model_pictures.path_picture(_way(3), [EVIL, EVIL], [2, 2], select=True)
     assert "<img" not in html
     tags = _Tags()
     tags.feed(html)
@@ -215,7 +223,7 @@ def test_the_words_above_a_path_are_not_on_each_other(hops, select):
     for scales in ((1.0,) * hops, (0.25, *(1.0,) * hops, 2.77)[:hops]):
         way = Route(tuple(f"{k % 2}:{k % 8}" for k in range(hops)), scales)
         for frame in _frames(
-            pictures.path_picture(way, ["japanese", "maths"], [8, 8], select=select)
+            model_pictures.path_picture(way, ["japanese", "maths"], [8, 8], select=select)
         ):
             spots = []
             for node in frame.iter():
@@ -327,7 +335,7 @@ def test_a_visitors_score_stands_beside_the_searchs():
     """Both numbers are there while it is counted; at the end a sentence says who leads."""
     problems = [Problem(prompt=str(k), answer="1") for k in range(50)]
 
-    def said(right: int, before: int = 49, done: int = 50, algorithm: str = "cma") -> str:
+    def said(right, before=49, done=50, algorithm="cma"):
         record = Record(examples=problems, stages=[StageSummary(stage="ps", algorithm=algorithm)])
         return views.scores(Published("m", "m", record=record), done, right, before)
 

@@ -187,7 +187,7 @@ def test_a_published_recipe_opens_no_folder_of_the_server(broken, monkeypatch):
     commit = "0123456789abcdef0123456789abcdef01234567"
     asked = []
 
-    def download(model: str, name: str, revision: str | None) -> Path | None:
+    def download(model, name, revision):
         asked.append(revision)
         snapshot = folder.parent / commit
         if not snapshot.exists():

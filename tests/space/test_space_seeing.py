@@ -6,7 +6,6 @@ import io
 import json
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -18,9 +17,8 @@ import seeing
 from gradio_client.exceptions import AppError
 from hub_fixtures import use_hub
 from local_hub import LocalHub
-from models import EVOLVED, Job
+from models import EVOLVED, AnswerJob
 from PIL import Image
-from served import Served
 from slowly import slow_beyond
 from specialists.pictures import SIGHT, picture_config, write_picture_problems
 from texts import SpaceError
@@ -35,14 +33,14 @@ from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.paths import settings_in
 
 
-def _file(size: tuple[int, int] = (24, 24), kind: str = "PNG") -> bytes:
+def _file(size=(24, 24), kind="PNG"):
     buffer = io.BytesIO()
     Image.new("RGB", size).save(buffer, format=kind)
     return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+def hub(tmp_path_factory):
     """The Hub that the client talks to."""
     folder = tmp_path_factory.mktemp("hub")
     with pytest.MonkeyPatch.context() as patch, LocalHub(folder / "hub", user="demo") as hub:
@@ -51,11 +49,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
 
 
 @pytest.fixture(scope="module", params=slow_beyond(["ps"], ["ps", "dfs"]))
-def search(
-    request: pytest.FixtureRequest, hub: LocalHub, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def search(request, hub, tmp_path_factory):
     """A short search of the demo's model that sees, published with its Space and its sources."""
-    folder: Path = tmp_path_factory.mktemp("seeing") / request.param
+    folder = tmp_path_factory.mktemp("seeing") / request.param
     family = folder.parent / "family"
     family.mkdir()
     for model in (SPECIALISTS / "base", SPECIALISTS / "japanese", SIGHT):
@@ -70,7 +66,7 @@ def search(
 
 
 @pytest.fixture(scope="module")
-def served(search: Path, serve: Callable[..., Served]) -> Served:
+def served(search, serve):
     """The page of the published model."""
     served = serve(f"demo/{search.name}")
     assert served.show.ready_for.wait(60)
@@ -92,7 +88,7 @@ def test_models_answer_as_in_the_search(search, served):
     targets = {EVOLVED: Recipe.load(search / "recipe.yaml"), f"{search.name}-base": config.base}
     targets |= {f"{search.name}-{Path(ref.model).name}": ref for ref in config.sources}
     for label, target in targets.items():
-        said = host.whole_answer(Job(label, shown.prompt, 12, pictures=shown.pictures)).text
+        said = host.whole_answer(AnswerJob(label, shown.prompt, 12, pictures=shown.pictures)).text
         assert said == evaluator.answer(target, example, 12), label
         assert served.show.rehearsed[shown.prompt, shown.pictures][label].text.startswith(said)
 
@@ -102,12 +98,12 @@ def test_path_and_weights_work_with_pictures(served):
     shares, can be changed."""
     published, host = served.show.need()
     shown = published.examples[0]
-    said = host.whole_answer(Job(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text
-    tokens, liked = host.lens(Job(EVOLVED, shown.prompt, pictures=shown.pictures))
+    said = host.whole_answer(AnswerJob(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text
+    tokens, liked = host.lens(AnswerJob(EVOLVED, shown.prompt, pictures=shown.pictures))
     assert liked[-1] == tokens
     assert tokens[0] in said
     if published.path:
-        short = Job(
+        short = AnswerJob(
             EVOLVED,
             shown.prompt,
             8,
@@ -117,14 +113,16 @@ def test_path_and_weights_work_with_pictures(served):
         )
         assert host.whole_answer(short).text != said
     else:
-        alone = Job(
+        alone = AnswerJob(
             EVOLVED, shown.prompt, 8, factors=((mixing.ALL, (0.0, 0.0)),), pictures=shown.pictures
         )
-        base = Job(
+        base = AnswerJob(
             f"{published.name.rpartition('/')[2]}-base", shown.prompt, 8, pictures=shown.pictures
         )
         assert host.whole_answer(alone).text == host.whole_answer(base).text
-    assert host.whole_answer(Job(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text == said
+    assert (
+        host.whole_answer(AnswerJob(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text == said
+    )
 
 
 def test_strangers_pictures(served):
@@ -137,7 +135,7 @@ def test_strangers_pictures(served):
     answered = client.predict(shown.prompt, EVOLVED, 8, seen, api_name="/answer")
     assert (
         answered["text"]
-        == host.whole_answer(Job(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text
+        == host.whole_answer(AnswerJob(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text
     )
     assert answered["right"] is not None
     other = base64.b64encode(_file()).decode()
@@ -215,5 +213,5 @@ def test_a_damaged_picture_is_said(served):
     )
     with pytest.raises(SpaceError, match="cannot be read"):
         served.show.host.whole_answer(
-            Job(EVOLVED, "w", 4, pictures=seeing.checked([noisy.getvalue()[:3000]]))
+            AnswerJob(EVOLVED, "w", 4, pictures=seeing.checked([noisy.getvalue()[:3000]]))
         )

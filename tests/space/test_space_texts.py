@@ -1,7 +1,5 @@
 """What a visitor may send, and how an answer is judged."""
 
-from typing import Any
-
 import pytest
 import showcase
 import texts
@@ -61,6 +59,6 @@ def test_an_answer_is_judged_as_the_search_did(text, answer, fitness, right):
     assert _verdict(text, answer, fitness) is right
 
 
-def _verdict(text: str, answer: str, fitness: dict[str, Any]) -> bool | None:
+def _verdict(text, answer, fitness):
     study = {"examples": [{"prompt": "?", "answer": answer}], "settings": {"fitness": fitness}}
     return shown(Published("m", "m", record=Record.model_validate(study))).verdict(("?", ()), text)

@@ -1,16 +1,12 @@
 """Tiny random models of classes that are no causal language models."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
 
-SIZES: dict[str, Any] = {
+SIZES = {
     "hidden_size": 16,
     "intermediate_size": 20,
     "num_hidden_layers": 2,
@@ -26,7 +22,7 @@ LABELS = {
 }
 
 # Name: class and fields of its config.
-CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+CLASSES = {
     "bert": (
         "BertForSequenceClassification",
         {**SIZES, **LABELS, "vocab_size": 32, "max_position_embeddings": 16},
@@ -62,7 +58,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def random_weights(make: Callable[[], Any], seed: int, size: float = 0.1) -> Any:
+def random_weights(make, seed, size=0.1):
     """A model that is made with random weights, norms included."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
@@ -72,7 +68,7 @@ def random_weights(make: Callable[[], Any], seed: int, size: float = 0.1) -> Any
     return model
 
 
-def random_class(name: str, seed: int, **changes: Any) -> PreTrainedModel:
+def random_class(name, seed, **changes):
     """A random model of one of `CLASSES`, with other fields."""
     kind, fields = CLASSES[name]
     return random_weights(
@@ -83,7 +79,7 @@ def random_class(name: str, seed: int, **changes: Any) -> PreTrainedModel:
     )
 
 
-def save_tensors(folder: Path, tensors: dict[str, torch.Tensor], **more: Any) -> Path:
+def save_tensors(folder, tensors, **more):
     """A checkpoint that consists of the tensors and a config."""
     folder.mkdir()
     config = {
@@ -98,7 +94,7 @@ def save_tensors(folder: Path, tensors: dict[str, torch.Tensor], **more: Any) ->
     return folder
 
 
-def edit_json(file: Path, **fields: Any) -> None:
+def edit_json(file, **fields):
     """Change keys of a file; None takes one out."""
     data = {**json.loads(file.read_text(encoding="utf-8")), **fields}
     file.write_text(

@@ -2,17 +2,16 @@
 its config's defaults."""
 
 import dataclasses
-from typing import Any
 
 import torch
 from tiny_models import COMMON, VOCAB, built, kinds
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 # What a config's field becomes, where it has the field.
-_SMALL: dict[str, Any] = {
+_SMALL = {
     **COMMON,
     "sep_token_id": 3,
     "head_dim": 8,
@@ -88,7 +87,7 @@ _SMALL: dict[str, Any] = {
 
 # Further fields of types that the above leaves large or wrong; a callable is given the number of
 # layers.
-_FIELDS: dict[str, dict[str, Any]] = {
+_FIELDS = {
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": lambda count: [*range(1, count, 2)]},
     "cohere_compass_text": {
@@ -157,7 +156,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_config(model_type: str, layers: int) -> PreTrainedConfig:
+def tiny_config(model_type, layers):
     """The config of a type with its own defaults, but few layers and small sizes."""
     kind = CONFIG_MAPPING[model_type]
     known = {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map)
@@ -175,10 +174,10 @@ def tiny_config(model_type: str, layers: int) -> PreTrainedConfig:
     return kind(**{name: value for name, value in fields.items() if value is not None})
 
 
-def tiny_source(model_type: str, layers: int, seed: int = 0) -> PreTrainedModel:
+def tiny_source(model_type, layers, seed=0):
     """A random model of a type, in eval mode, in which no two layers are alike."""
 
-    def change(name: str, parameter: torch.Tensor) -> None:
+    def change(name, parameter):
         if parameter.dim() > 1 and "A_log" not in name:
             parameter.normal_(std=0.2)
         elif parameter.is_floating_point():

@@ -1,19 +1,17 @@
 """Tiny parents on disk: a base, and fine-tunes of it."""
 
-from pathlib import Path
-
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
-def tiny_config(**changes) -> LlamaConfig:
+def tiny_config(**changes):
     """A Llama of two blocks."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
     return LlamaConfig(**{**sizes, **heads, **changes})
 
 
-def save_family(folder: Path, config: LlamaConfig, dtype: torch.dtype, count: int = 3) -> Path:
+def save_family(folder, config, dtype, count=3):
     """Save a base and fine-tunes of it that differ from it by noise."""
     torch.manual_seed(0)
     base = LlamaForCausalLM(config).to(dtype)

@@ -7,16 +7,14 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from local_hub import LocalHub
 from local_hub.server import Handler, Server
-from local_hub.wire import CHUNK, Request, Response, Slice
+from local_hub.wire import CHUNK, Response
 
 Action = Literal["status", "reset", "hang_up", "truncate", "corrupt", "delay"]
 
@@ -56,7 +54,7 @@ class Fault:
     seconds: float = field(default=0.0, kw_only=True)
     hits: int = field(default=0, init=False)
 
-    def damage(self, body: bytes) -> bytes:
+    def damage(self, body):
         at = len(body) // 2 if self.at is None else min(self.at, len(body) - 1)
         return body[:at] + bytes([body[at] ^ 0xFF]) + body[at + 1 :]
 
@@ -64,11 +62,11 @@ class Fault:
 class Faults:
     """The faults of one hub. Safe to use while it serves."""
 
-    def __init__(self) -> None:
-        self._faults: list[Fault] = []
+    def __init__(self):
+        self._faults = []
         self._lock = threading.Lock()
 
-    def add(self, fault: Fault) -> Fault:
+    def add(self, fault):
         """Order a fault, and return it. Where several match a request, the one that was added first
         has it."""
         re.compile(fault.match)
@@ -76,11 +74,11 @@ class Faults:
             self._faults.append(fault)
         return fault
 
-    def clear(self) -> None:
+    def clear(self):
         with self._lock:
             self._faults.clear()
 
-    def take(self, line: str) -> Fault | None:
+    def take(self, line):
         """The fault that this request has, counted."""
         with self._lock:
             for fault in self._faults:
@@ -105,11 +103,11 @@ class _Handler(Handler):
     server: "_Server"
     fault: Fault | None = None
 
-    def finish(self) -> None:
+    def finish(self):
         with suppress(ValueError):
             super().finish()
 
-    def answer(self, request: Request) -> Response:
+    def answer(self, request):
         headers = {
             name: value for name, value in self.headers.items() if name.lower() != "authorization"
         }
@@ -129,7 +127,7 @@ class _Handler(Handler):
             pass
         raise self._reset() if fault.action == "reset" else _CutOffError
 
-    def send_body(self, payload: bytes | Slice) -> None:
+    def send_body(self, payload):
         fault = self.fault
         self.fault = None
         if fault is None or fault.action not in ("truncate", "corrupt"):
@@ -147,7 +145,7 @@ class _Handler(Handler):
         self.connection.shutdown(socket.SHUT_WR)
         raise _CutOffError
 
-    def _reset(self) -> _CutOffError:
+    def _reset(self):
         """End the connection with a TCP reset: the error that a client sees where a machine on the
         way gives up."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -155,7 +153,7 @@ class _Handler(Handler):
         return _CutOffError()
 
 
-def _read(part: Slice) -> bytes:
+def _read(part):
     with part.path.open("rb") as file:
         file.seek(part.start)
         return file.read(part.length)
@@ -164,7 +162,7 @@ def _read(part: Slice) -> bytes:
 class _Server(Server):
     """A server whose handlers know what was ordered."""
 
-    def __init__(self, port: int, respond: Callable[[Request], Response], hub: "FaultyHub") -> None:
+    def __init__(self, port, respond, hub):
         self.faults = hub.faults
         self.requests = hub.requests
         super().__init__(port, respond, _Handler)
@@ -173,10 +171,10 @@ class _Server(Server):
 class FaultyHub(LocalHub):
     """A Hub on loopback whose requests, without their tokens, can be looked at and made to fail."""
 
-    def __init__(self, root: str | Path, port: int = 0, **options: Any) -> None:
+    def __init__(self, root, port=0, **options):
         super().__init__(root, port, **options)
         self.faults = Faults()
-        self.requests: list[Seen] = []
+        self.requests = []
 
-    def _listen(self, port: int, respond: Callable[[Request], Response]) -> Server:
+    def _listen(self, port, respond):
         return _Server(port, respond, self)

@@ -1,15 +1,11 @@
 """Folding, checked for one architecture: the merged model, the folded checkpoint, and by how much
 they differ."""
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from tiny_models import ARCHITECTURES, tiny_model, token_ids
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from hf_evomerge import fold
-from hf_evomerge.modeling import EvoMergedForCausalLM
 from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
@@ -22,7 +18,7 @@ EXPERTS = {
     "shared_expert_intermediate_size": 24,
 }
 # Beside the architectures of the other tests, and variants of them that are built differently.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+VARIANTS = {
     "qwen2_moe": ("qwen2_moe", {**EXPERTS, "decoder_sparse_step": 1}),
     "qwen3_next": (
         "qwen3_next",
@@ -75,7 +71,7 @@ NO_MLP = ("mamba",)  # blocks of one branch
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 
-def pool_of(architecture: str, **fields: Any) -> LayerPool:
+def pool_of(architecture, **fields):
     """A source of three layers and one of four, whose norms have hardly any epsilon."""
     known = vars(CONFIG_MAPPING[architecture]())
     fields = {**{name: 1e-12 for name in EPSILONS if name in known}, **fields}
@@ -84,17 +80,17 @@ def pool_of(architecture: str, **fields: Any) -> LayerPool:
     )
 
 
-def folded(model: EvoMergedForCausalLM, folder: Path, **options: Any) -> PreTrainedModel:
+def folded(model, folder, **options):
     """Save, fold and load; nothing may be missing or left over."""
     model.save_pretrained(folder / "merged")
-    fold(folder / "merged", folder / "plain", progress=False, **options)
+    fold(folder / "merged", folder / "plain", **options)
     plain, info = AutoModelForCausalLM.from_pretrained(folder / "plain", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     return plain
 
 
-def fold_error(architecture: str, fields: dict[str, Any], scale_target: str, folder: Path) -> float:
+def fold_error(architecture, fields, scale_target, folder):
     """The largest difference of the logits, whose size is about 1; it must be small, and the greedy
     tokens equal.
 
@@ -122,7 +118,7 @@ def fold_error(architecture: str, fields: dict[str, Any], scale_target: str, fol
     return error
 
 
-def _greedy(model: PreTrainedModel) -> torch.Tensor:
+def _greedy(model):
     """Six greedy tokens after two prompts."""
     return model.generate(
         token_ids(), max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0

@@ -4,18 +4,14 @@ process has."""
 import os
 import signal
 import traceback
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints import writer
-from hf_evomerge.recipes.recipe import Recipe
 
 
-def status_of_fork(work: Callable[[], object]) -> int:
+def status_of_fork(work):
     """Do something in a fork of this process, and return how that ended: its exit status, or the
     negative signal."""
     child = os.fork()
@@ -30,16 +26,16 @@ def status_of_fork(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def build_and_die(call: int, recipe: Recipe, out: Path, **how: Any) -> None:
+def build_and_die(call, recipe, out, **how):
     """Build in this process, which is killed when it looks at so many pieces."""
     look = writer._is_finite
     calls = []
 
-    def killing(piece: torch.Tensor) -> bool:
+    def killing(piece):
         calls.append(1)
         if len(calls) == call:
             os.kill(os.getpid(), signal.SIGKILL)
         return look(piece)
 
     writer._is_finite = killing
-    build_model(recipe, out, progress=False, **how)
+    build_model(recipe, out, **how)

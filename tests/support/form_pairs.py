@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -24,7 +22,7 @@ LETTERS = [*dict.fromkeys("".join(TEXTS))]
 TEMPLATE = "{% for m in messages %}ask {{ m['content'] }} tell{% endfor %}"
 
 
-def byte_pairs() -> Tokenizer:
+def byte_pairs():
     """Tokens are bytes, and forty pairs of them."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -37,7 +35,7 @@ def byte_pairs() -> Tokenizer:
     return inner
 
 
-def _of_tokens(kind: Any, tokens: list[str], by: pre_tokenizers.PreTokenizer) -> Tokenizer:
+def _of_tokens(kind, tokens, by):
     """Tokens of a given list, in pieces of the text that a pre-tokenizer cuts."""
     vocabulary = {token: number for number, token in enumerate(SPECIAL + tokens)}
     inner = Tokenizer(kind(vocabulary, unk_token="<unk>"))
@@ -45,27 +43,21 @@ def _of_tokens(kind: Any, tokens: list[str], by: pre_tokenizers.PreTokenizer) ->
     return inner
 
 
-def word_pieces() -> Tokenizer:
+def word_pieces():
     """Tokens are as BERT's: whole words and pieces, and the space between words is none."""
     pieces = LETTERS + [f"##{letter}" for letter in LETTERS]
     return _of_tokens(models.WordPiece, pieces, pre_tokenizers.BertPreTokenizer())
 
 
-def characters() -> Tokenizer:
+def characters():
     """Every character is a token, the space too."""
     return _of_tokens(models.WordLevel, LETTERS, pre_tokenizers.Split(Regex("."), "isolated"))
 
 
-TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
-    "characters": characters,
-    "byte pairs": byte_pairs,
-    "word pieces": word_pieces,
-}
+TOKENIZERS = {"characters": characters, "byte pairs": byte_pairs, "word pieces": word_pieces}
 
 
-def save_model(
-    folder: Path, inner: Tokenizer, texts: Sequence[str], seed: int, template: str | None = None
-) -> None:
+def save_model(folder, inner, texts, seed, template=None):
     """Write a model of one layer that has learnt some texts by heart."""
     special = {f"{token.strip('<>')}_token": token for token in SPECIAL}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **special)
@@ -92,14 +84,7 @@ def save_model(
     tokenizer.save_pretrained(folder)
 
 
-def make_pair(
-    folder: Path,
-    separator: str,
-    kind: str = "characters",
-    *,
-    chat: bool = False,
-    template: str | None = None,
-) -> list[str]:
+def make_pair(folder, separator, kind="characters", *, chat=False, template=None):
     """Write two models that have learnt problems in one form, and a file of these problems,
     `problems.jsonl`; returns their names."""
     around = ("ask {} tell" if chat else "{}") + separator
@@ -112,7 +97,7 @@ def make_pair(
     return names
 
 
-def measured(names: Sequence[str], data: Path) -> tuple[SearchConfig, list[str]]:
+def measured(names, data):
     """The search that `init` writes, and what it says of the form of the answers."""
     draft = draft_search(names, data, measure=measure_form)
     lines = [line for line in draft.found if "separator" in line]

@@ -2,9 +2,8 @@
 of its own."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from itertools import zip_longest
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -33,7 +32,7 @@ Connect = Callable[[LocalHub], HfApi]
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[FaultyHub]:
+def hub(tmp_path):
     """A running hub of user `local`, who also writes in `acme`; its requests can be looked at and
     made to fail."""
     with FaultyHub(tmp_path / "hub", orgs=["acme"]) as hub:
@@ -41,13 +40,13 @@ def hub(tmp_path: Path) -> Iterator[FaultyHub]:
 
 
 @pytest.fixture
-def program(hub: LocalHub, tmp_path: Path) -> Program:
+def program(hub, tmp_path):
     """Runs Python code in a process whose environment points at the hub, and gives what it printed.
 
     `check=False` gives output and errors of a program that fails.
     """
 
-    def run(code: str, *arguments: str, check: bool = True) -> str:
+    def run(code, *arguments, check=True):
         environment = {
             **os.environ,
             **hub.environment(home=tmp_path / "client"),
@@ -61,11 +60,11 @@ def program(hub: LocalHub, tmp_path: Path) -> Program:
 
 
 @pytest.fixture
-def command(lfs_api: HfApi, caplog: pytest.LogCaptureFixture) -> Callable[..., Said]:
+def command(lfs_api, caplog):
     """Runs `hf-evomerge` in this process, whose client is the hub's, and gives its status and what
     it said and logged."""
 
-    def run(*words: object) -> Said:
+    def run(*words):
         caplog.clear()
         done = CliRunner().invoke(app, list(map(str, words)))
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
@@ -74,7 +73,7 @@ def command(lfs_api: HfApi, caplog: pytest.LogCaptureFixture) -> Callable[..., S
     return run
 
 
-def use_hub(patch: pytest.MonkeyPatch, hub: LocalHub, home: Path) -> HfApi:
+def use_hub(patch, hub, home):
     """Make the client of this process one of a running hub, as its user, with its cache in `home`.
 
     The client reads its environment when it is imported: here its own constants are told what a new
@@ -99,18 +98,18 @@ def use_hub(patch: pytest.MonkeyPatch, hub: LocalHub, home: Path) -> HfApi:
 
 
 @pytest.fixture
-def connect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connect:
+def connect(tmp_path, monkeypatch):
     """Makes the client of this process one of a running hub, as its user."""
     return lambda hub: use_hub(monkeypatch, hub, tmp_path / "client")
 
 
 @pytest.fixture
-def lfs_api(hub: LocalHub, connect: Connect) -> HfApi:
+def lfs_api(hub, connect):
     """The real client as user `local`."""
     return connect(hub)
 
 
-def upload_models(api: HfApi, *folders: Path, licenses: Sequence[str] = ()) -> dict[str, str]:
+def upload_models(api, *folders, licenses=()):
     """Put models on the hub as ``local/FOLDER``, with a card each that states a license; gives
     their names there, by folder."""
     names = {str(folder): f"local/{folder.name}" for folder in folders}
@@ -123,15 +122,15 @@ def upload_models(api: HfApi, *folders: Path, licenses: Sequence[str] = ()) -> d
     return names
 
 
-def commit_titles(api: HfApi, repo_id: str = "local/merge") -> list[str]:
+def commit_titles(api, repo_id="local/merge"):
     """What the commits of a repository are called, the newest first."""
     return [commit.title for commit in api.list_repo_commits(repo_id)]
 
 
-def no_waiting(patch: pytest.MonkeyPatch) -> list[float]:
+def no_waiting(patch):
     """Nothing waits between attempts, neither the program nor the client; gives how long the
     program meant to."""
-    waited: list[float] = []
+    waited = []
     clock = SimpleNamespace(sleep=waited.append, monotonic=lambda: sum(waited))
     patch.setattr("hf_evomerge.checkpoints.client.time", clock)
     patch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
@@ -139,6 +138,6 @@ def no_waiting(patch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def waits(monkeypatch):
     """How long the program meant to wait between attempts; it does not."""
     return no_waiting(monkeypatch)

@@ -2,18 +2,17 @@
 
 import ast
 from functools import cache
-from pathlib import Path
 
 
 @cache
-def imports(file: Path, root: Path, *, at_once: bool = False) -> list[tuple[str, int]]:
+def imports(file, root, *, at_once=False):
     """Every module that a file below a folder imports, as a full dotted name, with its line.
 
     With `at_once` only what is imported with the file: not in functions, nor for type checkers.
     """
-    found: list[tuple[str, int]] = []
+    found = []
     parts = [root.name, *file.relative_to(root).with_suffix("").parts]
-    nodes: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
+    nodes = [ast.parse(file.read_text(encoding="utf-8"))]
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Import):

@@ -8,14 +8,11 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from hf_evomerge.fitness import Example, Scores, make_task
+from hf_evomerge.fitness import Example, make_task
 from hf_evomerge.fitness.tasks.likelihood import LikelihoodSpec
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.runners.job import Job
 
 EXAMPLES = [
@@ -34,15 +31,15 @@ class KillingTask:
     """The likelihood task, but the example called deadly kills the process, as a lack of memory
     would."""
 
-    def __init__(self) -> None:
-        self.task: Any = make_task(LikelihoodSpec(separator=" "))
-        self.names: set[str] = set()
+    def __init__(self):
+        self.task = make_task(LikelihoodSpec(separator=" "))
+        self.names = set()
 
-    def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
+    def prepare(self, examples, tokenizer):
         self.names = {example.id for example in examples}
         self.task.prepare(examples, tokenizer)
 
-    def evaluate(self, model: Any) -> Scores:
+    def evaluate(self, model):
         if "deadly" in self.names:
             os.kill(os.getpid(), signal.SIGKILL)
         if "ill" in self.names:
@@ -55,7 +52,7 @@ class KillingTask:
             raise SystemExit(0)
         return self.task.evaluate(model)
 
-    def backward(self, model: Any) -> Scores:
+    def backward(self, model):
         return self.task.backward(model)
 
 
@@ -63,7 +60,7 @@ class FailingTask(KillingTask):
     """The likelihood task on a machine that fails as often as the file says that ``FAILURES``
     names."""
 
-    def evaluate(self, model: Any) -> Scores:
+    def evaluate(self, model):
         file = Path(os.environ["FAILURES"])
         left = int(file.read_text(encoding="ascii"))
         if left:
@@ -75,14 +72,14 @@ class FailingTask(KillingTask):
 class DeadlyTask(KillingTask):
     """The likelihood task, but the candidate whose score ``DEADLY`` names kills its process."""
 
-    def evaluate(self, model: Any) -> Scores:
+    def evaluate(self, model):
         scores = self.task.evaluate(model)
         if os.environ["DEADLY"] == f"{scores.mean:.12f}":
             os.kill(os.getpid(), signal.SIGKILL)
         return scores
 
 
-def harmless_jobs(config: SearchConfig) -> list[Job]:
+def harmless_jobs(config):
     """Merges, paths and a parent, on the two harmless examples."""
     fields = {"sources": config.sources, "base": config.base}
     merges = [

@@ -1,26 +1,23 @@
 """Tiny parents for the merge tests: a base and three fine-tunes of it, on disk, in bfloat16 and in
 float32."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from families import save_family, tiny_config
 from transformers import AutoModelForCausalLM
 
 from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.recipes.recipe import Recipe
 
 
 @pytest.fixture(scope="session")
-def family(tmp_path_factory) -> Path:
+def family(tmp_path_factory):
     """A base and three sources in float32."""
     return save_family(tmp_path_factory.mktemp("family"), tiny_config(), torch.float32)
 
 
 @pytest.fixture(scope="session")
-def half_family(tmp_path_factory) -> Path:
+def half_family(tmp_path_factory):
     """A base and three sources in bfloat16, with a head of their own."""
     return save_family(
         tmp_path_factory.mktemp("half"), tiny_config(tie_word_embeddings=False), torch.bfloat16
@@ -31,9 +28,7 @@ def half_family(tmp_path_factory) -> Path:
 def make_recipe():
     """Makes a recipe from a folder of `save_family`."""
 
-    def make(
-        folder: Path, method: str, parameters=(), options=None, count=2, base=True, **fields
-    ) -> Recipe:
+    def make(folder, method, parameters=(), options=None, count=2, base=True, **fields):
         data = {
             "sources": [{"model": str(folder / f"source{index}")} for index in range(count)],
             "merge": {"method": method, "parameters": list(parameters), "options": options or {}},
@@ -50,7 +45,7 @@ def make_recipe():
 def open_all():
     """Opens the sources and the base of a recipe."""
 
-    def opened(recipe: Recipe) -> tuple[list[Source], Source | None]:
+    def opened(recipe):
         return [
             open_source(ref) for ref in recipe.sources
         ], None if recipe.base is None else open_source(recipe.base)

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 
-def random_field(seed: int, source: int, name: str, count: int) -> np.ndarray:
+def random_field(seed, source, name, count):
     """DARE's 16-bit random numbers, all of them, from the beginning."""
     key = int.from_bytes(
         hashlib.sha256(f"{seed}\0{source}\0{name}".encode()).digest()[:16], "little"

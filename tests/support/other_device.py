@@ -20,10 +20,8 @@ written in Python.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
@@ -38,9 +36,9 @@ _INDEXED = {
     _ATEN._unsafe_index.Tensor,
 }  # fmt: skip
 _NUMBERS = {_ATEN.fill_.Tensor, _ATEN.masked_fill.Tensor, _ATEN.masked_fill_.Tensor}
-_states: dict[int, torch.Tensor] = {}
+_states = {}
 _there = [False]
-_libraries: list[torch.library.Library] = []
+_libraries = []
 
 
 class StandIn(torch.Tensor):
@@ -56,9 +54,9 @@ class StandIn(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor, device: torch.device) -> StandIn:
+    def __new__(cls, inner, device):
         """Wrap a tensor of the processor."""
-        made: StandIn = torch.Tensor._make_wrapper_subclass(
+        made = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
             strides=inner.stride(),
@@ -71,13 +69,7 @@ class StandIn(torch.Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(
-        cls,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         """Compute one operation on the processor's tensors."""
         with (
             torch.inference_mode(False),
@@ -90,33 +82,31 @@ class StandIn(torch.Tensor):
             return _compute(func, args, dict(kwargs or {}))
 
     @property
-    def data(self) -> torch.Tensor:  # type: ignore[override]
+    def data(self):  # type: ignore[override]
         """The tensor without its gradient."""
         return self.detach()
 
     @data.setter
-    def data(self, value: torch.Tensor) -> None:
+    def data(self, value):
         torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
         self.inner = value.inner  # type: ignore[attr-defined]
 
-    def new_tensor(
-        self, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
-    ) -> torch.Tensor:
+    def new_tensor(self, data, *, dtype=None, device=None, requires_grad=False):
         """Make a tensor here: PyTorch's own takes the current device, which is always number 0."""
         where = self.device if device is None else device
         return torch.tensor(
             data, dtype=dtype or self.dtype, device=where, requires_grad=requires_grad
         )
 
-    def data_ptr(self) -> int:
+    def data_ptr(self):
         """Where the numbers lie."""
         return self.inner.data_ptr()
 
-    def untyped_storage(self) -> torch.UntypedStorage:
+    def untyped_storage(self):
         """The memory, by which others tell whether tensors share it."""
         return self.inner.untyped_storage()
 
-    def numpy(self, *, force: bool = False) -> Any:
+    def numpy(self, *, force=False):
         """The numbers, where they are asked for by force, as of a GPU's tensor."""
         if not force:
             raise TypeError(
@@ -124,36 +114,34 @@ class StandIn(torch.Tensor):
             )
         return self.detach().cpu().numpy()
 
-    def tolist(self) -> Any:
+    def tolist(self):
         """The numbers as Python's."""
         return self.detach().cpu().tolist()
 
-    def __array__(self, dtype: Any = None) -> Any:
+    def __array__(self, dtype=None):
         return self.numpy()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def __deepcopy__(self, memo):
         if id(self) not in memo:
             copy = StandIn(self.inner.clone(), self.device).requires_grad_(self.requires_grad)
             copy._is_param = getattr(self, "_is_param", False)  # type: ignore[attr-defined]
             memo[id(self)] = copy
         return memo[id(self)]
 
-    def __repr__(self, **more: Any) -> str:
+    def __repr__(self, **more):
         return f"StandIn({self.inner!r}, device={self.device})"
 
-    def __tensor_flatten__(self) -> tuple[list[str], torch.device]:
+    def __tensor_flatten__(self):
         """Name what is inside: `nn.Module.to` then keeps parameters the objects that they are."""
         return ["inner"], self.device
 
     @staticmethod
-    def __tensor_unflatten__(
-        inner: dict[str, torch.Tensor], device: torch.device, size: Any, stride: Any
-    ) -> StandIn:
+    def __tensor_unflatten__(inner, device, size, stride):
         """Undo `__tensor_flatten__`."""
         return StandIn(inner["inner"], device)
 
 
-def _compute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def _compute(func, args, kwargs):
     """Compute an operation on the processor's tensors; its results go to the device of the
     operands.
 
@@ -188,7 +176,7 @@ def _compute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         ):
             raise NotImplementedError(f"{func} changes the shape of a tensor of {NAME} in place")
 
-    def placed(result: Any) -> Any:
+    def placed(result):
         if not isinstance(result, torch.Tensor) or id(result) in owners:
             return owners.get(id(result), result)
         return StandIn(result, device) if device is not None and device.type == NAME else result
@@ -196,7 +184,7 @@ def _compute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return tree_map(placed, results)
 
 
-def _device_of(func: Any, tensors: Sequence[torch.Tensor]) -> torch.device | None:
+def _device_of(func, tensors):
     """The device of an operation; raises `RuntimeError` where its tensors are not of one device."""
     devices = list(
         dict.fromkeys(tensor.device for tensor in tensors if isinstance(tensor, StandIn))
@@ -222,9 +210,7 @@ def _device_of(func: Any, tensors: Sequence[torch.Tensor]) -> torch.device | Non
 
 
 @contextmanager
-def _random_state(
-    func: Any, device: torch.device | None, generator: torch.Generator | None
-) -> Iterator[None]:
+def _random_state(func, device, generator):
     """Let an operation draw from the state of its device."""
     if device is None or device.type != NAME or torch.Tag.nondeterministic_seeded not in func.tags:
         yield
@@ -243,7 +229,7 @@ def _random_state(
         torch.set_rng_state(before)
 
 
-def _seed_all(seed: int) -> None:
+def _seed_all(seed):
     """Seed the state of every device; its numbers are others than the processor's."""
     for index in range(COUNT):
         _states[index] = (
@@ -251,30 +237,30 @@ def _seed_all(seed: int) -> None:
         )
 
 
-def random_state(device: torch.device | int = 0) -> torch.Tensor:
+def random_state(device=0):
     """What a device draws its next random numbers from."""
     return _states[device if isinstance(device, int) else device.index or 0]
 
 
-def _set_random_state(state: torch.Tensor, device: torch.device | int = 0) -> None:
+def _set_random_state(state, device=0):
     _states[device if isinstance(device, int) else device.index or 0] = state
 
 
 class _Hooks(torch._C._acc.PrivateUse1Hooks):  # type: ignore[name-defined,misc]
     """What PyTorch's C++ asks a backend."""
 
-    def is_available(self) -> bool:
+    def is_available(self):
         return _there[0]
 
-    def has_primary_context(self, index: int) -> bool:
+    def has_primary_context(self, index):
         return _there[0]
 
-    def is_built(self) -> bool:
+    def is_built(self):
         return True
 
 
 @contextmanager
-def standing_in() -> Iterator[None]:
+def standing_in():
     """Let the device be there, and this thread run backward passes on it; afterwards there is
     none."""
     _register()
@@ -287,12 +273,12 @@ def standing_in() -> Iterator[None]:
         _there[0] = False
 
 
-def _register() -> None:
+def _register():
     """Make the device's name and its operations known to this process, once; that cannot be
     undone."""
     if _libraries:
         return
-    module: Any = types.ModuleType(f"torch.{NAME}")
+    module = types.ModuleType(f"torch.{NAME}")
     module.is_available = lambda: _there[0]
     module.device_count = lambda: COUNT if _there[0] else 0
     module.is_initialized = lambda: True
@@ -310,14 +296,14 @@ def _register() -> None:
     _libraries.append(library)  # what it registers lives as long as it does
 
 
-def _compute_flat(func: Any, *args: Any, **kwargs: Any) -> Any:
+def _compute_flat(func, *args, **kwargs):
     """Compute an operation that PyTorch brings as a call."""
     if kwargs.get("device") is not None and (kwargs["device"].index or 0) >= COUNT:
         raise RuntimeError(f"{kwargs['device']}: invalid device ordinal; there are {COUNT}")
     return _compute(func, args, kwargs)
 
 
-def _factories() -> Iterator[tuple[str, Any]]:
+def _factories():
     """Every operation that makes a tensor on a device from no other tensor."""
     for name in torch._C._dispatch_get_all_op_names():
         space, _, rest = name.partition("::")

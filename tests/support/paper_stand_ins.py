@@ -3,14 +3,12 @@ names, on a Hub on loopback."""
 
 import io
 import json
-from pathlib import Path
 
 import torch
 from datasets import Dataset
-from huggingface_hub import HfApi
 from pipelines import save_sdxl
 from safetensors.torch import save_file
-from transformers import CONFIG_MAPPING, MistralConfig, MistralForCausalLM, PretrainedConfig
+from transformers import CONFIG_MAPPING, MistralConfig, MistralForCausalLM
 from vlms import IMAGE, QWEN, ROPE, picture, processor, random_model
 from vlms import WORDS as MARKS
 from words import word_tokenizer
@@ -48,7 +46,7 @@ ORGS = sorted(
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", *"0123456789", "答え", "は", "です", "円", "問題"]
 
 
-def sizes(words: list[str]) -> dict[str, int]:
+def sizes(words):
     """Fields of a language model with these words."""
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     return {
@@ -62,7 +60,7 @@ def sizes(words: list[str]) -> dict[str, int]:
     }
 
 
-def save_sight(folder: Path) -> None:
+def save_sight(folder):
     """Save the models that see, whose vocabularies have rows at the end that the plain ones lack,
     and plain Llamas."""
     words = [*WORDS, *(mark for mark in MARKS[4:] if mark.startswith("<"))]
@@ -91,12 +89,12 @@ def save_sight(folder: Path) -> None:
         word_tokenizer(WORDS).save_pretrained(folder / name)
 
 
-def save(folder: Path, config: PretrainedConfig, seed: int, kind: str) -> None:
+def save(folder, config, seed, kind):
     """Save a model with random weights."""
     random_model(config, seed, kind).to(torch.bfloat16).save_pretrained(folder)
 
 
-def save_models(folder: Path) -> None:
+def save_models(folder):
     """Save the models: two blocks, random weights."""
     for seed, (name, added) in enumerate(MODELS.items()):
         torch.manual_seed(seed)
@@ -107,7 +105,7 @@ def save_models(folder: Path) -> None:
         word_tokenizer(words).save_pretrained(folder / name)
 
 
-def save_data(folder: Path) -> None:
+def save_data(folder):
     """Save the data sets, with as many problems as the files ask for."""
     for name, count in DATA.items():
         (folder / name).mkdir(parents=True)
@@ -121,7 +119,7 @@ def save_data(folder: Path) -> None:
         )
 
 
-def save_pictures(folder: Path) -> None:
+def save_pictures(folder):
     """Save questions about pictures: a data set of them, and JSON lines beside PNG files."""
     (folder / PICTURES).mkdir(parents=True)
     stream = io.BytesIO()
@@ -139,7 +137,7 @@ def save_pictures(folder: Path) -> None:
     (folder / "pictures.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
-def save_pipelines(folder: Path) -> None:
+def save_pipelines(folder):
     """Save the pipelines that draw, the last of them with other words, an adapter of them, and what
     they are asked for."""
     for seed, name in enumerate(PIPELINES):
@@ -155,7 +153,7 @@ def save_pipelines(folder: Path) -> None:
     (folder / "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
 
 
-def publish(api: HfApi, folder: Path) -> None:
+def publish(api, folder):
     """Push all of them to a hub that has their authors as organisations."""
     save_models(folder)
     save_sight(folder)

@@ -4,8 +4,6 @@ U-Net that draws classes."""
 import json
 import string
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,7 +27,7 @@ _START = "<|startoftext|>"
 _random = partial(random_weights, size=0.05)
 
 
-def vae(seed: int, channels: int = 4) -> Any:
+def vae(seed, channels=4):
     """A picture has twice the size of its latents."""
     blocks = {
         "down_block_types": ["DownEncoderBlock2D"] * 2,
@@ -47,7 +45,7 @@ def vae(seed: int, channels: int = 4) -> Any:
     )
 
 
-def unet(seed: int) -> Any:
+def unet(seed):
     """A U-Net of SDXL's kind."""
     return _random(
         lambda: diffusers.UNet2DConditionModel(
@@ -60,7 +58,7 @@ def unet(seed: int) -> Any:
     )  # fmt: skip
 
 
-def tokenizer(folder: Path, words: str = string.ascii_lowercase) -> Any:
+def tokenizer(folder, words=string.ascii_lowercase):
     """Letters."""
     folder.mkdir(parents=True, exist_ok=True)
     tokens = [*words, *(f"{letter}</w>" for letter in words), _START, _END]
@@ -73,7 +71,7 @@ def tokenizer(folder: Path, words: str = string.ascii_lowercase) -> Any:
     )
 
 
-def save_sdxl(folder: Path, seed: int, words: str = string.ascii_lowercase) -> Any:
+def save_sdxl(folder, seed, words=string.ascii_lowercase):
     """Save a pipeline of SDXL's kind; returns it."""
     words_of = tokenizer(folder.with_name(f"{folder.name}-words"), words)
     text = _text(words_of, 8)
@@ -90,7 +88,7 @@ def save_sdxl(folder: Path, seed: int, words: str = string.ascii_lowercase) -> A
     return pipeline
 
 
-def save_dit(folder: Path, seed: int) -> Any:
+def save_dit(folder, seed):
     """Save a class-conditional diffusion transformer of two blocks; returns the pipeline."""
     transformer = _random(
         lambda: diffusers.DiTTransformer2DModel(
@@ -104,7 +102,7 @@ def save_dit(folder: Path, seed: int) -> Any:
     return pipeline
 
 
-def save_sd(folder: Path, seed: int) -> Any:
+def save_sd(folder, seed):
     """Save a pipeline of Stable Diffusion's kind, whose text encoder has the U-Net's width."""
     words = tokenizer(folder.with_name(f"{folder.name}-words"))
     pipeline = diffusers.StableDiffusionPipeline(
@@ -128,7 +126,7 @@ def save_sd(folder: Path, seed: int) -> Any:
     return pipeline
 
 
-def save_flux(folder: Path, seed: int) -> Any:
+def save_flux(folder, seed):
     """Save a pipeline of Flux's kind: one double block, one single block, and two text encoders."""
     words = tokenizer(folder.with_name(f"{folder.name}-words"))
     transformer = _random(
@@ -157,24 +155,24 @@ def save_flux(folder: Path, seed: int) -> Any:
     return pipeline
 
 
-def _text(words: Any, width: int) -> CLIPTextConfig:
+def _text(words, width):
     return CLIPTextConfig(
         vocab_size=len(words), hidden_size=width, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,  # noqa: E501
         max_position_embeddings=16, projection_dim=8, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,  # noqa: E501
     )  # fmt: skip
 
 
-def loaded(folder: Path) -> Any:
+def loaded(folder):
     """What diffusers makes of a folder."""
     return diffusers.DiffusionPipeline.from_pretrained(
         folder, use_safetensors=True, trust_remote_code=False
     )
 
 
-def draw(pipeline: Any, prompt: str = "a cat", seed: int = 0) -> torch.Tensor:
+def draw(pipeline, prompt="a cat", seed=0):
     """A picture in two steps, as numbers."""
     pipeline.set_progress_bar_config(disable=True)
-    chosen: dict[str, Any] = (
+    chosen = (
         {"class_labels": [1]} if isinstance(pipeline, diffusers.DiTPipeline) else {"prompt": prompt}
     )
     generator = torch.Generator().manual_seed(seed)

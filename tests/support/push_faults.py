@@ -2,15 +2,10 @@
 and the benchmark."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
-from typing import Any
 
-from faulty_hub import Fault, FaultyHub, Seen
-from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from hf_evomerge.building.build import build_model
@@ -19,7 +14,7 @@ from hf_evomerge.hub.push import push_model
 from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.recipes.recipe import Recipe
 
-FAULTS: Mapping[str, Mapping[str, Any]] = {
+FAULTS = {
     "reset": {"action": "reset"},
     "500": {"action": "status", "status": 500},
     "503 with Retry-After": {"action": "status", "status": 503, "headers": {"Retry-After": "3"}},
@@ -46,31 +41,23 @@ class Bench:
     """A merge of some checkpoints of a family, which are on a running hub, to be pushed under ever
     new names."""
 
-    def __init__(
-        self,
-        hub: FaultyHub,
-        api: HfApi,
-        family: Path,
-        scratch: Path,
-        *,
-        parents: Sequence[str] = ("a", "b"),
-    ) -> None:
+    def __init__(self, hub, api, family, scratch, *, parents=("a", "b")):
         self.hub = hub
         self.api = api
         self._count = 0
-        self._seen: list[Seen] = []
-        self._calls: list[str] = []
+        self._seen = []
+        self._calls = []
         recipe = {
             "sources": [{"model": str(family / name)} for name in parents],
             "merge": {"method": "linear"},
         }
-        self.model = build_model(Recipe.model_validate(recipe), scratch / "model", progress=False)
+        self.model = build_model(Recipe.model_validate(recipe), scratch / "model")
         self.published = {str(family / name): f"local/{name}" for name in parents}
         for folder, repo_id in self.published.items():
             api.create_repo(repo_id)
             api.upload_folder(repo_id=repo_id, folder_path=folder)
 
-    def calls(self) -> list[str]:
+    def calls(self):
         """The calls of a push in which nothing goes wrong, in their order, as patterns of
         `Fault`."""
         if not self._calls:
@@ -78,7 +65,7 @@ class Bench:
             self._calls = [_pattern(seen.method, seen.target) for seen in self._seen]
         return self._calls
 
-    def push(self, faults: Sequence[Fault]) -> Outcome:
+    def push(self, faults):
         """Push under a new name, ``NAME`` in the faults' patterns, and look at what is there
         afterwards."""
         self._count += 1
@@ -103,7 +90,7 @@ class Bench:
         hits = sum(fault.hits for fault in faults)
         return Outcome(error, next(self._complaints(repo_id, error), None), hits)
 
-    def _complaints(self, repo_id: str, error: str | None) -> Iterator[str]:
+    def _complaints(self, repo_id, error):
         """What is not as it should be."""
         if error is not None and ("\n" in error or len(error) > 2000 or self.hub.token in error):
             yield f"not one clean line: {error[:200]!r}"
@@ -130,7 +117,7 @@ class Bench:
             yield "success, but the Space is not there"
 
 
-def _pattern(method: str, target: str) -> str:
+def _pattern(method, target):
     """A request as a regular expression that finds the same request of another push."""
     path = re.sub(r"/local/m\d+", "/local/NAME", target.partition("?")[0])
     path = re.sub(r"[0-9a-f]{40,64}", "SHA", path)

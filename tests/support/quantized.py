@@ -2,20 +2,17 @@
 MXFP4."""
 
 import math
-from pathlib import Path
-from typing import Any
 
 import torch
 from classes import edit_json
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
-from torch import Tensor
 
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [8, 8]}
 MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
 
 
-def to_fp8(folder: Path, **settings: Any) -> Path:
+def to_fp8(folder, **settings):
     """Quantise the linear maps of a model's layers, with a float32 scale for each block."""
     settings = {**FP8, **settings}
     tensors = load_file(folder / "model.safetensors")
@@ -32,7 +29,7 @@ def to_fp8(folder: Path, **settings: Any) -> Path:
     return _write(folder, tensors, settings)
 
 
-def save_mxfp4(folder: Path, seed: int = 0) -> Path:
+def save_mxfp4(folder, seed=0):
     """Save a random gpt-oss whose experts are blocks of four bits with a byte of exponent each."""
     model = tiny_model("gpt_oss", 2, seed, hidden_size=64, intermediate_size=32)
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -50,12 +47,12 @@ def save_mxfp4(folder: Path, seed: int = 0) -> Path:
     return _write(folder, tensors, MXFP4)
 
 
-def _block(weight: Tensor, row: int, column: int, size: list[int] | None) -> Tensor:
+def _block(weight, row, column, size):
     rows, columns = size or weight.shape
     return weight[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
 
 
-def _write(folder: Path, tensors: dict[str, Tensor], settings: dict[str, Any]) -> Path:
+def _write(folder, tensors, settings):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     edit_json(folder / "config.json", quantization_config=settings)
     return folder

@@ -1,6 +1,5 @@
 """Recipes of a few models, for tests that merge them or lay a path through them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +8,12 @@ from hf_evomerge.recipes.recipe import Recipe
 Model = str | Path | dict[str, Any]
 
 
-def ref_of(model: Model) -> dict[str, Any]:
+def ref_of(model):
     """What a recipe says of a model: its folder or name, or more."""
     return model if isinstance(model, dict) else {"model": str(model)}
 
 
-def merge_of(
-    *models: Model,
-    method: str = "linear",
-    base: Model | None = None,
-    weights: Sequence[Any] = (),
-    **fields: Any,
-) -> Recipe:
+def merge_of(*models, method="linear", base=None, weights=(), **fields):
     """A merge of the models with these weights; further fields of the recipe, and under `merge` of
     that part."""
     merge = {
@@ -34,7 +27,7 @@ def merge_of(
     )
 
 
-def path_of(*models: Model, hops: str | list[str], **fields: Any) -> Recipe:
+def path_of(*models, hops, **fields):
     """A path through the models; further fields of the recipe, and under `flow` of that part."""
     flow = {"path": hops, **fields.pop("flow", {})}
     return Recipe.model_validate({"sources": list(map(ref_of, models)), "flow": flow, **fields})

@@ -1,12 +1,10 @@
 """Looks into scenes."""
 
-from collections.abc import Iterator
-
-from hf_evomerge.pictures.marks import Group, Mark
+from hf_evomerge.pictures.marks import Group
 from hf_evomerge.pictures.scene import Panel, Scene
 
 
-def marks_of(drawn: Scene | Panel | Group) -> Iterator[Mark]:
+def marks_of(drawn):
     """All marks, those in groups too, as they are painted."""
     for part in drawn.panels if isinstance(drawn, Scene) else drawn.marks:
         if not isinstance(part, Panel):

@@ -4,7 +4,6 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from hf_evomerge.errors import SearchError
@@ -18,7 +17,7 @@ WEIGHTS = {
     "starts": [],
     "parameters": {"weight": {"low": 0.0, "high": 1.0}},
 }  # few scores, so plainly
-BY_GRADIENT: dict[str, dict[str, Any]] = {
+BY_GRADIENT = {
     "ps": {
         "merge": {"method": "breadcrumbs", "groups": "tensor", **WEIGHTS},
         "optimize": [{**GRADIENT, "batch": 2}],
@@ -37,7 +36,7 @@ BY_GRADIENT: dict[str, dict[str, Any]] = {
 }
 
 FIRST = {"by": "gradient", "evaluations": 12, "fitness": {"task": "likelihood"}}
-BY_BOTH: dict[str, dict[str, Any]] = {
+BY_BOTH = {
     "ps": {"optimize": [FIRST, {"evaluations": 10, "population": 4}]},
     "dfs": {
         "path": {"kind": "gates"},
@@ -46,7 +45,7 @@ BY_BOTH: dict[str, dict[str, Any]] = {
 }
 
 
-def minimal(**more: Any) -> SearchConfig:
+def minimal(**more):
     """Settings of a search over two sources that are not there; keywords replace whole sections."""
     settings = {
         "space": "ps",
@@ -56,7 +55,7 @@ def minimal(**more: Any) -> SearchConfig:
     return validate(SearchConfig, {**settings, **more}, SearchError)
 
 
-def facts(folder: Path) -> dict[str, list[Any]]:
+def facts(folder):
     """Everything that a study holds of its trials but the seconds."""
     with closing(sqlite3.connect(folder / "study.db")) as study:
         rows = {}
@@ -68,7 +67,7 @@ def facts(folder: Path) -> dict[str, list[Any]]:
         return rows
 
 
-def digests(folder: Path) -> dict[str, str]:
+def digests(folder):
     """The sha256 of every file in a folder, by its name."""
     return {
         str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest()
@@ -77,6 +76,6 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def count_trials(folder: Path) -> int:
+def count_trials(folder):
     """How many trials a study holds; 0 where there is none yet."""
     return len(facts(folder)["trials"]) if (folder / "study.db").exists() else 0

@@ -1,8 +1,6 @@
 """Tiny model folders as sentence-transformers saves them."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import torch
 from classes import random_class
@@ -16,16 +14,16 @@ OLD = {
 
 
 def sentence_folder(
-    folder: Path,
-    tokenizer: Any,
-    seed: int,
+    folder,
+    tokenizer,
+    seed,
     *,
-    pooling: str | list[str] = "mean",
-    activation: str = "torch.nn.modules.activation.Tanh",
-    size: int | None = 8,
-    norm: bool = False,
-    **settings: Any,
-) -> Path:
+    pooling="mean",
+    activation="torch.nn.modules.activation.Tanh",
+    size=8,
+    norm=False,
+    **settings,
+):
     """An encoder with pooling, a Dense layer where `size` is given, a LayerNorm where wanted, and
     Normalize."""
     random_class("bert", seed).bert.save_pretrained(folder)
@@ -33,9 +31,7 @@ def sentence_folder(
     torch.manual_seed(seed)
     old = {f"pooling_mode_{name}": key == pooling for key, name in OLD.items()}
     pooled = old if pooling in (*OLD,) else {"pooling_mode": pooling}
-    modules: list[tuple[str, dict[str, Any], dict[str, torch.Tensor]]] = [
-        ("Pooling", {"word_embedding_dimension": 16, **pooled}, {})
-    ]
+    modules = [("Pooling", {"word_embedding_dimension": 16, **pooled}, {})]
     if size is not None:
         config = {
             "in_features": 16,

@@ -4,17 +4,9 @@ answer."""
 import json
 import urllib.error
 import urllib.request
-from pathlib import Path
-from typing import Any
 
 
-def greedy(
-    folder: Path,
-    prompt: str,
-    tokens: int = 8,
-    path: list[str] | None = None,
-    scales: list[float] | None = None,
-) -> str:
+def greedy(folder, prompt, tokens=8, path=None, scales=None):
     """What transformers' own generation answers, within the model's positions."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,7 +27,7 @@ def greedy(
     ).strip()
 
 
-def shown(published: Any) -> Any:
+def shown(published):
     """A model on show, without its weights."""
     from models import Host
     from showcase import Showcase
@@ -50,17 +42,17 @@ def shown(published: Any) -> Any:
 class Served:
     """A page that runs, and what is behind it."""
 
-    def __init__(self, blocks: Any, show: Any) -> None:
+    def __init__(self, blocks, show):
         self.blocks = blocks
         self.show = show
         self.url = blocks.local_url
 
-    def client(self) -> Any:
+    def client(self):
         from gradio_client import Client
 
         return Client(self.url, verbose=False)
 
-    def fill_queue(self) -> urllib.error.HTTPError:
+    def fill_queue(self):
         """Ask and ask until the queue takes no more; returns how that was said."""
         body = json.dumps({"data": ["w1", "evolved", 1, None, None, None]}).encode()
         call = urllib.request.Request(

@@ -6,7 +6,6 @@ never tested.
 
 import os
 import re
-from collections.abc import Generator
 
 import pytest
 
@@ -19,7 +18,7 @@ EXPECTED = (
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport():
     """Judge the skip of a test."""
     report = yield
     _judge(report)
@@ -27,14 +26,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+def pytest_make_collect_report():
     """Judge the skip of a whole file."""
     report = yield
     _judge(report)
     return report
 
 
-def _judge(report: pytest.TestReport | pytest.CollectReport) -> None:
+def _judge(report):
     if (
         os.environ.get("EVOMERGE_SKIPS") != "listed"
         or not report.skipped

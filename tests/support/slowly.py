@@ -1,13 +1,10 @@
 """Tables of cases of which only some run in every `make test`; the others are behind the marker
 `slow`."""
 
-from collections.abc import Collection, Iterable
-from typing import Any
-
 import pytest
 
 
-def slow_beyond(often: Collection[Any], cases: Iterable[Any]) -> list[Any]:
+def slow_beyond(often, cases):
     """Mark every case as slow that is not among these, nor its first value."""
     rows = [case if isinstance(case, tuple) else (case,) for case in cases]
     return [

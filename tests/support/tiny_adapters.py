@@ -1,7 +1,6 @@
 """LoRA adapters of random numbers, for any small model in a folder."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -10,7 +9,7 @@ from transformers import AutoModelForCausalLM
 SIZE = 0.2  # of the numbers in the matrices
 
 
-def save_adapter(base: Path | Any, folder: Path, seed: int, **settings: Any) -> Path:
+def save_adapter(base, folder, seed, **settings):
     """Save an adapter of a model, which is loaded from its folder or is changed; it changes
     everything that it may."""
     model = AutoModelForCausalLM.from_pretrained(base) if isinstance(base, Path) else base

@@ -1,20 +1,12 @@
 """Tiny random models of many architectures, for the tests of the merged model."""
 
-from collections.abc import Callable
 from inspect import signature
-from typing import Any
 
 import torch
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MambaForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MambaForCausalLM
 
 VOCAB = 64
-COMMON: dict[str, Any] = {
+COMMON = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 40,
@@ -30,7 +22,7 @@ _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size":
 _SLIDING = {"sliding_window": 4}
 
 
-def kinds(*names: str) -> Callable[[int], list[str]]:
+def kinds(*names):
     """Kinds of layers in turn."""
     return lambda count: [names[layer % len(names)] for layer in range(count)]
 
@@ -48,7 +40,7 @@ _LINEAR = {
 _ALTERNATING = {"layer_types": kinds("sliding_attention", "full_attention")}
 
 # Architecture: fields beside the common ones; a callable is given the number of layers.
-ARCHITECTURES: dict[str, dict[str, Any]] = {
+ARCHITECTURES = {
     "llama": {},
     "mistral": {**_HEAD_DIM, **_SLIDING},
     "qwen2": {"tie_word_embeddings": True},
@@ -112,7 +104,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 FAMILIES = ("llama", "gemma3_text", "gpt2", "mixtral", "qwen3_5_text")
 
 # Mixtures of experts: fields beside these.
-MIXTURES: dict[str, dict[str, Any]] = {
+MIXTURES = {
     "mixtral": {},
     "qwen3_moe": {"mlp_only_layers": []},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
@@ -127,7 +119,7 @@ if OLD_CACHE_NAMES:
     del ARCHITECTURES["mamba"]
 
 
-def tiny_model(architecture: str, layers: int = 3, seed: int = 0, **fields: Any) -> PreTrainedModel:
+def tiny_model(architecture, layers=3, seed=0, **fields):
     """A random model of a few thousand parameters in eval mode; every call gives a new object with
     the same weights."""
     given = {**COMMON, "num_hidden_layers": layers, **ARCHITECTURES.get(architecture, {}), **fields}
@@ -136,7 +128,7 @@ def tiny_model(architecture: str, layers: int = 3, seed: int = 0, **fields: Any)
         **{name: value for name, value in given.items() if value is not None}
     )
 
-    def change(name: str, parameter: torch.Tensor) -> None:
+    def change(name, parameter):
         if "norm" in name:
             parameter.add_(torch.randn_like(parameter) * 0.1)
         elif "A_log" not in name:
@@ -145,9 +137,7 @@ def tiny_model(architecture: str, layers: int = 3, seed: int = 0, **fields: Any)
     return built(config, seed, change)
 
 
-def built(
-    config: PreTrainedConfig, seed: int, change: Callable[[str, torch.Tensor], None]
-) -> PreTrainedModel:
+def built(config, seed, change):
     """A random model of a config in eval mode, each of whose parameters is changed."""
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.random.fork_rng(devices=[]):
@@ -159,6 +149,6 @@ def built(
     return model
 
 
-def token_ids() -> torch.Tensor:
+def token_ids():
     """Two sequences of nine tokens."""
     return torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(5))

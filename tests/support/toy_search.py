@@ -1,22 +1,15 @@
 """Whole searches over a toy fitness, for tests of the loop: no model is loaded."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from searches import minimal
 
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.callbacks import SearchCallback
 from hf_evomerge.search.evaluation.sources import SourceSummary
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.phases.phase import SearchRun
-from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.run import run_phases
-from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.study import Study
 
 LAYERS = [3, 3]
@@ -27,12 +20,12 @@ class StoppedError(Exception):
     """The runner was stopped, as if the process had been killed."""
 
 
-def hardness(split: str) -> np.ndarray:
+def hardness(split):
     """How much each example of a split is above or below the others."""
     return np.random.default_rng(sum(map(ord, split))).normal(0, 0.05, EXAMPLES)
 
 
-def toy_scores(job: Job) -> np.ndarray:
+def toy_scores(job):
     """Scores of the toy task: a weight of 0.7 for each source, and a path of five hops with scales
     near 1.1, are best."""
     target = job.target
@@ -55,22 +48,15 @@ def toy_scores(job: Job) -> np.ndarray:
 class ToyRunner:
     """Evaluates toy scores; may fail, stop after some jobs, and finish jobs in a random order."""
 
-    def __init__(
-        self,
-        *,
-        stop_after: int | None = None,
-        shuffle: int | None = None,
-        fails: Callable[[Job], bool] = lambda _: False,
-        scores: Callable[[Job], np.ndarray | Scores] = toy_scores,
-    ) -> None:
+    def __init__(self, *, stop_after=None, shuffle=None, fails=lambda _: False, scores=toy_scores):
         self.stop_after = stop_after
         self.fails = fails
         self.scores = scores
         self.rng = None if shuffle is None else random.Random(shuffle)
-        self.jobs: list[Job] = []
-        self.rounds: list[list[Job]] = []
+        self.jobs = []
+        self.rounds = []
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
+    def run(self, jobs):
         order = list(range(len(jobs)))
         if self.rng is not None:
             self.rng.shuffle(order)
@@ -90,13 +76,13 @@ class ToyRunner:
                     else Scores(scores, correct=scores > 0, seconds=0.25),
                 )
 
-    def close(self) -> None:
+    def close(self):
         """Nothing to free."""
 
 
 OPTIMIZER = {"evaluations": 31, "population": 7}
 
-SPACES: dict[str, dict[str, Any]] = {
+SPACES = {
     "ps": {"merge": {"method": "linear", "groups": "model"}, "optimize": [OPTIMIZER]},
     "dfs": {"space": "dfs", "path": {"kind": "paper", "scales": "slot"}, "optimize": [OPTIMIZER]},
     "none": {
@@ -137,7 +123,7 @@ SPACES: dict[str, dict[str, Any]] = {
     },
 }
 
-OTHERS: dict[str, dict[str, Any]] = {
+OTHERS = {
     "prune": {
         "space": "dfs",
         "sources": [{"model": "a"}],  # of six layers
@@ -157,19 +143,14 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-def toy_config(kind: str, **more: Any) -> SearchConfig:
+def toy_config(kind, **more):
     """The settings of a kind of search; keywords replace whole sections."""
     return minimal(**{"compare": {"finalists": 3}, **{**SPACES, **OTHERS}[kind], **more})
 
 
 def toy_search(
-    folder: Path,
-    runner: ToyRunner,
-    kind: str = "ps",
-    splits: Sequence[str] = ("search", "validation", "test"),
-    callbacks: Sequence[SearchCallback] = (),
-    **more: Any,
-) -> tuple[Study, Result]:
+    folder, runner, kind="ps", splits=("search", "validation", "test"), callbacks=(), **more
+):
     """Run a search in a folder, or go on with the one that is there."""
     study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {})
     config = toy_config(kind, **more)
@@ -178,7 +159,7 @@ def toy_search(
     return study, run_phases(SearchRun(config, study, runner, sources, counts, callbacks=callbacks))
 
 
-def table_rows(result: Result) -> list[tuple[Any, ...]]:
+def table_rows(result):
     """What the table of a search says."""
     return [
         (row.stage, row.model, row.scores.mean, row.evaluations, row.winner) for row in result.rows

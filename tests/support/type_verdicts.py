@@ -6,14 +6,12 @@ Knows the types' tiny models and the package. `refusal` builds on the meta devic
 """
 
 import re
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from every_type import tiny_config, tiny_source
 from tiny_models import token_ids
-from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from hf_evomerge.building.routed import Routed
 from hf_evomerge.checkpoints.source import Source
@@ -44,7 +42,7 @@ class Verdict(NamedTuple):
     why: str = ""
 
 
-def refusal(model_type: str) -> Verdict | None:
+def refusal(model_type):
     """How the configuration alone refuses a type, or a path that moves its layers; None where it
     does not."""
     kind = CONFIG_MAPPING[model_type]
@@ -61,7 +59,7 @@ def refusal(model_type: str) -> Verdict | None:
     return Verdict(SEES) if composite(CONFIG_MAPPING[model_type]) else None
 
 
-def composite(kind: type[PreTrainedConfig]) -> bool:
+def composite(kind):
     """Whether a config has parts that are models, or an encoder: made without arguments, it is
     enough to be refused."""
     return "text_config" in kind.sub_configs or bool(
@@ -69,7 +67,7 @@ def composite(kind: type[PreTrainedConfig]) -> bool:
     )
 
 
-def verdict(model_type: str, folder: Path) -> Verdict:
+def verdict(model_type, folder):
     """Make, run, save, build and load a type's models."""
     try:
         early = refusal(model_type)
@@ -101,7 +99,7 @@ def verdict(model_type: str, folder: Path) -> Verdict:
     return Verdict(outcome, "; ".join(filter(None, (why, remark, unbuilt[0]))))
 
 
-def plain(sources: list[PreTrainedModel], folder: Path) -> str:
+def plain(sources, folder):
     """Save the sources; raises where the plain class cannot run, or gives something else when it is
     loaded again.
 
@@ -121,7 +119,7 @@ def plain(sources: list[PreTrainedModel], folder: Path) -> str:
     return "" if close(*steps) else "the plain class's logits depend on the cache"
 
 
-def check(sources: list[PreTrainedModel], path: LayerPath, folder: Path, *, cached: bool) -> str:
+def check(sources, path, folder, *, cached):
     """What is made in memory, saved and loaded, rerouted and built from files is one model, whose
     layers compute as at home.
 
@@ -144,7 +142,7 @@ def check(sources: list[PreTrainedModel], path: LayerPath, folder: Path, *, cach
     ]
     unbuilt = ""
     try:
-        write_checkpoint(Routed(files, flow), folder / "built", progress=False)
+        write_checkpoint(Routed(files, flow), folder / "built")
     except EvoMergeError as cause:
         unbuilt = f"not built from files: {reason(cause)}"
     for name in ("saved", *([] if unbuilt else ["built"])):
@@ -167,9 +165,9 @@ def check(sources: list[PreTrainedModel], path: LayerPath, folder: Path, *, cach
     return unbuilt
 
 
-def at_home(model: EvoMergedForCausalLM, sources: list[PreTrainedModel]) -> bool:
+def at_home(model, sources):
     """Whether every hop returns what the source's own layer returns for the same arguments."""
-    calls: list[tuple[int, Any, dict[str, Any], Any]] = []
+    calls = []
     hooks = [
         layer.register_forward_hook(
             lambda module, args, kwargs, output, slot=slot: calls.append(
@@ -182,7 +180,7 @@ def at_home(model: EvoMergedForCausalLM, sources: list[PreTrainedModel]) -> bool
     model(token_ids(), use_cache=False)
     for hook in hooks:
         hook.remove()
-    own: list[list[nn.Module]] = []
+    own = []
     for source in sources:
         own.append(
             list(
@@ -203,7 +201,7 @@ def at_home(model: EvoMergedForCausalLM, sources: list[PreTrainedModel]) -> bool
     return bool(same) and all(same)
 
 
-def alike(again: PreTrainedModel, model: PreTrainedModel) -> bool:
+def alike(again, model):
     """Whether two models have the same bits in every tensor, buffers included, and the same logits
     but for rounding."""
     ours, theirs = (
@@ -218,7 +216,7 @@ def alike(again: PreTrainedModel, model: PreTrainedModel) -> bool:
     return bool((again(token_ids()).logits - wanted).abs().max() <= 1e-5 * wanted.std())
 
 
-def greedy(model: PreTrainedModel, **options: Any) -> torch.Tensor:
+def greedy(model, **options):
     """The logits of each step of a greedy generation."""
     fixed = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 6}
     recorded = {"output_logits": True, "return_dict_in_generate": True}
@@ -228,12 +226,12 @@ def greedy(model: PreTrainedModel, **options: Any) -> torch.Tensor:
     return torch.stack(steps.logits)
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+def close(found, wanted):
     """Whether logits are equal but for rounding."""
     return bool((found - wanted).abs().max() <= 1e-3 * wanted.std())
 
 
-def row(line: str) -> tuple[str, Verdict] | None:
+def row(line):
     """A line of the table in benchmarks/pages/model-tests.md as a type and its verdict; None where
     it is another line."""
     cells = re.split(r"(?<!\\) *\| *", line.strip())[1:-1]
@@ -241,7 +239,7 @@ def row(line: str) -> tuple[str, Verdict] | None:
     return (cells[0].strip(), Verdict(cells[1], cells[2])) if known else None
 
 
-def reason(cause: BaseException) -> str:
+def reason(cause):
     """An error as a cell of a table: one line, without the field's name."""
     text = " ".join(str(cause).split()).replace("|", "\\|")
     text = re.sub(r"^text_config\.\w+: ", "", text)

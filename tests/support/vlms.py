@@ -1,14 +1,11 @@
 """Tiny random vision-language models, with processors, and plain language models that fit their
 language part."""
 
-from pathlib import Path
-from typing import Any
-
 import torch
 import transformers
 from classes import random_weights
 from PIL import Image
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from words import word_tokenizer
 
 WORDS = [
@@ -45,7 +42,7 @@ TEMPLATE = (
     "endif %}{% endfor %}"
     "{% if add_generation_prompt %}assistant{% endif %}"
 )
-TEXT: dict[str, Any] = {
+TEXT = {
     "vocab_size": len(WORDS),
     "hidden_size": 32,
     "intermediate_size": 40,
@@ -109,7 +106,7 @@ ALL_CLASSES = {
 }  # whose language part is a table's entry of its own
 
 
-def text_config(name: str, **fields: Any) -> PretrainedConfig:
+def text_config(name, **fields):
     """The config of the plain language model that fits one of `CLASSES`."""
     given = {**TEXT, **(GEMMA if name == "gemma3" else {}), **fields}
     if name in ("qwen2_vl", "qwen2_5_vl"):
@@ -117,7 +114,7 @@ def text_config(name: str, **fields: Any) -> PretrainedConfig:
     return transformers.CONFIG_MAPPING[PLAIN[name]](**given)
 
 
-def vlm_config(name: str, **fields: Any) -> PretrainedConfig:
+def vlm_config(name, **fields):
     """The config of one of `CLASSES`; `fields` are its language part's."""
     text = text_config(name, **fields).to_dict()
     kind = transformers.CONFIG_MAPPING[name]
@@ -169,9 +166,9 @@ def vlm_config(name: str, **fields: Any) -> PretrainedConfig:
     )
 
 
-def random_model(config: PretrainedConfig, seed: int, kind: str | None = None) -> PreTrainedModel:
+def random_model(config, seed, kind=None):
     """A model with random weights, norms included."""
-    chosen: Any = (
+    chosen = (
         getattr(transformers, kind)
         if kind
         else transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -179,7 +176,7 @@ def random_model(config: PretrainedConfig, seed: int, kind: str | None = None) -
     return random_weights(lambda: chosen(config), seed)
 
 
-def save_vlm(folder: Path, name: str, seed: int, **fields: Any) -> PreTrainedModel:
+def save_vlm(folder, name, seed, **fields):
     """Save a vision-language model with its processor; returns the model."""
     model = random_model(vlm_config(name, **fields), seed, ALL_CLASSES[name])
     model.save_pretrained(folder)
@@ -187,7 +184,7 @@ def save_vlm(folder: Path, name: str, seed: int, **fields: Any) -> PreTrainedMod
     return model
 
 
-def save_plain(folder: Path, name: str, seed: int, **fields: Any) -> PreTrainedModel:
+def save_plain(folder, name, seed, **fields):
     """Save a plain language model that fits the language part of one; returns the model."""
     model = random_model(text_config(name, **fields), seed)
     model.save_pretrained(folder)
@@ -195,7 +192,7 @@ def save_plain(folder: Path, name: str, seed: int, **fields: Any) -> PreTrainedM
     return model
 
 
-def tokenizer(image: str = "<image>", vocabulary: list[str] = WORDS) -> PreTrainedTokenizerFast:
+def tokenizer(image="<image>", vocabulary=WORDS):
     """Words between spaces; `image` stands for a picture."""
     marks = {"image_token": image, "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
     marks |= {
@@ -212,7 +209,7 @@ def tokenizer(image: str = "<image>", vocabulary: list[str] = WORDS) -> PreTrain
     )
 
 
-def processor(name: str, vocabulary: list[str] = WORDS) -> Any:
+def processor(name, vocabulary=WORDS):
     """The processor of one of `CLASSES`, or of Qwen2-VL, with a chat template."""
     words = tokenizer("<image_soft_token>" if name == "gemma3" else "<image>", vocabulary)
     size = {"height": 8, "width": 8}
@@ -262,12 +259,12 @@ def processor(name: str, vocabulary: list[str] = WORDS) -> Any:
     )
 
 
-def picture(color: str = "red") -> Image.Image:
+def picture(color="red"):
     """A square of one colour."""
     return Image.new("RGB", (8, 8), color)
 
 
-def inputs(name: str, count: int = 1) -> dict[str, torch.Tensor]:
+def inputs(name, count=1):
     """What the processor of one of `CLASSES` makes of `what is it ?` and a picture, `count` random
     ones, without it."""
     mark = ID["<image_soft_token>" if name == "gemma3" else "<image>"]

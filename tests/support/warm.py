@@ -12,7 +12,6 @@ import shutil
 import signal
 import sys
 import weakref
-from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkProcess, ForkServerContext, ForkServerProcess
 from multiprocessing.reduction import ForkingPickler
@@ -20,7 +19,6 @@ from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 from tempfile import mkdtemp
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -46,11 +44,11 @@ COMMAND = "from hf_evomerge.cli import run; run()"  # what `hf-evomerge` does
 class WarmProcess(ForkServerProcess):
     """A process in the environment that this one has when it is made."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
         self._environment = dict(os.environ)
 
-    def run(self) -> None:
+    def run(self):
         os.environ.clear()
         os.environ.update(self._environment)
         signal.signal(
@@ -62,7 +60,7 @@ class WarmProcess(ForkServerProcess):
         super().run()
 
 
-def read_environment() -> None:
+def read_environment():
     """Read what huggingface_hub and transformers read when they are imported, which the server
     did."""
     from huggingface_hub import constants, hf_api
@@ -82,13 +80,13 @@ class _Context(ForkServerContext):
 
 
 @contextmanager
-def warm_workers(method: str | None = None) -> Iterator[None]:
+def warm_workers(method=None):
     """Start what would be a cold interpreter by this method, or as a `WarmProcess`."""
     usual = multiprocessing.get_context
     context = _Context()
     context.set_forkserver_preload(list(IMPORTED))
 
-    def get_context(asked: str | None = None) -> Any:
+    def get_context(asked=None):
         return usual(asked) if asked != "spawn" else usual(method) if method else context
 
     with pytest.MonkeyPatch.context() as patch:
@@ -103,51 +101,45 @@ class Program:
     Its workers are forks of it; the files `said` and `errors` have what it wrote so far.
     """
 
-    def __init__(
-        self,
-        code: str,
-        *arguments: object,
-        cwd: Path | None = None,
-        env: dict[str, str] | None = None,
-    ) -> None:
+    def __init__(self, code, *arguments, cwd=None, env=None):
         folder = mkdtemp(prefix="warm-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.said, self.errors = (Path(folder, name) for name in ("said", "errors"))
         self.said.touch()
         self.errors.touch()
         given = (code, list(map(str, arguments)), cwd or Path.cwd(), self.said, self.errors)
-        self._process: Any = _Context().Process(target=_work, args=given)
+        self._process = _Context().Process(target=_work, args=given)
         if env is not None:
             self._process._environment = env
         self._process.start()
-        self.pid: int = self._process.pid
+        self.pid = self._process.pid
 
-    def poll(self) -> int | None:
+    def poll(self):
         return self.returncode
 
     @property
-    def returncode(self) -> int | None:
+    def returncode(self):
         return self._process.exitcode
 
-    def wait(self, timeout: float | None = None) -> int:
+    def wait(self, timeout=None):
         self._process.join(timeout)
         if self.returncode is None:
             raise TimeoutExpired("program", timeout or 0)
         return self.returncode
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+    def communicate(self, timeout=None):
         self.wait(timeout)
         return self.said.read_text(encoding="utf-8"), self.errors.read_text(encoding="utf-8")
 
-    def send_signal(self, number: int) -> None:
+    def send_signal(self, number):
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def kill(self) -> None:
+    def kill(self):
         self.send_signal(signal.SIGKILL)
 
 
-def run(code: str, *arguments: object, timeout: float = 300, **more: Any) -> CompletedProcess[str]:
+def run(code, *arguments, timeout=300, **more):
     """Run Python code as a program of its own, and give its status and what it wrote."""
     program = Program(code, *arguments, **more)
     try:
@@ -157,7 +149,7 @@ def run(code: str, *arguments: object, timeout: float = 300, **more: Any) -> Com
     return CompletedProcess(["python", "-c", code], program.wait(), out, err)
 
 
-def _work(code: str, arguments: list[str], cwd: Path, *said: Path) -> None:
+def _work(code, arguments, cwd, *said):
     os.chdir(cwd)
     for number, file in enumerate(said, 1):
         descriptor = os.open(file, os.O_WRONLY | os.O_APPEND)

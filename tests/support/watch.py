@@ -3,24 +3,21 @@ that are changed."""
 
 import sqlite3
 import time
-from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from hf_evomerge.search.callbacks import Progress, SearchCallback
-from hf_evomerge.search.study.study import Study
+from hf_evomerge.search.callbacks import SearchCallback
 
 
 class Watch(SearchCallback):
     """Calls a function after every trial and evaluation."""
 
-    def __init__(self, see: Callable[[Progress], object]) -> None:
+    def __init__(self, see):
         self.see = see
 
-    def on_progress(self, study: Study, progress: Progress) -> None:
+    def on_progress(self, study, progress):
         self.see(progress)
 
 
@@ -28,12 +25,10 @@ class KilledError(BaseException):
     """As if the process had been killed."""
 
 
-def killed(
-    when: Callable[[Progress], object], run: Callable[..., object], *given: Any, **more: Any
-) -> None:
+def killed(when, run, *given, **more):
     """Run a search, or go on with it, and end it where its progress is such."""
 
-    def see(progress: Progress) -> None:
+    def see(progress):
         if when(progress):
             raise KilledError
 
@@ -41,14 +36,14 @@ def killed(
         run(*given, **{"build": False, "callbacks": [Watch(see)], **more})
 
 
-def runs(pid: int) -> bool:
+def runs(pid):
     """Whether a process is there and not only waiting to be noticed."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return False
 
 
-def are_gone(*pids: int) -> bool:
+def are_gone(*pids):
     """Whether processes end, within seconds of the one that they watch."""
     begin = time.monotonic()
     while any(map(runs, pids)) and time.monotonic() - begin < 30:
@@ -56,7 +51,7 @@ def are_gone(*pids: int) -> bool:
     return not any(map(runs, pids))
 
 
-def descendants(pid: int) -> list[int]:
+def descendants(pid):
     """Processes that a process has begun, and those that they have."""
     try:
         lists = [
@@ -69,7 +64,7 @@ def descendants(pid: int) -> list[int]:
     ]
 
 
-def sql(folder: Path, statement: str) -> None:
+def sql(folder, statement):
     """Change a study behind its back."""
     with closing(sqlite3.connect(folder / "study.db")) as connection, connection:
         connection.execute(statement)

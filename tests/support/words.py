@@ -1,14 +1,12 @@
 """Tokenizers whose tokens are words between spaces."""
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 
-def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+def word_tokenizer(words):
     """A tokenizer of these words, four of which are <pad>, <bos>, <eos> and <unk>."""
     inner = Tokenizer(
         models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
@@ -18,9 +16,7 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
 
 
-def save_pair_tokenizer(
-    folder: Path, tokens: Sequence[str], plain: Sequence[str] = ("<unk>",), **settings: object
-) -> None:
+def save_pair_tokenizer(folder, tokens, plain=("<unk>",), **settings):
     """A byte-pair tokenizer of these tokens; those in brackets are added to it, and of them only
     `plain` are its own."""
     flags = {

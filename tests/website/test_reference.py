@@ -2,7 +2,6 @@
 described."""
 
 import re
-from typing import Any
 
 import pytest
 import reference
@@ -52,7 +51,7 @@ def test_every_command_and_option_is_described():
     """Every command has a section, a sentence, and a row with a meaning for each argument and
     option."""
     page = reference.commands_page()
-    program: Any = typer.main.get_command(cli.app)
+    program = typer.main.get_command(cli.app)
     for name, command in program.commands.items():
         body = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
         for parameter in command.params:

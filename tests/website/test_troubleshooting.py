@@ -2,14 +2,13 @@
 
 import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 
 
-def _texts(node: ast.AST) -> Iterator[str]:
+def _texts(node):
     """Every text in a program, with … for what is put in."""
     for child in ast.walk(node):
         if isinstance(child, ast.JoinedStr):

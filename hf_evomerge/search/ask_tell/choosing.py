@@ -9,7 +9,6 @@ can be resumed and built as any other.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -52,7 +51,7 @@ class Chooser:
         EvoMergeError: The search cannot work.
     """
 
-    def __init__(self, config: SearchConfig, out: str | os.PathLike[str]) -> None:
+    def __init__(self, config: SearchConfig, out: str | Path) -> None:
         self.out = Path(out)
         self._lock = Lock()
         pins = known_pins(self.out)

@@ -3,7 +3,6 @@ program."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -54,7 +53,7 @@ class Search:
 
     @classmethod
     def open(
-        cls, config: SearchConfig, out: str | os.PathLike[str], *, trust_remote_code: bool = False
+        cls, config: SearchConfig, out: str | Path, *, trust_remote_code: bool = False
     ) -> Search:
         """Begin a search in a folder, or go on with the one that is there.
 

@@ -217,7 +217,7 @@ class ModelPool:
         from ...checkpoints.architecture import model_class
         from ...fitness.text.embedding import attach_modules
         from ...merging.live import write_adapter
-        from ...merging.pipeline import load_pipeline
+        from ...merging.live_pipeline import load_pipeline
 
         self.check(source)
         dtype = getattr(torch, self.config.output.dtype) if self.config.output.dtype else None

@@ -3,8 +3,8 @@ anything is loaded."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -15,7 +15,15 @@ from ...fitness.registry import AnyTaskSpec, TaskSpec
 from ...fitness.tasks.terms import TermsSpec
 from ...fitness.tasks.writing import WritingSpec
 from ...merging.registry import all_methods
-from ...recipes.recipe import FlowPart, MergePart, Recipe, SourceRef, Sources, labels_of
+from ...recipes.recipe import (
+    FlowPart,
+    MergePart,
+    Recipe,
+    SourceRef,
+    Sources,
+    labels_of,
+    with_optional,
+)
 from ...recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
 from ...recipes.whole_file import write_whole
 from ..optimizers.ask_tell import Algorithm
@@ -108,7 +116,7 @@ class SearchConfig(StrictModel):
     @property
     def refs(self) -> list[SourceRef]:
         """The sources, and the base where there is one."""
-        return [*self.sources, *([self.base] if self.base is not None else [])]
+        return with_optional(self.sources, self.base)
 
     @property
     def parents(self) -> dict[str, SourceRef]:
@@ -385,12 +393,12 @@ class SearchConfig(StrictModel):
         own = {"sources": self.sources, "base": self.base, "seed": self.compute.seed}
         return {**own, **dict(self.output), "merge": merge, "flow": flow}
 
-    def save(self, file: str | os.PathLike[str]) -> None:
+    def save(self, file: str | Path) -> None:
         """Write the search to a YAML file."""
         write_whole(file, dump_yaml(self))
 
     @classmethod
-    def load(cls, file: str | os.PathLike[str]) -> SearchConfig:
+    def load(cls, file: str | Path) -> SearchConfig:
         """Read a search file; raises `SearchError` with the keys that are wrong.
 
         Folders and files that it names are looked for beside it, then in the current directory.

@@ -55,7 +55,7 @@ def _card(source: Parent) -> dict[str, Any]:
     file = source.folder / "README.md"
     try:
         if source.repository is not None:
-            source.repository.fetch([file.name], progress=False)
+            source.repository.fetch([file.name])
         return metadata_load(file) or {}
     except (OSError, ValueError, yaml.YAMLError, SourceError):
         return {}

@@ -30,7 +30,7 @@ from ...fitness.data.records import read_jsonl
 from ...fitness.data.spec import DataSpec
 from ...fitness.registry import parse_task
 from ...fitness.tasks.classification import label_names, label_shares
-from ...recipes.recipe import MergePart, Recipe, SourceRef, labels_of
+from ...recipes.recipe import MergePart, Recipe, SourceRef, labels_of, with_optional
 from ...recipes.strict_yaml import in_line, parse_yaml
 from .config import SearchConfig
 from .named_base import named_base
@@ -97,7 +97,7 @@ class Draft:
 
 def draft_search(
     sources: Sequence[str],
-    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    data: str | Path | Sequence[str | Path],
     *,
     base: str | None = None,
     device: str = "cpu",
@@ -146,7 +146,7 @@ def draft_search(
     said = list[str]()
     if given is None:
         given, said = _named_base(opened)
-    everyone = [*opened, *([open_source(given)] if given is not None else [])]
+    everyone = with_optional(opened, None if given is None else open_source(given))
     depths = [source.layer_count for source in everyone]
     by_token = _check_together(opened, everyone[len(opened) :])
     templates = [most_common_template([source.folder]) is not None for source in everyone]
@@ -258,11 +258,7 @@ def _size(model: Source) -> int:
 
 def _base_of(refs: Sequence[SourceRef]) -> SourceRef | None:
     """The base of the adapters among some sources; raises `SearchError` where they have several."""
-    bases = {
-        ref.model_copy(update={"adapter": None, "adapter_revision": None})
-        for ref in refs
-        if ref.adapter is not None
-    }
+    bases = {ref.parts[0] for ref in refs if ref.adapter is not None}
     if len(bases) > 1:
         raise SearchError(
             f"sources: adapters of {', '.join(sorted(map(str, bases)))}; give those of one base"

@@ -4,9 +4,9 @@ written to a file."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from ...errors import SearchError
 from ...fitness import Example, load_examples
@@ -45,9 +45,7 @@ class Answer:
     truncated: bool
 
 
-def study_answers(
-    folder: str | os.PathLike[str], *, trust_remote_code: bool = False
-) -> Iterator[Answer]:
+def study_answers(folder: str | Path, *, trust_remote_code: bool = False) -> Iterator[Answer]:
     """Yield every answer and score of the parents, the finalists and the winners of a study, model
     by model, split by split.
 
@@ -102,7 +100,7 @@ def _names(study: Study, config: SearchConfig) -> dict[str, str]:
     return names
 
 
-def export_answers(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> int:
+def export_answers(folder: str | Path, file: str | Path) -> int:
     """Write every answer as a line of JSON with the fields of `Answer`; returns how many there
     are."""
     lines = [json.dumps(asdict(answer), ensure_ascii=False) for answer in study_answers(folder)]

@@ -23,7 +23,7 @@ from ..study.study import Study, Trial
 Columns = dict[str, Any]
 
 
-def trial_rows(folder: str | os.PathLike[str]) -> list[Columns]:
+def trial_rows(folder: str | Path) -> list[Columns]:
     """Return every trial of a study as one flat row, stage by stage.
 
     Args:
@@ -85,7 +85,7 @@ def check_new(file: Path) -> None:
         )
 
 
-def export_csv(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> int:
+def export_csv(folder: str | Path, file: str | Path) -> int:
     """Write the trials as CSV; returns how many there are."""
     rows = trial_rows(folder)
     with (
@@ -98,13 +98,13 @@ def export_csv(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> 
     return len(rows)
 
 
-def export_parquet(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> int:
+def export_parquet(folder: str | Path, file: str | Path) -> int:
     """Write the trials as Parquet; returns how many there are."""
     write_parquet(rows := trial_rows(folder), file)
     return len(rows)
 
 
-def write_parquet(rows: list[Columns], file: str | os.PathLike[str]) -> None:
+def write_parquet(rows: list[Columns], file: str | Path) -> None:
     """Write rows with the same keys as a table, which appears under its name at once."""
     import pyarrow
     from pyarrow import parquet

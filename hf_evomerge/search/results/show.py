@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -22,7 +22,7 @@ from .front import front, front_table, judged
 from .table import render
 
 
-def describe_result(folder: str | os.PathLike[str]) -> str:
+def describe_result(folder: str | Path) -> str:
     """Describe the result of a search: table, verdict, winner and cost; while there is none, where
     it stands. Raises `SearchError` where the folder has no study."""
     with Study.open(folder) as study:
@@ -53,7 +53,7 @@ def _title(study: Study, settings: SearchConfig) -> str:
     return f"{settings.space} search over {', '.join(settings.source_names)}{unmerged}"
 
 
-def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
+def describe_study(folder: str | Path, best: int = 5) -> str:
     """Describe the trials of a search; raises `SearchError` where the folder has no study."""
     with Study.open(folder) as study:
         settings = settings_of(study)
@@ -104,7 +104,7 @@ def describe_study(folder: str | os.PathLike[str], best: int = 5) -> str:
     return "\n".join(parts)
 
 
-def study_facts(folder: str | os.PathLike[str], best: int = 5) -> dict[str, Any]:
+def study_facts(folder: str | Path, best: int = 5) -> dict[str, Any]:
     """A study for other programs.
 
     Args:

@@ -79,7 +79,7 @@ class StudyFile:
         self._connection = connection
 
     @classmethod
-    def create(cls, folder: str | os.PathLike[str], settings: dict[str, Any]) -> Self:
+    def create(cls, folder: str | Path, settings: dict[str, Any]) -> Self:
         """Start a study in a folder that has none; raises `SearchError` where there is one."""
         folder = Path(folder)
         if (folder / STUDY_FILE).exists():
@@ -99,7 +99,7 @@ class StudyFile:
         return cls.open(folder)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> Self:
+    def open(cls, folder: str | Path) -> Self:
         """Open the study of a folder, to read alone where this user may not write.
 
         Raises:

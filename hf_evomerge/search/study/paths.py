@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ...errors import SearchError
@@ -64,7 +65,7 @@ def settings_of(study: StudyFile) -> SearchConfig:
     return followed(config, study)
 
 
-def settings_in(folder: str | os.PathLike[str]) -> SearchConfig:
+def settings_in(folder: str | Path) -> SearchConfig:
     """Read the settings of a folder's study; raises `SearchError` where there is none."""
     with StudyFile.open(folder) as study:
         return settings_of(study)

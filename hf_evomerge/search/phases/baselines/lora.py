@@ -268,7 +268,6 @@ class LoraTrainer:
             build_model(
                 start,
                 folder,
-                progress=False,
                 trust_remote_code=self.evaluator.sources.trust_remote_code,
                 whole=True,
             )

@@ -8,7 +8,7 @@ from edits import Route
 from texts import details, escape, number, table
 
 from hf_evomerge.pictures.marks import Spot
-from hf_evomerge.pictures.path import Words, hop_words, path_scene, path_title, said
+from hf_evomerge.pictures.path import StepWords, hop_words, path_scene, path_title, said
 from hf_evomerge.pictures.scene import MIDDLE, WIDE
 from hf_evomerge.pictures.svg import responsive
 from hf_evomerge.pictures.weights import Weights, group_name, weights_scene
@@ -21,7 +21,7 @@ def path_picture(
     *,
     gated: bool = True,
     select: bool = False,
-    words: Words | None = None,
+    words: StepWords | None = None,
     listed: bool = True,
 ) -> str:
     """The route of the hidden state on screens of every width (see `path_scene`), and a table of
@@ -57,7 +57,7 @@ def path_picture(
 
 def weights_picture(
     weights: Weights,
-    words: Words | None = None,
+    words: StepWords | None = None,
     *,
     wide: int = WIDE,
     listed: bool = True,

@@ -13,6 +13,7 @@ from ..checkpoints.checkpoint import Parent
 from ..checkpoints.component import Component
 from ..checkpoints.headers import torch_dtype
 from ..checkpoints.inside import check_inside
+from ..checkpoints.model_folder import write_json
 from ..checkpoints.pipeline import INDEX
 from ..checkpoints.repository import SMALL_FILES
 from ..errors import SourceError
@@ -96,9 +97,7 @@ class ComposedPipeline(Composed):
                     shutil.copyfile(file, folder / part / file.name)
             if self.recipe.dtype is not None and part in owner.parts:
                 _set_dtype(folder / part / "config.json", self.recipe.dtype)
-        (folder / INDEX).write_text(
-            json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        write_json(folder / INDEX, index)
 
 
 def _set_dtype(file: Path, dtype: str) -> None:
@@ -107,4 +106,4 @@ def _set_dtype(file: Path, dtype: str) -> None:
     for key in ("dtype", "torch_dtype"):
         if key in fields:
             fields[key] = dtype
-    file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(file, fields)
