@@ -23,6 +23,11 @@ from .recipes.stage_names import StageName
 from .recipes.strict_yaml import Index, StrictModel, validate
 
 STUDY_JSON = "study.json"
+MADE_WITH = (
+    "Evolved with [hf_evomerge](https://pypi.org/project/hf-evomerge/). Make your own: "
+    "`pip install hf-evomerge`, then "
+    "`hf-evomerge init MODEL MODEL --base BASE --data problems.jsonl`."
+)
 EVOLVED = "evolved"  # the model itself, among those that answer
 MAX_BYTES = 64 << 20
 MAX_TRIALS = 50_000  # and as many models in a front

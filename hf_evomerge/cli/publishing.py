@@ -48,6 +48,12 @@ def push(
     repo_id: RepoId,
     private: Private = False,
     space: WithSpace = False,
+    trials: Annotated[
+        bool,
+        typer.Option(
+            "--trials", help="Also publish the search's trials, as a data set of the same name."
+        ),
+    ] = False,
     revision: Annotated[
         str | None, typer.Option(help="The branch to commit to; it is made if it does not exist.")
     ] = None,
@@ -105,6 +111,7 @@ def push(
             about=about,
             card=not no_card,
             space=space,
+            trials=trials,
             replace=replace,
             trust_remote_code=trust_remote_code,
         )
@@ -241,8 +248,9 @@ def published_as(folder: Path, repo_id: str, options: PushOptions) -> dict[str, 
 
     pushed = push_model(folder, repo_id, options)
     model = {"url": pushed.model.url, "sha": pushed.model.sha, "changed": pushed.model.changed}
-    space = None if pushed.space is None else pushed.space.url
-    return {**model, "space": space, "warnings": pushed.warnings}
+    beside = {"space": pushed.space, "trials": pushed.trials}
+    urls = {name: commit and commit.url for name, commit in beside.items()}
+    return {**model, **urls, "warnings": pushed.warnings}
 
 
 def push_and_report(folder: Path, repo_id: str, options: PushOptions) -> None:
@@ -258,6 +266,8 @@ def push_and_report(folder: Path, repo_id: str, options: PushOptions) -> None:
     )  # whole, for `from_pretrained(..., revision=...)`
     if pushed.space is not None:
         typer.echo(f"Space: {pushed.space.url}")
+    if pushed.trials is not None:
+        typer.echo(f"trials: {pushed.trials.url}")
 
 
 def _folders(pairs: list[str]) -> dict[str, str]:

@@ -42,7 +42,10 @@ _SPLITS = {
     "validation": "validation problems",
     "search": "problems of the search itself",
 }
-_OF_FACTS = ("kind", "architecture", "sees", "task", "draws", "adapts", "images", "study", "space")
+_OF_FACTS = (
+    *("kind", "architecture", "sees", "task", "draws", "adapts", "images", "study", "space"),
+    "trials",
+)
 _SHARE = re.compile(r"by \d+\.\d+ of accuracy( \(-?\d+\.\d+ to -?\d+\.\d+\))?")
 _UNSAFE = re.compile(r"([\\`*_{}\[\]|!])")
 
@@ -57,6 +60,7 @@ class CardFacts:
         recipe: Its recipe, with the sources named as they are published.
         study: The record of its search; None where it comes from a recipe that nobody searched for.
         space: The Space that shows it, where one is made with it or is there already.
+        trials: The data set of its search's trials, likewise.
     """
 
     config: dict[str, Any]
@@ -64,6 +68,7 @@ class CardFacts:
     study: Record | None = None
     images: tuple[str, ...] = ()
     space: str | None = None
+    trials: str | None = None
 
     @classmethod
     def of_folder(cls, folder: str | Path) -> CardFacts:
@@ -197,7 +202,7 @@ def card_metadata(
         tags=[*TAGS, "lora"] if facts.adapts else TAGS,
         datasets=_datasets(record) or None,
         license=license.license,
-        **_license_terms(repo_id, license),
+        **license_terms(repo_id, license),
         language=list(languages) or None,
         model_name=repo_id.rsplit("/", 1)[-1] if evaluations else None,
         eval_results=evaluations or None,
@@ -235,16 +240,14 @@ def metadata_text(repo_id: str, license: LicenseDecision, languages: Sequence[st
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
-        license=license.license,
-        language=list(languages) or None,
-        **_license_terms(repo_id, license),
+        license=license.license, language=list(languages) or None, **license_terms(repo_id, license)
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
 
 # The Hub checks the metadata of a card when it gets a commit, after gigabytes were uploaded. Its
 # own check is asked before anything is sent; before a search even, for what is known then.
-def check_metadata(card: str, repo_id: str, api: HfApi) -> None:
+def check_metadata(card: str, repo_id: str, api: HfApi, kind: str = "model") -> None:
     """Ask the Hub whether it takes a card's metadata: it would refuse the commit, after everything
     was uploaded.
 
@@ -255,7 +258,7 @@ def check_metadata(card: str, repo_id: str, api: HfApi) -> None:
 
     def check() -> list[str]:
         response = get_session().post(
-            f"{api.endpoint}/api/validate-yaml", json={"content": card, "repoType": "model"}
+            f"{api.endpoint}/api/validate-yaml", json={"content": card, "repoType": kind}
         )
         if response.status_code != 400:
             hf_raise_for_status(response)
@@ -266,7 +269,8 @@ def check_metadata(card: str, repo_id: str, api: HfApi) -> None:
         raise HubError(f"{repo_id}: {what}; correct --license or --language")
 
 
-def _license_terms(repo_id: str, license: LicenseDecision) -> dict[str, Any]:
+def license_terms(repo_id: str, license: LicenseDecision) -> dict[str, Any]:
+    """Name and link of a license without an identifier, as a card has them."""
     link = f"https://huggingface.co/{repo_id}#licenses" if license.license == "other" else None
     return {"license_name": license.name, "license_link": license.link or link}
 

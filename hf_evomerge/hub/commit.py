@@ -40,12 +40,21 @@ class Commit:
 
 @dataclass(frozen=True)
 class Target:
-    """Target of a commit: a branch, which must exist, of a repository of type ``model`` or
-    ``space``."""
+    """Target of a commit: a branch, which must exist, of a repository of type ``model``,
+    ``dataset`` or ``space``."""
 
     repo_id: str
     repo_type: str = "model"
     revision: str = "main"
+
+
+def make_repo(api: HfApi, target: Target, *, private: bool = False, **how: Any) -> None:
+    """Create the repository of a target where it is missing."""
+    make = partial(api.create_repo, target.repo_id, repo_type=target.repo_type, **how)
+    ask(
+        f"{target.repo_id}: no answer says that it was created",
+        lambda: make(private=private or None, exist_ok=True),
+    )
 
 
 # Exactly once, over a network that may lose an answer. A commit names its parent h, the head that

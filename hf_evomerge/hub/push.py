@@ -7,7 +7,8 @@ Nothing leaves this machine before everything is checked and planned.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -21,12 +22,13 @@ from ..recipes.recipe import SourceRef
 from ..record import STUDY_JSON
 from ..search.study.study import Study
 from .card import check_metadata, metadata_text
-from .commit import Commit, Target, commit_files
+from .commit import Commit, Target, commit_files, make_repo
 from .licenses import decide_license, license_of
 from .names import PublicNames
 from .push_plan import PushOptions, PushPlan, files_there, for_license, is_ours, plan_push
 from .space import push_space
 from .target import check_login, check_name
+from .trials import commit_trials
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -36,11 +38,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pushed:
-    """Commits that were published: the model's, and the Space's where one was asked for; with the
-    plan's warnings."""
+    """Commits that were published: the model's, and where they were asked for its Space's and its
+    trials'; with the plan's warnings."""
 
     model: Commit
     space: Commit | None = None
+    trials: Commit | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -89,24 +92,23 @@ def push_model(
         commit = commit_files(
             api, target, plan.files, message=message, remove=partial(is_ours, parts=plan.parts)
         )
+        trials = None
+        if plan.trials:
+            with _beside(commit, "trials"):
+                trials = commit_trials(api, repo_id, plan.trials, private=options.private)
     space = None
     warnings = [*plan.warnings]
     if options.space:
-        try:
+        with _beside(commit, "Space"):
             space = push_space(
                 repo_id, repo_id, revision=options.revision, private=options.private, api=api
             )
-        except HubError as cause:
-            raise HubError(
-                f"the model is published, {commit.url} at {commit.sha[:12]}, but not its "
-                f"Space: {cause}"
-            ) from cause
         if options.private:
             warnings.append(
                 "the Space can read the private model once you give it a secret HF_TOKEN: "
                 f"{space.url}/settings"
             )
-    return Pushed(commit, space, tuple(warnings))
+    return Pushed(commit, space, trials, tuple(warnings))
 
 
 def preview_push(
@@ -153,13 +155,20 @@ def check_push(
     check_metadata(metadata_text(repo_id, license, options.languages), repo_id, api)
 
 
+@contextmanager
+def _beside(model: Commit, what: str) -> Iterator[None]:
+    """Say of what cannot be published beside a model that the model is there."""
+    try:
+        yield
+    except HubError as cause:
+        raise HubError(
+            f"the model is published, {model.url} at {model.sha[:12]}, but not its {what}: {cause}"
+        ) from cause
+
+
 def _open_target(api: HfApi, repo_id: str, options: PushOptions) -> Target:
     """The repository and branch to commit to, made where they are missing."""
-    private = options.private or None
-    ask(
-        f"{repo_id}: no answer says that it was created",
-        lambda: api.create_repo(repo_id, private=private, exist_ok=True),
-    )
+    make_repo(api, Target(repo_id), private=options.private)
     revision = options.revision or "main"
     if revision != "main":
         what = f"{repo_id}: no answer says that the branch {revision!r} was created"

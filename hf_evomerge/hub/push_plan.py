@@ -33,7 +33,8 @@ from .licenses import UNKNOWN, LicenseDecision, decide_license, languages_of, li
 from .names import PublicNames, hashes, weight_files
 from .record import IMAGES_FOLDER, TRIALS_FILE, write_record
 from .space import check_space, has_space, space_files
-from .target import CARD, find_model
+from .target import ATTRIBUTES, CARD, check_private, find_model, refuse_others
+from .trials import check_trials, has_trials, trials_card
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -71,8 +72,6 @@ _OURS = (
 _PARTS = tuple(
     f"*/{pattern}" for pattern in ("*.safetensors", *SMALL_FILES, *_STALE)
 )  # of a pipeline
-_ATTRIBUTES = ".gitattributes"  # in every repository, from its first commit
-_SHOWN = 4
 _NOTES = (
     *(
         INDEX,
@@ -108,6 +107,7 @@ class PushOptions:
         about: The sentence on what the model is for, in place of the search file's.
         card: Whether to write the card; otherwise what is there stays.
         space: Whether to make a Space for the model as well.
+        trials: Whether to publish the search's trials as a data set as well.
         replace: Whether the repository may hold files that no push has put there. The plan says
             what is replaced and removed.
         trust_remote_code: Whether Python files that come with the sources, or task files of
@@ -127,6 +127,7 @@ class PushOptions:
     about: str | None = None
     card: bool = True
     space: bool = False
+    trials: bool = False
     replace: bool = False
     trust_remote_code: bool = False
 
@@ -145,6 +146,7 @@ class PushPlan:
         left: Other files of the repository, which stay.
         parts: The components, of a diffusion pipeline.
         space: Files of the Space that is made with it.
+        trials: Content of each file of the data set that is made with it.
     """
 
     repo_id: str
@@ -157,6 +159,7 @@ class PushPlan:
     left: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     space: tuple[str, ...] = ()
+    trials: Mapping[str, Content] = field(default_factory=dict)
 
     @property
     def changes(self) -> list[str]:
@@ -178,6 +181,8 @@ class PushPlan:
                 for name in sorted(self.space)
             )
             lines.append(f"Space {self.repo_id}: {len(self.space)} files: {', '.join(named)}")
+        if self.trials:
+            lines.append(f"data set {self.repo_id}: {', '.join(self.trials)}")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
@@ -249,6 +254,8 @@ def plan_push(
             about=options.about,
             trust_remote_code=options.trust_remote_code,
         )
+    elif options.trials:
+        raise HubError(f"{model}: was not searched for, so it has no trials; leave out --trials")
     elif options.about:
         raise HubError(
             f"{model}: was not searched for, so no record of it holds a sentence; leave out --about"
@@ -258,10 +265,12 @@ def plan_push(
         _write_config(model / config, recipe, names, scratch / config)
     elif INDEX not in files or files[INDEX] == model / INDEX:
         shutil.copyfile(model / INDEX, scratch / INDEX)
-    shown = (
-        repo_id if options.space or (options.card and there and has_space(repo_id, api)) else None
-    )
-    facts = replace(CardFacts.of_folder(scratch), space=shown)
+    facts = CardFacts.of_folder(scratch)
+    known = options.card and bool(there)
+    if options.space or (known and has_space(repo_id, api)):
+        facts = replace(facts, space=repo_id)
+    if options.trials or (known and search and has_trials(repo_id, api)):
+        facts = replace(facts, trials=repo_id)
     if options.card:
         card = render_card(
             facts, repo_id, license, languages=options.languages or languages_of(license.parents)
@@ -275,7 +284,7 @@ def plan_push(
             if file.is_file()
         }
     )
-    others = [name for name in there if name not in files and name != _ATTRIBUTES]
+    others = [name for name in there if name not in files and name != ATTRIBUTES]
     removed = tuple(name for name in others if is_ours(name, parts))
     sizes = {
         name: len(data) if isinstance(data, bytes) else data.stat().st_size
@@ -294,6 +303,10 @@ def plan_push(
             "that the recipe gives; build it again"
         )
     space = tuple(space_files(repo_id)) if options.space else ()
+    trials: dict[str, Content] = {}
+    if options.trials and facts.study is not None:
+        card = trials_card(facts.record, repo_id, license, model=repo_id)
+        trials = {TRIALS_FILE: files[TRIALS_FILE], CARD: card.encode()}
     return PushPlan(
         repo_id,
         files,
@@ -305,6 +318,7 @@ def plan_push(
         left=tuple(name for name in others if name not in removed),
         parts=parts,
         space=space,
+        trials=trials,
     )
 
 
@@ -326,6 +340,8 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions) -> list[str]:
 
     if options.space:
         check_space(repo_id, api, private=options.private)
+    if options.trials:
+        check_trials(repo_id, api, private=options.private, replace=options.replace)
 
     # A branch that does not exist yet is judged by main, from which it will start.
     def at_branch(read: Callable[[str | None], T]) -> T:
@@ -336,26 +352,17 @@ def files_there(api: HfApi, repo_id: str, options: PushOptions) -> list[str]:
 
     def read() -> tuple[list[str], bool]:
         try:
-            if options.private and not api.model_info(repo_id).private:
-                raise HubError(
-                    f"{repo_id}: exists and is public; make it private on the Hub, or leave "
-                    "out --private"
-                )
+            if options.private:
+                check_private(repo_id, api.model_info(repo_id), "the model", private=True)
             names = at_branch(lambda revision: api.list_repo_files(repo_id, revision=revision))
-            may_replace = options.replace or not set(names) - {_ATTRIBUTES}
+            may_replace = options.replace or not set(names) - {ATTRIBUTES}
             return names, may_replace or at_branch(partial(_was_pushed, api, repo_id, names))
         except RepositoryNotFoundError:
             return [], True
 
     names, may_replace = ask(f"{repo_id}: cannot be read", read)
     if not may_replace:
-        shown = [name for name in names if name != _ATTRIBUTES]
-        some = f"{', '.join(shown[:_SHOWN])}{', ...' if len(shown) > _SHOWN else ''}"
-        raise HubError(
-            f"{repo_id}: holds files that hf-evomerge has not pushed ({some}); choose "
-            "another name, "
-            "or push with --replace, which with --dry-run says what it would replace and remove"
-        )
+        refuse_others(repo_id, names)
     return names
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..checkpoints.client import ask, default_api
 from ..checkpoints.open import config_name
@@ -20,12 +20,12 @@ from ..errors import EvoMergeError, HubError, optional
 from ..recipes.names import is_folder
 from ..search.study.database import STUDY_FILE
 from .bundled import bundled
-from .commit import Commit, Content, Target, commit_files
+from .commit import Commit, Content, Target, commit_files, make_repo
 from .record import IMAGES_FOLDER, write_record
-from .target import CARD, check_login, find_model
+from .target import CARD, check_login, check_private, find_model, find_repo, names_in
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi, SpaceInfo
+    from huggingface_hub import HfApi
 
 SPACE_FOLDER = "space_app"
 SETTINGS_FILE = "space.json"
@@ -87,59 +87,33 @@ def push_space(
     check_space(repo_id, api, private=private)
     missing = f"{model}: the Space would show a model that cannot be found"
     info = ask(missing, lambda: api.model_info(model, revision=revision))
-    how: dict[str, Any] = {
-        "repo_type": "space",
-        "space_sdk": "gradio",
-        "private": private or None,
-        "exist_ok": True,
-    }
-    ask(
-        f"{repo_id}: no answer says that the Space was created",
-        lambda: api.create_repo(repo_id, **how),
-    )
-    there = {file.rfilename for file in info.siblings or []}
-    picture = next((name for name in PREVIEWS if name in there), None)
+    target = Target(repo_id, "space")
+    make_repo(api, target, private=private, space_sdk="gradio")
+    names = set(names_in(info))
+    picture = next((name for name in PREVIEWS if name in names), None)
     title = repo_id.rsplit("/", 1)[-1]
-    files = space_files(model, revision, title=title, picture=picture, there=there)
+    files = space_files(model, revision, title=title, picture=picture, there=names)
     message = f"Show {model} at {str(info.sha)[:12]}"
-    return commit_files(api, Target(repo_id, "space"), files, message=message, remove=_is_code)
+    return commit_files(api, target, files, message=message, remove=_is_code)
 
 
 def check_space(repo_id: str, api: HfApi, *, private: bool = False) -> None:
     """Refuse a Space that shows something else, whose code would be replaced, or is public and
     should be private."""
-    info = _space(repo_id, api)
-    if info is None:
-        return
-    names = [file.rfilename for file in info.siblings or []]
+    info = find_repo(repo_id, "space", api)
+    names = names_in(info)
     if SETTINGS_FILE not in names and (code := next(filter(_is_code, names), None)):
         what = f"is a Space with an app of its own ({code}), which would be replaced"
         raise HubError(
             f"{repo_id}: {what}; give the Space another name with `hf-evomerge space`, or empty it"
         )
-    if private and not info.private:
-        raise HubError(
-            f"{repo_id}: the Space exists and is public; make it private, or leave out --private"
-        )
+    check_private(repo_id, info, "the Space", private=private)
 
 
 def has_space(repo_id: str, api: HfApi) -> bool:
     """Tell whether a Space of this name is there that shows a model; raises `HubError` where the
     Hub cannot be asked."""
-    info = _space(repo_id, api)
-    return info is not None and any(file.rfilename == SETTINGS_FILE for file in info.siblings or [])
-
-
-def _space(repo_id: str, api: HfApi) -> SpaceInfo | None:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    def there() -> SpaceInfo | None:
-        try:
-            return api.space_info(repo_id)
-        except RepositoryNotFoundError:
-            return None
-
-    return ask(f"{repo_id}: the Space cannot be read", there)
+    return SETTINGS_FILE in names_in(find_repo(repo_id, "space", api))
 
 
 def space_files(

@@ -4,8 +4,9 @@ published under."""
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..checkpoints.client import ask, has_token
 from ..checkpoints.open import config_name
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CARD = "README.md"
+ATTRIBUTES = ".gitattributes"  # in every repository, from its first commit
+_SHOWN = 4
 
 
 def find_model(folder: Path) -> tuple[Path, Path | None]:
@@ -49,6 +52,43 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
     won = (search / STUDY_FILE).is_file() and (search / RECIPE_FILE).is_file()
     same = won and (search / RECIPE_FILE).read_bytes() == (model / RECIPE_FILE).read_bytes()
     return model, search if same else None
+
+
+def find_repo(repo_id: str, kind: str, api: HfApi) -> Any:
+    """Describe a ``dataset`` or ``space`` as the Hub does; None where there is none."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def info() -> Any:
+        try:
+            return api.repo_info(repo_id, repo_type=kind)
+        except RepositoryNotFoundError:
+            return None
+
+    return ask(f"{repo_id}: the {kind} cannot be read", info)
+
+
+def names_in(info: Any) -> list[str]:
+    """Names of the files of a repository that `find_repo` found; none where there is none."""
+    return [file.rfilename for file in (info and info.siblings) or []]
+
+
+def refuse_others(repo_id: str, names: Sequence[str]) -> NoReturn:
+    """Refuse a repository with files of somebody else: `HubError`."""
+    shown = [name for name in names if name != ATTRIBUTES]
+    some = f"{', '.join(shown[:_SHOWN])}{', ...' if len(shown) > _SHOWN else ''}"
+    raise HubError(
+        f"{repo_id}: holds files that hf-evomerge has not pushed ({some}); choose another name, "
+        "or push with --replace, which with --dry-run says what it would replace and remove"
+    )
+
+
+def check_private(repo_id: str, info: Any, kind: str, *, private: bool) -> None:
+    """Refuse a repository that is public and should be private: `HubError`."""
+    if private and info is not None and not info.private:
+        raise HubError(
+            f"{repo_id}: {kind} exists and is public; make it private on the Hub, or leave "
+            "out --private"
+        )
 
 
 def check_login(api: HfApi, repo_id: str) -> None:

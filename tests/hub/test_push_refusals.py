@@ -70,7 +70,7 @@ def test_private_is_not_ignored(plain, hub, lfs_api):
     """Asked for a private repository, nothing is pushed to a public one that is there, nor to a
     public Space."""
     lfs_api.create_repo("local/merge")
-    with pytest.raises(HubError, match=r"local/merge: exists and is public"):
+    with pytest.raises(HubError, match=r"local/merge: the model exists and is public"):
         push_model(plain, "local/merge", PushOptions(private=True), api=lfs_api)
     assert not any(seen.method == "PUT" for seen in hub.requests)
     lfs_api.create_repo("local/other", repo_type="space", space_sdk="gradio")

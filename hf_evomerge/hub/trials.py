@@ -1,0 +1,165 @@
+"""Publishes the trials of a search as a data set of one table, for the Hub's viewer and SQL, with a
+card that loads it in two lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints.client import default_api
+from ..errors import HubError, optional
+from ..record import MADE_WITH, Record
+from ..search.file.stages import STAGES
+from ..search.results.export import trial_rows
+from ..search.study import study
+from .card import TAGS, check_metadata, license_terms, markdown_text
+from .commit import Commit, Content, Target, commit_files, make_repo
+from .names import PublicNames
+from .record import TRIALS_FILE, write_record
+from .target import ATTRIBUTES, CARD, check_login, check_private, find_repo, names_in, refuse_others
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from pandas import DataFrame
+
+    from .licenses import LicenseDecision
+
+_CARD = """---
+{metadata}
+---
+
+# Trials of {name}
+
+{about}
+
+```python
+from datasets import load_dataset
+trials = load_dataset("{repo_id}", split="train")
+```
+
+In the viewer's SQL console: `SELECT stage, number, fitness FROM train ORDER BY fitness DESC`.
+
+{stages}
+
+| column | |
+| --- | --- |
+| `stage`, `number`, `generation` | the part of the search, the trial's number in it, the proposal it came in |
+| `state`, `error`, `duplicate_of` | COMPLETE or FAILED and why; the earlier trial with the same recipe |
+| `fitness`, `standard_error`, `accuracy` | the mean score, more is better; its error; the share of right answers |
+| `objective.NAME` | another objective, where the search has several |
+| `examples`, `evaluations`, `seconds` | problems scored; the same in scores of all search problems; time |
+| `genome`, `recipe`, `path`, `scales` | the vector; the YAML that builds the model; its layers and scales |
+
+{made_with}
+"""  # noqa: E501
+
+
+class Study(study.Study):
+    """Study: all trials of one search, as a table and as a data set of the Hub.
+
+    Example:
+        >>> study = Study.open("my-search")
+        >>> best = study.best("ps")[0]
+        >>> best.state, len(best.scores.values)  # one score per example
+        ('COMPLETE', 5)
+    """
+
+    def trials_dataframe(self) -> DataFrame:
+        """Every trial as a row of a pandas data frame, with ``params.NAME`` for each number of its
+        merge."""
+        pandas = optional("pandas", "eval", "data frames", HubError)
+        frame: DataFrame = pandas.DataFrame(trial_rows(self.folder))
+        return frame
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        replace: bool = False,
+        published: Mapping[str, str] | None = None,
+        api: HfApi | None = None,
+    ) -> Commit:
+        """Publish the trials as a data set, in one commit.
+
+        Args:
+            repo_id: ``user/name`` of the data set; made where it does not exist.
+            private: Make a new data set private.
+            replace: Whether the data set may hold files that no push has put there.
+            published: Repositories of local source folders: ``{folder: repository}``.
+            api: The client.
+
+        Raises:
+            HubError: The data set is somebody else's, or the Hub does not take it.
+        """
+        api = api or default_api()
+        check_login(api, repo_id)
+        check_trials(repo_id, api, private=private, replace=replace)
+        with TemporaryDirectory(prefix="evomerge-trials-") as scratch:
+            record = write_record(self.folder, scratch, publish=PublicNames(api, published))
+            card = trials_card(record, repo_id)
+            check_metadata(card, repo_id, api, "dataset")
+            files: dict[str, Content] = {
+                TRIALS_FILE: Path(scratch) / TRIALS_FILE,
+                CARD: card.encode(),
+            }
+            return commit_trials(api, repo_id, files, private=private)
+
+
+def commit_trials(
+    api: HfApi, repo_id: str, files: Mapping[str, Content], *, private: bool
+) -> Commit:
+    """Make the data set hold these files."""
+    target = Target(repo_id, "dataset")
+    make_repo(api, target, private=private)
+    return commit_files(api, target, files, message="Trials of a search by hf_evomerge")
+
+
+def check_trials(repo_id: str, api: HfApi, *, private: bool, replace: bool) -> None:
+    """Refuse a data set with files of somebody else, or a public one that should be private:
+    `HubError`."""
+    info = find_repo(repo_id, "dataset", api)
+    names = names_in(info)
+    if not replace and TRIALS_FILE not in names and set(names) - {ATTRIBUTES}:
+        refuse_others(f"data set {repo_id}", names)
+    check_private(repo_id, info, "the data set", private=private)
+
+
+def has_trials(repo_id: str, api: HfApi) -> bool:
+    """Tell whether the trials of a search were published under this name."""
+    return TRIALS_FILE in names_in(find_repo(repo_id, "dataset", api))
+
+
+def trials_card(
+    record: Record,
+    repo_id: str,
+    license: LicenseDecision | None = None,
+    *,
+    model: str | None = None,
+) -> str:
+    """Write the card of the data set; it links to the model where that is named."""
+    from huggingface_hub import DatasetCardData
+
+    terms: dict[str, Any] = {}
+    if license is not None:
+        terms = {"license": license.license, **license_terms(model or repo_id, license)}
+    data = DatasetCardData(tags=TAGS, pretty_name=f"Trials of {repo_id}", **terms)
+    about = [markdown_text(record.settings.about or "")]
+    if model is not None:
+        about.append(f"The search found [{model}](https://huggingface.co/{model}).")
+    stages = [
+        f"- {STAGES[each.stage].capitalize()}: {each.trials} trials, {each.failed} of them failed."
+        for each in record.stages
+    ]
+    if not stages:
+        raise HubError(f"{repo_id}: no trial is finished yet; there is nothing to publish")
+    return _CARD.format(
+        metadata=data.to_yaml(),
+        name=repo_id.rsplit("/", 1)[-1],
+        repo_id=repo_id,
+        about=" ".join(about).strip(),
+        stages="\n".join(stages),
+        made_with=MADE_WITH,
+    )

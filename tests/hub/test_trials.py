@@ -1,0 +1,103 @@
+"""The trials of a search as a data set: loaded in two lines, linked with the model, refused where
+somebody else's files are."""
+
+import re
+
+import pytest
+from hub_fixtures import commit_titles, upload_models
+from huggingface_hub import HfApi, hf_hub_download
+from pyarrow import parquet
+
+from hf_evomerge import Study
+from hf_evomerge.errors import HubError
+from hf_evomerge.hub.push import preview_push, push_model
+from hf_evomerge.hub.push_plan import PushOptions
+
+
+def _card(api: HfApi, kind: str) -> str:
+    file = hf_hub_download("local/merge", "README.md", repo_type=kind, endpoint=api.endpoint)
+    return open(file, encoding="utf-8").read()
+
+
+def test_the_trials_go_up_as_a_data_set_that_its_card_loads(hybrid_search, lfs_api, program):
+    """Model and data set link to each other, and the card's own code reads a row for each trial."""
+    pushed = push_model(hybrid_search, "local/merge", PushOptions(trials=True), api=lfs_api)
+    assert pushed.trials is not None
+    assert pushed.trials.url == f"{lfs_api.endpoint}/datasets/local/merge"
+    card = _card(lfs_api, "dataset")
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert "[local/merge](https://huggingface.co/local/merge)" in card
+    assert "(https://huggingface.co/datasets/local/merge)" in _card(lfs_api, "model")
+    shown = program(code[1] + "print(len(trials), sorted(trials['stage']) != [])")
+    assert shown.split() == ["16", "True"]
+
+
+def test_the_card_describes_every_column(hybrid_search, lfs_api):
+    """Each column of the published table has its meaning on the card."""
+    with Study.open(hybrid_search) as study:
+        study.push_to_hub("local/merge", api=lfs_api)
+    file = lfs_api.hf_hub_download("local/merge", "trials.parquet", repo_type="dataset")
+    described = set(re.findall(r"`(\w+)`", _card(lfs_api, "dataset").split("| --- | --- |")[1]))
+    assert set(parquet.read_table(file).column_names) <= described
+
+
+def test_a_dry_run_says_what_of_the_trials_goes_up(hybrid_search, lfs_api):
+    """The plan names the data set's files, and makes none."""
+    plan = str(preview_push(hybrid_search, "local/merge", PushOptions(trials=True), api=lfs_api))
+    assert "data set local/merge: trials.parquet, README.md" in plan
+    assert not lfs_api.repo_exists("local/merge", repo_type="dataset")
+
+
+def test_pushed_again_the_model_still_links_to_its_trials(hybrid_search, lfs_api):
+    """A later push without the trials keeps the link, and the data set has one commit of ours."""
+    push_model(hybrid_search, "local/merge", PushOptions(trials=True), api=lfs_api)
+    push_model(hybrid_search, "local/merge", PushOptions(about="Sums."), api=lfs_api)
+    assert "(https://huggingface.co/datasets/local/merge)" in _card(lfs_api, "model")
+    titles = lfs_api.list_repo_commits("local/merge", repo_type="dataset")
+    assert len(titles) == 2
+    assert len(commit_titles(lfs_api)) == 3
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_data_set_of_somebody_else_is_refused_before_anything_is_sent(
+    private, hybrid_search, lfs_api
+):
+    """Other files, or a public data set for a private push, are no place for the trials."""
+    lfs_api.create_repo("local/merge", repo_type="dataset")
+    lfs_api.upload_file(
+        repo_id="local/merge",
+        repo_type="dataset",
+        path_in_repo="trials.parquet" if private else "own.csv",
+        path_or_fileobj=b"x",
+    )
+    complaint = "the data set exists and is public" if private else r"not pushed \(own.csv\)"
+    with pytest.raises(HubError, match=complaint):
+        push_model(
+            hybrid_search, "local/merge", PushOptions(trials=True, private=private), api=lfs_api
+        )
+    with Study.open(hybrid_search) as study, pytest.raises(HubError, match=complaint):
+        study.push_to_hub("local/merge", private=private, api=lfs_api)
+    assert not lfs_api.repo_exists("local/merge")
+
+
+def test_a_model_without_a_search_has_no_trials(plain, tiny, lfs_api):
+    """A merge by hand is refused with what to leave out."""
+    upload_models(lfs_api, tiny / "a", tiny / "b")
+    with pytest.raises(HubError, match="no trials; leave out --trials"):
+        push_model(plain, "local/merge", PushOptions(trials=True), api=lfs_api)
+
+
+def test_the_command_says_where_the_trials_are(hybrid_search, command):
+    """`push --trials` prints the address of the data set."""
+    done = command("push", hybrid_search, "local/merge", "--trials")
+    assert done.returncode == 0, done
+    assert "datasets/local/merge" in done.stdout
+
+
+def test_a_data_frame_has_a_row_for_each_trial(hybrid_search):
+    """`trials_dataframe` has the trials with their numbers, as optuna's has them."""
+    with Study.open(hybrid_search) as study:
+        frame = study.trials_dataframe()
+        trials = [*study.trials("ps"), *study.trials("dfs")]
+    assert frame["fitness"].tolist() == [trial.fitness for trial in trials]
+    assert any(name.startswith("params.") for name in frame.columns)
