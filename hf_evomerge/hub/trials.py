@@ -67,7 +67,7 @@ class Study(study.Study):
     """
 
     def trials_dataframe(self) -> DataFrame:
-        """Every trial as a row of a pandas data frame, with ``params.NAME`` for each number of its
+        """Return the trials as a pandas data frame, with ``params.NAME`` for each number of a
         merge."""
         pandas = optional("pandas", "eval", "data frames", HubError)
         frame: DataFrame = pandas.DataFrame(trial_rows(self.folder))
