@@ -30,6 +30,7 @@ from .tasks.likelihood import LikelihoodSpec, LikelihoodTask
 from .tasks.multiple_choice import MultipleChoiceSpec, MultipleChoiceTask
 from .tasks.perplexity import PerplexitySpec, PerplexityTask
 from .tasks.retrieval import RetrievalSpec, RetrievalTask
+from .tasks.reward import RewardSpec, RewardTask
 from .tasks.terms import TermsSpec, TermsTask
 from .tasks.word_problems import Gsm8kSpec, Gsm8kTask, MgsmSpec, MgsmTask
 from .text.encoding import render_prompt
@@ -66,6 +67,8 @@ __all__ = [
     "PerplexityTask",
     "RetrievalSpec",
     "RetrievalTask",
+    "RewardSpec",
+    "RewardTask",
     "Scores",
     "Task",
     "TaskSpec",

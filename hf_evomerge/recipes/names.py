@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDERS = ("model", "adapter", "dataset")
-FILES = ("jsonl", "lm_eval", "data_files")
+FILES = ("jsonl", "lm_eval", "data_files", "code")
 """The keys of a search file that may name a folder, and those that may name files."""
 _missed: dict[str, list[str]] = {}  # folders beside the current one, by the names they lack
 
@@ -27,6 +27,9 @@ def beside(data: Any, folder: str, key: str = "") -> Any:
         return {name: beside(each, folder, name) for name, each in data.items()}
     if isinstance(data, list):
         return [beside(each, folder, key) for each in data]
+    if key == "functions" and isinstance(data, str):  # FILE.py:NAME
+        code, mark, name = data.rpartition(":")
+        return f"{beside(code, folder, 'code')}{mark}{name}"
     if not isinstance(data, str) or not data or key not in (*FOLDERS, *FILES, "run"):
         return data
     place = os.path.join(folder, data)

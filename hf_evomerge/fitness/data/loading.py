@@ -140,7 +140,17 @@ def _example(record: Any, spec: DataSpec, where: str) -> Example:
         given = _field(record, spec.image_field, where)
         pictures = read_pictures(given, f"{where} (field {spec.image_field!r})", _folder_of(spec))
     return Example(
-        prompt, answer, name, spec.chat, spec.system, choices, pictures, content, head, gloss=gloss
+        prompt,
+        answer,
+        name,
+        spec.chat,
+        spec.system,
+        choices,
+        pictures,
+        content,
+        head,
+        gloss=gloss,
+        columns={field: _field(record, field, where) for field in spec.other_fields or ()},
     )
 
 

@@ -30,6 +30,7 @@ _OF_RECORDS = (
     "head_field",
     "id_field",
     "gloss_field",
+    "other_fields",
 )
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -114,6 +115,8 @@ class DataSpec(StrictModel):
     gloss_field: str | None = None
     """The field that says the same in a language that readers of the published model know: it
     stands beside the examples that are published, and no model sees it."""
+    other_fields: Names | None = None
+    """Fields that reward functions are given by their names, beside the answer."""
     template: str | None = None
     """The prompt's text with ``{field}`` wherever a field of the record goes, ``{{`` and ``}}`` for
     braces."""
@@ -240,7 +243,8 @@ class DataSpec(StrictModel):
         for text in self.choices if isinstance(self.choices, list) else ():
             read += template_fields(text)
         named = (self.image_field, self.head_field, self.id_field, self.gloss_field)
-        return list(dict.fromkeys([*read, *(field for field in named if field)]))
+        read += [*(field for field in named if field), *(self.other_fields or ())]
+        return list(dict.fromkeys(read))
 
     @property
     def prompt_fields(self) -> list[str]:

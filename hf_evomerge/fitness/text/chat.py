@@ -27,13 +27,16 @@ class ChatError(Exception):
     """A template cannot be rendered; the message is one line."""
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+def render_chat(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, open_ended: bool = True
+) -> str:
     """Render messages as ``tokenizer.apply_chat_template`` does, as text that ends where an answer
     begins.
 
     Args:
         tokenizer: Tokenizer with a chat template.
         messages: Each with ``role`` and ``content``.
+        open_ended: Whether an answer follows; otherwise the last message is one.
 
     Raises:
         ChatError: The template refuses the messages, is broken or too long, or takes too much time,
@@ -47,6 +50,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
             "template": template,
             "messages": list(map(dict, messages)),
             "special": tokenizer.special_tokens_map,
+            "open_ended": open_ended,
         }
         _try(template, json.dumps({**arguments, "seconds": CPU_SECONDS}, default=str))
         text = _render(**arguments)
@@ -59,11 +63,13 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
     return text
 
 
-def _render(template: str, messages: list[dict[str, Any]], special: Mapping[str, Any]) -> str:
+def _render(
+    template: str, messages: list[dict[str, Any]], special: Mapping[str, Any], open_ended: bool
+) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     texts = render_jinja_template(
-        [messages], chat_template=template, add_generation_prompt=True, **special
+        [messages], chat_template=template, add_generation_prompt=open_ended, **special
     )
     return str(texts[0][0])
 

@@ -43,13 +43,7 @@ def render_prompt(example: Example, tokenizer: Any) -> str:
             "data.chat: the tokenizer has no chat template; set 'chat: false' and write a "
             "'template'"
         )
-    messages: list[dict[str, Any]] = (
-        [{"role": "system", "content": example.system}] if example.system is not None else []
-    )
-    for shot in example.shots:
-        messages.append({"role": "user", "content": shot.prompt})
-        messages.append({"role": "assistant", "content": shot.answer})
-    messages.append({"role": "user", "content": example.prompt})
+    messages = messages_of(example)
     if example.pictures:  # as chat templates for pictures want it
         parts = [{"type": "image"}] * len(example.pictures)
         messages = [
@@ -63,6 +57,16 @@ def render_prompt(example: Example, tokenizer: Any) -> str:
         raise FitnessError(
             f"data.chat: the tokenizer's chat template refuses {example.id}: {cause}"
         ) from cause
+
+
+def messages_of(example: Example) -> list[dict[str, Any]]:
+    """The messages of a chat, without pictures."""
+    messages = [] if example.system is None else [{"role": "system", "content": example.system}]
+    for shot in example.shots:
+        messages.append({"role": "user", "content": shot.prompt})
+        messages.append({"role": "assistant", "content": shot.answer})
+    messages.append({"role": "user", "content": example.prompt})
+    return messages
 
 
 def encode_prompt(example: Example, tokenizer: Any) -> list[int]:

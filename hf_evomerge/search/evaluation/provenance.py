@@ -19,7 +19,7 @@ from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 from ...errors import SearchError
-from ...fitness import Example, FunctionTask, Task
+from ...fitness import Example, FunctionTask, RewardSpec, Task
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
 from ..study.database import DamagedStudyError
@@ -74,10 +74,12 @@ def check_same_grounds(
         DamagedStudyError: A study with scores does not know any more what they stand on.
     """
     from ...checkpoints.digests import digest_source
+    from ...checkpoints.open import open_source
 
     examples = {}
     for split in evaluator.tasks.splits:
-        text = json.dumps([_text_of(example) for example in evaluator.tasks.examples(split)])
+        read = evaluator.tasks.examples(split)
+        text = json.dumps([_text_of(example) for example in read], default=str)
         examples[split] = [sha256(text.encode()).hexdigest()]
     _compare(study, "examples", "the {} examples", examples)
     for label, source in _sources(evaluator).items():
@@ -88,6 +90,11 @@ def check_same_grounds(
             digest_source(source, study.meta("files", label) or {}),
             of=label,
         )
+    for spec in evaluator.config.task_specs:
+        if isinstance(spec, RewardSpec) and spec.model is not None:
+            known = study.meta("files", spec.model) or {}
+            digests = digest_source(open_source(spec.reward_model), known)
+            _compare(study, "files", f"{{}} of {spec.model}", digests, of=spec.model)
     _compare(study, "task", "the task's {}", _task(evaluator.config, task_factory))
 
 
@@ -149,6 +156,7 @@ def _text_of(example: Example) -> list[Any]:
         *(picture.digest for picture in example.pictures),
         *filter(None, [example.head, example.source]),
         *([example.weight] if example.weight != 1.0 else []),
+        *([dict(example.columns)] if example.columns else []),
         *((other.term, other.share, _text_of(other.example)) for other in example.beside),
     ]
 
@@ -156,7 +164,7 @@ def _text_of(example: Example) -> list[Any]:
 def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict[str, list[Any]]:
     """Version of each registered task's scores; digests of the text of a user's function or class,
     and of task files."""
-    specs = [config.fitness, *config.task_specs]
+    specs: list[Any] = [config.fitness, *config.task_specs]
     parts: dict[str, Any] = {f"scores of {spec.task}": spec.scores_version for spec in specs}
     if task_factory is not None and isinstance(task := task_factory(), FunctionTask):
         parts["function"] = _text(task.function)
@@ -168,7 +176,8 @@ def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict
         spec for term in getattr(config.fitness, "terms", ()) for spec in term.data.values()
     ]
     named = (name for spec in [*config.splits.values(), *of_terms] for name in spec.lm_eval or ())
-    files = dict.fromkeys(filter(os.path.isfile, named))
+    code = (each.code for spec in specs for each in getattr(spec, "functions", ()))
+    files = dict.fromkeys(filter(os.path.isfile, [*named, *code]))
     parts |= {
         f"file {n}, {Path(name).name}": sha256(Path(name).read_bytes()).hexdigest()
         for n, name in enumerate(files)

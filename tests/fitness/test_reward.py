@@ -1,0 +1,174 @@
+"""Rewards: trl's signature, consent to code, and reward models."""
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from words import word_tokenizer
+
+from hf_evomerge.errors import FitnessError
+from hf_evomerge.fitness import DataSpec, Scores, load_examples, make_task, parse_task
+from hf_evomerge.fitness.tasks.reward import _function
+
+from .conftest import SIZES, SPECIAL, WORDS
+
+CODE = """
+seen = {}
+
+def words(prompts, completions, **kwargs):
+    seen.update(kwargs, prompts=prompts, completions=completions)
+    return [len(text.split()) for text in completions]
+
+def first(completions, level, **kwargs):
+    return [None if hard else 1 for hard in level]
+
+def messages(prompts, completions, **kwargs):
+    seen.update(prompts=prompts, completions=completions)
+    return [1.0] * len(prompts)
+
+def short(completions, **kwargs):
+    return [1.0]
+
+def text(completions, **kwargs):
+    return "1" * len(completions)
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> str:
+    """A file of reward functions."""
+    file = tmp_path / "rewards.py"
+    file.write_text(CODE, encoding="utf-8")
+    return str(file)
+
+
+def scored(
+    model: Any, examples: Any, tokenizer: Any, /, *, trusted: bool = True, **keys: Any
+) -> Scores:
+    """What a task of rewards scores."""
+    task: Any = make_task(parse_task({"task": "reward", "max_new_tokens": 4, **keys}))
+    task.trust_remote_code = trusted
+    task.prepare(examples, tokenizer)
+    return task.evaluate(model)
+
+
+def test_functions_are_called_as_trl_calls_them(model, examples, tokenizer, code):
+    """Prompts, completions, their tokens, answers and other fields arrive by keyword; the rewards
+    are added, weighted, and None adds nothing."""
+    examples = [
+        replace(example, columns={"level": number % 2}) for number, example in enumerate(examples)
+    ]
+    functions = [f"{code}:words", f"{code}:first"]
+    scores = scored(model, examples, tokenizer, functions=functions, weights=[0.5, 3])
+    lengths = [len(text.split()) for text in scores.outputs or ()]
+    assert len(set(lengths)) > 1
+    expected = [length / 2 + 3 * (1 - number % 2) for number, length in enumerate(lengths)]
+    assert scores.values.tolist() == expected
+    seen = _function(code, "words").__globals__["seen"]
+    assert seen["prompts"] == [example.prompt for example in examples]
+    assert seen["completions"] == scores.outputs
+    assert seen["answer"] == [example.answer for example in examples]
+    assert seen["level"] == [number % 2 for number in range(len(examples))]
+    assert (
+        tokenizer.decode(seen["completion_ids"][0], skip_special_tokens=True) == scores.outputs[0]
+    )
+    assert seen["trainer_state"] is None
+    assert seen["log_metric"]("length", 1.0) is None
+
+
+def test_a_chat_is_given_as_messages(model, examples, tokenizer, code):
+    """With a chat, prompts and completions are lists of messages, as trl's conversational data."""
+    chatty = deepcopy(tokenizer)
+    chatty.chat_template = "{% for each in messages %}{{ each['content'] }} {% endfor %}"
+    examples = [replace(each, chat=True, system="zero") for each in examples[:2]]
+    scores = scored(model, examples, chatty, functions=[f"{code}:messages"])
+    seen = _function(code, "messages").__globals__["seen"]
+    assert seen["prompts"][0] == [
+        {"role": "system", "content": "zero"},
+        {"role": "user", "content": examples[0].prompt},
+    ]
+    assert seen["completions"][1] == [{"role": "assistant", "content": scores.outputs[1]}]
+
+
+def test_code_runs_with_consent_alone(model, examples, tokenizer, tmp_path):
+    """Without consent a file is not even read."""
+    ran = tmp_path / "ran"
+    file = tmp_path / "rewards.py"
+    file.write_text(f"open({str(ran)!r}, 'w')\ndef one(completions, **kw): return [1.0]\n")
+    with pytest.raises(FitnessError, match=r"is code; read it, and pass --trust-remote-code"):
+        scored(model, examples, tokenizer, trusted=False, functions=[f"{file}:one"])
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"functions": ["CODE:short"]}, r"reward function short: expected 23 numbers, found \[1.0"),
+        ({"functions": ["CODE:text"]}, "reward function text: expected 23 numbers, found '1"),
+        ({"functions": ["CODE:word"]}, "has no 'word'; did you mean words"),
+        ({"functions": ["absent.py:words"]}, "absent.py: there is no such file in /"),
+        ({"functions": ["rewards.words"]}, "write a function as FILE.py:NAME"),
+        ({}, "name reward functions"),
+        ({"model": "x", "weights": [1, 2]}, "weights: 2 for 1 rewards"),
+        ({"model": "x", "language": "ja"}, "language: a reward function judges it"),
+        ({"functions": ["CODE:words"], "revision": "x"}, "revision: belongs to the reward model"),
+    ],
+)
+def test_refusals(keys, complaint, model, examples, tokenizer, code):
+    """A wrong function, file, return or setting is one line that says what to write."""
+    functions = [each.replace("CODE", code) for each in keys.get("functions", ())]
+    with pytest.raises(FitnessError, match=complaint):
+        scored(model, examples, tokenizer, **{**keys, "functions": functions})
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> Path:
+    """A random reward model with a tokenizer."""
+    torch.manual_seed(1)
+    config = LlamaConfig(**SIZES, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "judge")
+    word_tokenizer(SPECIAL + WORDS).save_pretrained(tmp_path / "judge")
+    return tmp_path / "judge"
+
+
+def test_a_reward_model_reads_prompt_and_answer(model, examples, tokenizer, judge):
+    """Its one logit for the whole text is the reward, whatever is read together."""
+    examples = [replace(each, prompt=f"{each.prompt} ") for each in examples]
+    scores = scored(model, examples, tokenizer, model=str(judge), reward_batch_size=5)
+    alone = AutoModelForSequenceClassification.from_pretrained(judge).eval()
+    texts = zip(examples, scores.outputs or (), strict=True)
+    for value, (example, text) in zip(scores.values, texts, strict=True):
+        ids = tokenizer(example.prompt + text, add_special_tokens=False, return_tensors="pt")
+        with torch.inference_mode():
+            assert alone(ids.input_ids).logits.item() == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"), [("language", "no reward model"), ("labels", "3 labels")]
+)
+def test_another_model_is_no_reward_model(kind, complaint, model, examples, tokenizer, tmp_path):
+    """A language model, whose head would be random, and a classifier of several labels are
+    refused."""
+    config = LlamaConfig(**SIZES, num_labels=3 if kind == "labels" else 1)
+    made = (
+        LlamaForCausalLM(config)
+        if kind == "language"
+        else AutoModelForSequenceClassification.from_config(config)
+    )
+    made.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(FitnessError, match=complaint):
+        scored(model, examples, tokenizer, model=str(tmp_path / "other"))
+
+
+def test_other_fields_come_with_the_data(tmp_path):
+    """Fields that are asked for come with the examples; a missing one is named."""
+    (tmp_path / "data.jsonl").write_text('{"prompt": "1", "answer": "2", "level": [1, 2]}\n')
+    spec = DataSpec(jsonl=str(tmp_path / "data.jsonl"), other_fields=["level"])
+    assert load_examples(spec)[0].columns == {"level": [1, 2]}
+    with pytest.raises(FitnessError, match="no field 'way'"):
+        load_examples(spec.model_copy(update={"other_fields": ["way"]}))
