@@ -14,6 +14,7 @@ from seeing import KEPT
 from texts import SpaceError, escape, message
 
 from hf_evomerge.errors import one_line
+from hf_evomerge.record import MADE_WITH
 
 INDEX = "model_index.json"
 MAX_STEPS = 100
@@ -130,6 +131,7 @@ def page(painter: Painter) -> gr.Blocks:
             picture = gr.Image(
                 label="Picture", type="pil", format="png", elem_id="ev-picture", min_width=300
             )
+        gr.Markdown(MADE_WITH, elem_id="ev-made")
         blocks.load(state, outputs=status, api_visibility="private", show_progress="hidden")
         drawn: dict[str, Any] = {
             "inputs": [prompt, seed, steps],

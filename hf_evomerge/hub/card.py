@@ -25,7 +25,7 @@ from ..fitness.pictures import sees
 from ..lines import visible
 from ..pictures.scene import listed
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
-from ..record import EVOLVED, STUDY_JSON, Data, Record, Results, Row
+from ..record import EVOLVED, MADE_WITH, STUDY_JSON, Data, Record, Results, Row
 from ..search.file.stages import STAGES
 from ..search.results.verdict import RULE
 from .bundled import bundled
@@ -316,6 +316,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "rank": facts.config.get("r"),
         "served_rank": served_rank(facts.config.get("r") or 1),
         **_source_values(facts),
+        "made_with": MADE_WITH if facts.study else MADE_WITH.replace("Evolved", "Merged"),
         "missing_text": listed(
             [
                 *dict.fromkeys(

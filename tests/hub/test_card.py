@@ -173,6 +173,8 @@ def test_it_opens_with_what_the_model_is_for(study):
         points,
         "95 %",
         "huggingface.co/spaces/u/shown",
+        "Evolved with [hf_evomerge](https://",
+        "hf-evomerge init MODEL MODEL",
     )
     places = [opening.index(words) for words in parts]
     assert places == sorted(places)
