@@ -110,9 +110,13 @@ class Actions:
         while not self.show.ready_for.is_set():
             await asyncio.sleep(0.2)
         if self.show.published is None or self.show.has_asked(str(request.session_hash)):
-            return [gr.skip(), gr.skip()]
+            return [gr.skip()] * 3
         first = "" if edit.changes(self.show.published) else self._known(prompt, UNCHANGED)
-        return [cards(self.show.in_advance(prompt, seeing.of_gallery(shown))), first or gr.skip()]
+        return [
+            cards(self.show.in_advance(prompt, seeing.of_gallery(shown))),
+            first or gr.skip(),
+            views.dare(self.show.published, self.show.telling),
+        ]
 
     def _known(self, prompt: object, note: str = "") -> str:
         """The published model's answer to the problem for edits, where it is known in advance."""

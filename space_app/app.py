@@ -37,6 +37,7 @@ from texts import cards, message  # noqa: E402
 
 from hf_evomerge.errors import EvoMergeError  # noqa: E402
 from hf_evomerge.pictures.style import style_sheet  # noqa: E402
+from hf_evomerge.record import MADE_WITH  # noqa: E402
 
 SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-assign]  # else all that visitors sent is kept
 # Two bounds keep one small machine answering: at most `QUEUE` calls wait, and one pass through the
@@ -118,6 +119,7 @@ class Page:
                     self._evolution_tab()
                 with gr.Tab("Recipe", id="recipe"):
                     self._recipe_tab()
+            gr.Markdown(MADE_WITH, elem_id="ev-made")
             for function, runs_model in endpoints(self.show):
                 gr.api(
                     friendly(function),
@@ -315,7 +317,10 @@ class Page:
         opened = blocks.load(self.fill, outputs=filled, **AT_ONCE)
         known = [self.answers, self.answers2]
         rehearsed = opened.then(
-            self.do.rehearsed, [self.prompt, self.pictures, self.edit], known, **AT_ONCE
+            self.do.rehearsed,
+            [self.prompt, self.pictures, self.edit],
+            [*known, self.dare],
+            **AT_ONCE,
         )
         opened.then(self.do.follow_link, self.edit, self.count, **FREE)  # as an edit
 

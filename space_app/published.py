@@ -88,6 +88,11 @@ class Published:
         return self.revision is not None
 
     @property
+    def title(self) -> str:
+        """Name of the model: its repository's; of a folder here, whose name says little, none."""
+        return self.name.rsplit("/", 1)[-1] if self.on_hub else "the merge"
+
+    @property
     def sees(self) -> bool:
         """True where the model is given pictures beside text."""
         return sees(self.config)

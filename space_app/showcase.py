@@ -29,6 +29,7 @@ from hf_evomerge.fitness.example import Example, Picture
 from hf_evomerge.pictures.path import StepWords
 from hf_evomerge.record import EVOLVED
 
+_MOST_TRIED = 16  # edits, for one that changes an answer
 _AT_ONCE = 25  # examples that are scored in one pass
 _REDRAW = 0.1  # seconds between two pictures of a growing answer
 _MAX_SESSIONS = 10_000
@@ -55,6 +56,18 @@ class Edit:
     def of(cls, published: Published) -> Edit:
         """Nothing changed yet."""
         return cls(edits.Route(published.path, published.scales) if published.path else None)
+
+    @classmethod
+    def without(cls, published: Published) -> list[Edit]:
+        """Edits that leave out one hop each, what adds most first; or a parent each."""
+        if published.path:
+            way = edits.Route(published.path, published.scales)
+            added = [sum(map(abs, shares)) for shares in way.path.added(gated=published.gated)]
+            order = sorted(range(len(way)), key=lambda at: -added[at])
+            return [cls(way.select(at).drop()) for at in order] if len(way) > 1 else []
+        parents = range(len(published.sources) if published.mixes else 0)
+        factors = [tuple(float(at != off) for at in parents) for off in parents]
+        return [cls(factors=((mixing.ALL, each),)) for each in factors]
 
     @classmethod
     def ideas(cls, published: Published) -> list[Edit]:
@@ -140,6 +153,7 @@ class Showcase(LoadedInBackground):
             Asked, StepWords
         ] = {}  # what is said after each hop of the published model, to examples
         self._right: list[bool] = []  # whether the published model answers each example right
+        self.telling: Edit | None = None  # one that changes the answer to the first example
         self.ready_for = threading.Event()  # set when there will be no more of them
         # how often a visitor has asked or stopped, and which
         self._marks: OrderedDict[str, tuple[int, bool]] = OrderedDict()
@@ -153,6 +167,7 @@ class Showcase(LoadedInBackground):
         if self.host is not None:
             self.host.start()
             self.rehearse()
+            self._find_telling()
         self.ready_for.set()
 
     def _load(self) -> None:
@@ -178,11 +193,27 @@ class Showcase(LoadedInBackground):
                             piece, state="known"
                         )
 
+    def _find_telling(self) -> None:
+        """Find an edit after which a small model no longer solves the first example."""
+        published, host = self.need()
+        if zero_gpu() or not host.quick or published.judge is None or not published.examples:
+            return
+        asked = (published.examples[0].prompt, published.examples[0].pictures)
+        own = self.rehearsed.get(asked, {}).get(EVOLVED)
+        if own is None or not self.verdict(asked, own.text):
+            return
+        with suppress(EvoMergeError):  # a visitor who tries it is told
+            for edit in Edit.without(published)[:_MOST_TRIED]:
+                job = edit.job(asked[0], MAX_TOKENS, asked[1])
+                if self.verdict(asked, host.whole_answer(job).text) is False:
+                    self.telling = edit
+                    return
+
     def cards(self) -> dict[str, Card]:
         """A card for each model, the evolved one first, with what it solved when it was tested;
         nobody is asked yet."""
         published, _ = self.need()
-        cards = {EVOLVED: Card(published.name.rsplit("/", 1)[-1], "evolved")}
+        cards = {EVOLVED: Card(published.title, "evolved")}
         for parent in published.parents:  # a base called base is so once
             role = "" if parent.label == parent.role else parent.role
             cards[parent.label] = Card(

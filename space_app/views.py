@@ -16,7 +16,7 @@ import mixing
 from model_pictures import path_picture, weights_picture
 from published import Published, merge_of
 from showcase import Edit
-from texts import bar, counted, details, escape, message, number, table
+from texts import bar, counted, details, escape, message, table
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness import Example
@@ -114,8 +114,8 @@ def share(link: str, recipe: str) -> str:
     return f'<div class="ev-facts">{copied if link else ""}{kept if recipe else ""}</div>'
 
 
-def dare(published: Published) -> str:
-    """Say what a visitor can do with the model, with edits to try."""
+def dare(published: Published, telling: Edit | None = None) -> str:
+    """Say what a visitor can do with the model, with edits to try, the telling one first."""
     can = (
         "drop, repeat, move or scale its hops"
         if published.path
@@ -125,10 +125,12 @@ def dare(published: Published) -> str:
         return f'<p class="ev-faint">You can {can}; the answer follows.</p>'
     many = f"{len(published.examples)} {published.tested_on}"
     found = published.finder.capitalize()
-    said = f"{found} found this model. Can you do better? You can {can}; {escape(many)} judge it."
+    solved = published.solved(EVOLVED)
+    ask = "" if solved is not None and solved[0] == solved[1] else " Can you do better?"
+    said = f"{found} found this model.{ask} You can {can}; {escape(many)} judge it."
     ideas = [
         (edit.link, edit.said(published).removeprefix("Changed: "))
-        for edit in Edit.ideas(published)
+        for edit in [*([telling] if telling else []), *Edit.ideas(published)]
     ]
     links = " ".join(f'<a href="{escape(link)}">{escape(words)}</a>' for link, words in ideas)
     return f'<p class="ev-faint">{said} {f"Try: {links}" if links else ""}</p>'
@@ -141,7 +143,8 @@ def scores(published: Published, done: int, right: int, before: int) -> str:
     def side(name: str, count: int, kind: str) -> str:
         return (
             '<div class="ev-side '
-            f'{kind}"><span>{name}</span><b>{count}</b>{bar(count / max(done, 1))}</div>'
+            f'{kind}"><span>{name}</span><span><b>{count}</b> of {done}</span>'
+            f"{bar(count / max(done, 1))}</div>"
         )
 
     total = len(published.examples)
@@ -162,7 +165,7 @@ def scores(published: Published, done: int, right: int, before: int) -> str:
 
 def heading(published: Published) -> str:
     """Say what the model is for; its name, and what it was made of and how."""
-    name = escape(published.name)
+    name = escape(published.name if published.on_hub else published.title)
     about = published.record.settings.about
     if published.on_hub:
         name = f'<a href="{HUB}/{quote(published.model)}" target="_blank" rel="noopener">{name}</a>'
@@ -381,22 +384,19 @@ def film_view(published: Published, at: int, *, runs: bool = False) -> tuple[str
     at = max(0, min(at, len(steps) - 1))
     trial = steps[at].trial
     exact = accurate(of_stage(published.trials, stage))
-    bars = responsive(lambda width: climb_scene(steps, at, stage, exact, width))
-    name = "The published model" if trial == published.winner else f"Trial {trial.number}"
     most = published.record.splits.get("search") or max(each.examples for each in published.trials)
+    bars = responsive(lambda width: climb_scene(steps, at, stage, exact, width, problems=most))
+    name = "The published model" if trial == published.winner else f"Trial {trial.number}"
     which = f"the last batches of {trial.examples}" if trial.examples < most else f"the {most}"
     value = (
         f"{score_text(steps[at], exact)} right"
         if exact
         else f"fitness {score_text(steps[at], exact)}"
     )
-    spent = (
-        f"after {number(steps[at].evaluations)} evaluations of {escape(STAGES.get(stage, stage))}"
-    )
-    said = (
-        f"<p><b>{name}</b>, {spent}: {value} on {which if trial.examples else 'the'} search "
-        "problems.</p>"
-    )
+    read = counted(round(steps[at].evaluations * most), "problem")
+    of = escape(STAGES.get(stage, stage))
+    on = which if trial.examples else "the"
+    said = f"<p><b>{name}</b>: {read} read so far, {of}; {value} on {on} search problems.</p>"
     if trial.path:
         way = edits.Route(trial.path, trial.scales)
         drawn = path_picture(

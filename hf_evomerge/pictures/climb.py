@@ -23,13 +23,20 @@ def _percent(share: float) -> str:
 
 
 def climb_scene(
-    steps: Sequence[Step], at: int, stage: str, accurate: bool, width: int = WIDE
+    steps: Sequence[Step],
+    at: int,
+    stage: str,
+    accurate: bool,
+    width: int = WIDE,
+    *,
+    problems: int = 1,
 ) -> Scene:
     """Draw a bar for each moment, as high as the search had come: those after the one that is shown
     are pale.
 
     There is at least one moment; `at` is the one that is shown, from 0. The colour is that of the
-    stage. With `accurate` heights are accuracies. The width is in pixels.
+    stage. With `accurate` heights are accuracies. The width is in pixels; `problems` are those of
+    an evaluation.
     """
     # where progress is seen: the accuracy, else the logarithm of what the fitness lacks to 0
     heights = [
@@ -42,10 +49,8 @@ def climb_scene(
     pitch = (axes.right - axes.left) / len(steps)
     marks = value_lines(axes, (0.0, 0.5, 1.0), _percent) if accurate else []
     for place, step in enumerate(steps):
-        tip = (
-            f"Moment {place + 1}: {score_text(step, accurate)} after {number(step.evaluations)} "
-            "evaluations"
-        )
+        read = f"{round(step.evaluations * problems):,}"
+        tip = f"Moment {place + 1}: {score_text(step, accurate)} after {read} problems"
         size = (min(0.8, 60 / pitch), heights[place] - floor)
         bar = Rect(
             (place, (heights[place] + floor) / 2),
@@ -55,8 +60,7 @@ def climb_scene(
         )
         marks.append(Group([bar], "cell", stage_colour(stage), tip))
         if place % sparse(pitch, 44) == 0:
-            words = number(step.evaluations, 2 if step.evaluations < 10 else 3)
-            marks.append(Text((place, floor), words, "tick", anchor="middle", shift=(0, 17)))
+            marks.append(Text((place, floor), read, "tick", anchor="middle", shift=(0, 17)))
     marks.append(
         Text(
             (at, heights[at]),
@@ -67,7 +71,7 @@ def climb_scene(
             (0, -6),
         )
     )
-    marks.append(Text((-0.5, floor), "evaluations spent", "tick", shift=(0, 34)))
+    marks.append(Text((-0.5, floor), "problems read", "tick", shift=(0, 34)))
     words = (
         f"{'Right answers' if accurate else 'Fitness, by what it lacks to 0,'} whenever the "
         "search got better"

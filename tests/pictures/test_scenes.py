@@ -151,7 +151,7 @@ def test_a_climb_is_a_bar_for_each_moment(width):
     """Bars end at the heights, those after the moment that is shown are pale, and its own value
     stands over it."""
     steps = [Step(Trial("ps", k, k, -1.0, accuracy=1.0), k / 4, 1.0 + k) for k in range(4)]
-    scene = climb_scene(steps, 2, "ps", accurate=True, width=width)
+    scene = climb_scene(steps, 2, "ps", accurate=True, width=width, problems=500)
     bars = [bar for cell in of_kind(scene, Group, "cell") for bar in of_kind(cell, Rect)]
     assert [max(y for _, y in bar.corners) for bar in bars] == [0.0, 0.25, 0.5, 0.75]
     assert [bar.strength > 0.5 for bar in bars if bar.strength is not None] == [
@@ -160,7 +160,7 @@ def test_a_climb_is_a_bar_for_each_moment(width):
         True,
         False,
     ]
-    assert {"50 %", "100 %", "1", "evaluations spent"} <= set(words(scene))
+    assert {"50 %", "100 %", "500", "1,500", "problems read"} <= set(words(scene))
     assert [(text.at, text.words) for text in of_kind(scene, Text, "name")] == [((2, 0.5), "50 %")]
     flat = climb_scene(steps[:1], 0, "ps", accurate=False, width=width)
     assert len(of_kind(flat, Group, "cell")) == 1

@@ -12,6 +12,8 @@ from gradio_client.exceptions import AppError
 from served import greedy
 from showcase import Edit
 
+from hf_evomerge.record import MADE_WITH
+
 PROMPT = "t0 w3 w4 5"
 NAMES = {"/answer", "/about"}
 
@@ -186,3 +188,9 @@ def test_without_a_model_the_page_explains(serve):
     client = serve("").client()
     with pytest.raises(AppError, match="EVOMERGE_MODEL"):
         client.predict(api_name="/about")
+
+
+def test_the_page_says_what_made_it(served):
+    """A line at its end names the project and the command that makes one's own."""
+    said = [str(part.value) for part in served.blocks.blocks.values() if part.elem_id == "ev-made"]
+    assert said == [MADE_WITH]

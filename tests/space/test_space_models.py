@@ -16,13 +16,14 @@ import models
 import pytest
 import showcase
 import torch
+import views
 from edits import Route
 from models import EVOLVED, AnswerJob, Host
 from reading import read
 from recipes import merge_of
 from served import greedy
 from showcase import Edit, Showcase
-from texts import SpaceError
+from texts import SpaceError, escape
 from tiny_adapters import save_adapter
 from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
@@ -371,7 +372,7 @@ def test_answers_are_there_before_anybody_asks(dfs, tiny):
     show.load()
     prompt = show.published.examples[0].prompt
     cards = show.in_advance(prompt)
-    assert [card.name for card in cards] == ["model", "a", "b", "base"]
+    assert [card.name for card in cards] == ["the merge", "a", "b", "base"]
     assert [card.text for card in cards] == [
         greedy(folder, prompt, 64) for folder in (dfs, tiny / "a", tiny / "b", tiny / "base")
     ]
@@ -386,6 +387,20 @@ def test_answers_are_there_before_anybody_asks(dfs, tiny):
         [card.state for card in answers] for answers in list(show.ask(prompt, ["b"], 64, "me"))[-1:]
     ]
     assert asked == ["done", "unasked", "done", "unasked"], "the comparison stays"
+
+
+def test_the_first_edit_to_try_changes_the_answer(dfs):
+    """The page offers first an edit after which the example that is shown is no longer solved."""
+    show = Showcase(str(dfs))
+    show.load()
+    example = show.published.examples[0]
+    assert show.verdict((example.prompt, ()), show.in_advance(example.prompt)[0].text)
+    piece = show.host.whole_answer(show.telling.job(example.prompt, 64))
+    assert not show.verdict((example.prompt, ()), piece.text)
+    said = views.dare(show.published, show.telling)
+    assert said.index(escape(show.telling.link)) < said.index(
+        escape(Edit.ideas(show.published)[0].link)
+    )
 
 
 def test_a_changed_model_is_scored_as_the_search_scores(dfs, monkeypatch):

@@ -20,7 +20,7 @@ from hf_evomerge.hub.card import CardFacts, render_card
 from hf_evomerge.hub.licenses import ParentLicense, decide_license
 from hf_evomerge.pictures.weights import weights_of
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.record import Problem, Record, Results, Row, StageSummary
+from hf_evomerge.record import Problem, Record, Results, Row, Settings, StageSummary
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -344,6 +344,33 @@ def test_a_visitors_score_stands_beside_the_searchs():
     assert "Evolution leads by 47 of 50 unseen problems." in said(2)
     assert "The search leads by 47 of 50 unseen problems." in said(2, algorithm="gradient")
     assert "of 25 problems …" in said(20, 25, 25)
+    assert said(20, 24, 25).count("of 25</span>") == 2
+
+
+def test_a_perfect_score_is_no_dare():
+    """Where the model solved every unseen problem, nobody is asked to do better."""
+    problems = [Problem(prompt="q", answer="1")]
+
+    def said(accuracy: float) -> str:
+        row = Row(stage="ps", model="evolved", accuracy=accuracy, winner=True)
+        results = Results(examples=144, rows=[row])
+        settings = Settings(fitness={"task": "generation", "extract": "all"})
+        record = Record(examples=problems, results=results, settings=settings)
+        return views.dare(Published("m", "m", record=record))
+
+    assert "Can you do better?" in said(0.9)
+    assert "Can you do better?" not in said(1.0)
+
+
+def test_a_moment_says_how_many_problems_were_read():
+    """The film counts problems, not parts of an evaluation."""
+    trials = tuple(
+        Trial("ps", number, number, -1.0 / (number + 1), cost=0.61, examples=8)
+        for number in range(3)
+    )
+    published = Published("m", "m", record=Record(splits={"search": 256}), trials=trials)
+    _, said = views.film_view(published, 2)
+    assert "<b>Trial 2</b>: 468 problems read so far" in said
 
 
 def test_the_problem_that_only_the_merge_solves_says_so():

@@ -35,7 +35,7 @@ def describe_result(folder: str | Path) -> str:
             if not (trials := study.trials(stage.name)):
                 continue
             count = stage_facts(stage, trials)
-            spent = f"{count['evaluations']:g} of {stage.evaluations} evaluations"
+            spent = f"{count['evaluations']:.0f} of {stage.evaluations} evaluations"
             more = f"{count['trials']} trials, {count['failed']} failed"
             line = f"{stage.title}: {spent} in {count['seconds']:.0f} s, {more}"
             if report is None and (best := study.best(stage.name, 1)):
