@@ -1,7 +1,11 @@
 """Whole searches by gradient, alone and before evolution."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from searches import BY_BOTH, BY_GRADIENT, GRADIENT, facts
 from slowly import slow_beyond
 from watch import killed
@@ -116,3 +120,17 @@ def test_gradient_first_then_evolution(space, dies_in, search_config, tmp_path):
     )
     resume_search(tmp_path / "killed", build=False)
     assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
+
+
+def test_only_some_layers_move_by_gradient(search_config, tmp_path):
+    """A search of some layers by gradient builds a model whose other tensors are the base's."""
+    weight = {"low": 0.0, "high": 1.5, "elsewhere": 0.0}
+    merge = {"groups": ["blocks.1"], "parameters": {"weight": weight}}
+    run_search(search_config(merge=merge, optimize=[GRADIENT]), tmp_path)
+    recipe = Recipe.load(tmp_path / "recipe.yaml")
+    assert all(set(each["weight"]) == {"blocks.1", "default"} for each in recipe.merge.parameters)
+    base = load_file(Path(str(recipe.base.model)) / "model.safetensors")
+    merged = load_file(tmp_path / "model" / "model.safetensors")
+    moved = {name for name, tensor in merged.items() if not torch.equal(tensor, base[name])}
+    assert moved
+    assert all(".layers.1." in name for name in moved)

@@ -30,6 +30,43 @@ def _merge(space: ParameterSpace, genome: Any) -> MergePart:
     return space.decode(np.asarray(genome, dtype=float)).merge
 
 
+TENSORS = {
+    "model.embed_tokens.weight": 4,
+    "model.layers.0.mlp.up_proj.weight": 4,
+    "model.layers.1.self_attn.q_proj.weight": 4,
+    "model.layers.1.mlp.up_proj.weight": 4,
+    "lm_head.weight": 4,
+}
+WEIGHT = {"low": 0.0, "high": 2.0, "elsewhere": 0.25}
+
+
+def test_only_some_layers_are_searched():
+    """The groups that are listed are evolved; everything else has one fixed number."""
+    merge = {"groups": ["blocks.1.mlp"], "parameters": {"weight": WEIGHT}}
+    space = ParameterSpace(_config(merge=merge), 2, TENSORS)
+    assert _merge(space, [0.5, 0.0]).parameters == [
+        {"weight": {"blocks.1.mlp": 1.0, "default": 0.25}},
+        {"weight": {"blocks.1.mlp": 0.0, "default": 0.25}},
+    ]
+    unchanged = [{"model.layers.1.mlp.up_proj.weight"}, set()]
+    space = ParameterSpace(_config(merge=merge), 2, TENSORS, unchanged)
+    assert _merge(space, [0.5]).parameters[0] == {"weight": {"default": 0.25}}
+
+
+@pytest.mark.parametrize(
+    "merge",
+    [
+        {"groups": "block", "parameters": {"weight": WEIGHT}},
+        {"groups": ["embed", "default"], "parameters": {"weight": WEIGHT}},
+        {"method": "dare_ties", "groups": ["embed"], "parameters": {"weight": WEIGHT}},
+    ],
+)
+def test_a_fixed_number_needs_what_is_in_no_group(merge):
+    """Where every tensor is in a group, or another range says nothing of the rest, that is said."""
+    with pytest.raises(SearchError, match="elsewhere is the number of what is in no group"):
+        ParameterSpace(_config(merge=merge), 2, TENSORS)
+
+
 @pytest.mark.parametrize(
     ("granularity", "groups"),
     [

@@ -34,6 +34,8 @@ class Range(StrictModel):
     """The upper bound."""
     start: Number | None = None
     """First mean; the middle where absent."""
+    elsewhere: Number | None = None
+    """Number of what is in no group, where ``groups`` is a list without ``default``."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Range:

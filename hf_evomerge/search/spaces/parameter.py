@@ -116,7 +116,7 @@ class ParameterSpace:
         self._post_norms = has_post_norms(self.tensors)
         self._members: dict[str, list[str]] = {}
         for name in self.tensors:
-            key = select_key(tuple(self.groups), name, self._post_norms)
+            key = select_key(tuple(self._keys(self.groups)), name, self._post_norms)
             self._members.setdefault(key, []).append(name)
         self.source_count = len(config.merge_sources)
         self.fixed: dict[str, dict[str, Any]] = {"source": {}, "global": {}}
@@ -159,6 +159,13 @@ class ParameterSpace:
             return
         parameter.check(given.low, f"{where}.low")
         parameter.check(given.high, f"{where}.high")
+        if parameter.grouped and (given.elsewhere is None) == self._is_partial:
+            raise SearchError(
+                f"{where}: elsewhere is the number of what is in no group; it goes with a list "
+                "of groups without default, in each range"
+            )
+        if given.elsewhere is not None:
+            parameter.check(given.elsewhere, f"{where}.elsewhere")
         sources: list[int | None] = (
             list(range(self.source_count)) if parameter.scope == "source" else [None]
         )
@@ -172,6 +179,14 @@ class ParameterSpace:
         ):
             (self.idle if self._is_idle(coordinate) else self.coordinates).append(coordinate)
             self._check_size()
+
+    @cached_property
+    def _is_partial(self) -> bool:
+        """True where some tensors are in no group, and have a fixed number."""
+        given = [*self.space.parameters.values(), *self.space.options.values()]
+        fixed = any(isinstance(each, Range) and each.elsewhere is not None for each in given)
+        groups = self.space.groups
+        return fixed and isinstance(groups, list) and "default" not in groups
 
     def _check_size(self, keys: int = 0) -> None:
         if len(self.coordinates) + keys > _MOST:
@@ -192,6 +207,9 @@ class ParameterSpace:
         )
         return [group] if count == 1 else [(group, run) for run in range(count)]
 
+    def _keys(self, groups: list[str]) -> list[str]:
+        return [*groups, "default"] if self._is_partial else groups
+
     def _groups(self, layer_count: int) -> list[str]:
         groups = self.space.groups
         if groups == "tensor" or groups == "rows":
@@ -205,7 +223,8 @@ class ParameterSpace:
                 )
             return sorted(self.tensors, key=tensor_order)
         if isinstance(groups, list):
-            check_keys(dict.fromkeys(groups, 0.0), layer_count, list(self.tensors) or None)
+            keys = dict.fromkeys(self._keys(groups), 0.0)
+            check_keys(keys, layer_count, list(self.tensors) or None)
             return groups
         return group_keys(groups, layer_count)
 
@@ -352,13 +371,16 @@ class ParameterSpace:
                     coordinate.group[0], []
                 ).append(round(value, _DIGITS))
             else:
-                target.setdefault(coordinate.parameter, {})[coordinate.group] = value
+                numbers = target.setdefault(coordinate.parameter, {})
+                numbers[coordinate.group] = value
+                if span.elsewhere is not None:
+                    numbers["default"] = span.elsewhere
         for coordinate in self.idle:
             assert coordinate.source is not None  # options are not idle
             if coordinate.group is None:
                 parameters[coordinate.source][coordinate.parameter] = 0.0
             else:
                 parameters[coordinate.source].setdefault(coordinate.parameter, {}).setdefault(
-                    "default", 0.0
+                    "default", coordinate.span.elsewhere or 0.0
                 )
         return self.config.recipe(self.config.merge_part(options=options, parameters=parameters))
