@@ -61,24 +61,17 @@ class Edit:
     def without(cls, published: Published) -> list[Edit]:
         """Edits that leave out one hop each, what adds most first; or a parent each."""
         if published.path:
-            way = edits.Route(published.path, published.scales)
-            added = [sum(map(abs, shares)) for shares in way.path.added(gated=published.gated)]
-            order = sorted(range(len(way)), key=lambda at: -added[at])
-            return [cls(way.select(at).drop()) for at in order] if len(way) > 1 else []
-        parents = range(len(published.sources) if published.mixes else 0)
-        factors = [tuple(float(at != off) for at in parents) for off in parents]
-        return [cls(factors=((mixing.ALL, each),)) for each in factors]
+            return [cls(way.drop()) for way in _by_share(published)]
+        count = len(published.sources) if published.mixes else 0
+        off = [(1.0,) * at + (0.0,) + (1.0,) * (count - at - 1) for at in range(count)]
+        return [cls(factors=((mixing.ALL, factors),)) for factors in off]
 
     @classmethod
     def ideas(cls, published: Published) -> list[Edit]:
         """Two edits that change little, to begin with; none where nothing can be changed."""
         if published.path:
-            way = edits.Route(published.path, published.scales)
-            added = [sum(map(abs, shares)) for shares in way.path.added(gated=published.gated)]
-            least = way.select(added.index(min(added)))
-            return (
-                [cls(change) for change in (least.drop(), least.repeat())] if len(way) > 1 else []
-            )
+            least = _by_share(published)[-1:]
+            return [cls(change) for way in least for change in (way.drop(), way.repeat())]
         parents = range(len(published.sources) if published.mixes else 0)
         changed = []
         for raised in parents[:2]:
@@ -133,6 +126,14 @@ class Edit:
         if published.mixes and isinstance(plain, list) and len(plain) == 1:
             return cls(factors=mixing.checked(plain[0], published.mixes, len(published.sources)))
         raise SpaceError("The link's edit is not one of this model.")
+
+
+def _by_share(published: Published) -> list[edits.Route]:
+    """The path looking at each hop, what adds most first; none where it has one hop."""
+    way = edits.Route(published.path, published.scales)
+    added = [sum(map(abs, shares)) for shares in way.path.added(gated=published.gated)]
+    order = sorted(range(len(way)), key=lambda at: (-added[at], -at))
+    return [way.select(at) for at in order] if len(way) > 1 else []
 
 
 class Showcase(LoadedInBackground):

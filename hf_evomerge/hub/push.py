@@ -23,9 +23,8 @@ from ..record import STUDY_JSON
 from ..search.study.study import Study
 from .card import check_metadata, metadata_text
 from .commit import Commit, Target, commit_files, make_repo
-from .licenses import decide_license, license_of
 from .names import PublicNames
-from .push_plan import PushOptions, PushPlan, files_there, for_license, is_ours, plan_push
+from .push_plan import PushOptions, PushPlan, files_there, is_ours, license_for, plan_push
 from .space import push_space
 from .target import check_login, check_name
 from .trials import commit_trials
@@ -149,9 +148,7 @@ def check_push(
     files_there(api, repo_id, options)
     names = PublicNames(api, options.published)
     parents = [part for ref in recipe_refs for part in ref.parts]
-    license = decide_license(
-        [license_of(for_license(ref, names), api) for ref in parents], options.license
-    )
+    license = license_for(parents, names, options, api)
     check_metadata(metadata_text(repo_id, license, options.languages), repo_id, api)
 
 

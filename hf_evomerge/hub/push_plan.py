@@ -220,9 +220,7 @@ def plan_push(
     weights = weight_files(model)
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
-    license = decide_license(
-        [license_of(for_license(ref, names), api) for ref in recipe.parents], options.license
-    )
+    license = license_for(recipe.parents, names, options, api)
     built = _built(model, weights)
     parts = tuple(file.name for file in sorted(model.iterdir()) if file.is_dir()) if draws else ()
     ours = {file.relative_to(model).as_posix(): file for file in weights}
@@ -320,6 +318,14 @@ def plan_push(
         space=space,
         trials=trials,
     )
+
+
+def license_for(
+    parents: Sequence[SourceRef], names: PublicNames, options: PushOptions, api: HfApi
+) -> LicenseDecision:
+    """Decide the license of a merge by those of its parents."""
+    found = [license_of(for_license(ref, names), api) for ref in parents]
+    return decide_license(found, options.license)
 
 
 def for_license(ref: SourceRef, names: PublicNames) -> SourceRef:

@@ -45,15 +45,17 @@ In the viewer's SQL console: `SELECT stage, number, fitness FROM train ORDER BY 
 
 | column | |
 | --- | --- |
-| `stage`, `number`, `generation` | the part of the search, the trial's number in it, the proposal it came in |
-| `state`, `error`, `duplicate_of` | COMPLETE or FAILED and why; the earlier trial with the same recipe |
-| `fitness`, `standard_error`, `accuracy` | the mean score, more is better; its error; the share of right answers |
+| `stage`, `number`, `generation` | part of the search; the trial's number in it; its proposal |
+| `state`, `error`, `duplicate_of` | COMPLETE, or FAILED and why; an earlier trial of its recipe |
+| `fitness`, `standard_error` | the mean score, more is better; its error |
+| `accuracy` | the share of right answers |
 | `objective.NAME` | another objective, where the search has several |
-| `examples`, `evaluations`, `seconds` | problems scored; the same in scores of all search problems; time |
-| `genome`, `recipe`, `path`, `scales` | the vector; the YAML that builds the model; its layers and scales |
+| `examples`, `evaluations`, `seconds` | problems scored; the same per all of them; time |
+| `genome`, `recipe` | the vector; the YAML that builds the model |
+| `path`, `scales` | the model's layers, in order, and a scale for each |
 
 {made_with}
-"""  # noqa: E501
+"""
 
 
 class Study(study.Study):

@@ -107,8 +107,8 @@ def test_code_runs_with_consent_alone(model, examples, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
-        ({"functions": ["CODE:short"]}, r"reward function short: expected 23 numbers, found \[1.0"),
-        ({"functions": ["CODE:text"]}, "reward function text: expected 23 numbers, found '1"),
+        ({"functions": ["CODE:short"]}, "reward function short: 1 numbers for 23 examples"),
+        ({"functions": ["CODE:text"]}, "reward function text: expected one number per example"),
         ({"functions": ["CODE:word"]}, "has no 'word'; did you mean words"),
         ({"functions": ["absent.py:words"]}, "absent.py: there is no such file in /"),
         ({"functions": ["rewards.words"]}, "write a function as FILE.py:NAME"),

@@ -37,19 +37,21 @@ class FunctionTask(PreparedTask):
         name = getattr(self.function, "__name__", type(self.function).__name__)
         with scoring(model):
             returned = self.function(model, self._tokenizer, list(self._examples))
-        try:
-            if isinstance(returned, str | bytes | Mapping | Set):
-                raise TypeError(f"found a {type(returned).__name__}")
-            values = [_number(value) for value in returned]
-        except (TypeError, ValueError) as cause:
-            raise FitnessError(
-                f"fitness function {name}: expected one number per example: {cause}"
-            ) from cause
-        if len(values) != len(self._examples):
-            raise FitnessError(
-                f"fitness function {name}: {len(values)} numbers for {len(self._examples)} examples"
-            )
-        return Scores(values)
+        return Scores(numbers(f"fitness function {name}", returned, len(self._examples)))
+
+
+def numbers(what: str, returned: Any, count: int, *, nothing: float | None = None) -> list[float]:
+    """The numbers that a user's function returned, `nothing` for None; raises `FitnessError` unless
+    there is one an example."""
+    try:
+        if isinstance(returned, str | bytes | Mapping | Set):
+            raise TypeError(f"found a {type(returned).__name__}")
+        values = [_number(nothing if value is None else value) for value in returned]
+    except (TypeError, ValueError) as cause:
+        raise FitnessError(f"{what}: expected one number per example: {cause}") from cause
+    if len(values) != count:
+        raise FitnessError(f"{what}: {len(values)} numbers for {count} examples")
+    return values
 
 
 def _number(value: Any) -> float:

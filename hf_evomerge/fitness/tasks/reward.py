@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ...errors import FitnessError, nearest, one_line, shown
+from ...errors import FitnessError, nearest, one_line
 from ...recipes.names import looked_in
 from ...recipes.recipe import SourceRef
 from ...recipes.strict_yaml import Count, Number, StrictModel
@@ -25,6 +25,7 @@ from ..scores import Scores
 from ..text.answers import cut_at_stops, has_stop
 from ..text.chat import ChatError, render_chat
 from ..text.encoding import device_of, messages_of
+from .function import numbers
 from .writing import WritingSpec, WritingTask
 
 Reward = Callable[..., Iterable[float | None]]
@@ -121,7 +122,7 @@ class RewardTask(WritingTask):
         texts = [cut_at_stops(each.text, stops) for each in written]
         given = self._given(texts, [list(each.tokens) for each in written])
         rewards = [
-            _numbers(each.name, function(**given), len(texts))
+            numbers(f"reward function {each.name}", function(**given), len(texts), nothing=0.0)
             for each, function in zip(self.spec.functions, self._functions, strict=True)
         ]
         if self.spec.model is not None:
@@ -196,21 +197,6 @@ def _whole(example: Example, text: str, tokenizer: Any) -> str:
 
 def _unlogged(*_: Any) -> None:
     """Take what a function would log to trl's trainer."""
-
-
-def _numbers(name: str, returned: Any, count: int) -> list[float]:
-    """Rewards as numbers, 0 for None; raises `FitnessError` unless there is one a response."""
-    try:
-        rewards = [0.0 if reward is None else float(reward) for reward in returned]
-    except (TypeError, ValueError) as cause:
-        raise FitnessError(
-            f"reward function {name}: expected one number per completion: {cause}"
-        ) from cause
-    if isinstance(returned, str) or len(rewards) != count:
-        raise FitnessError(
-            f"reward function {name}: expected {count} numbers, found {shown(returned)}"
-        )
-    return rewards
 
 
 @functools.lru_cache(maxsize=64)
