@@ -2,7 +2,8 @@
 
 Writes two checkpoints of Llama-2-7B's shape in bfloat16 and three LoRA adapters of rank 16 of the
 first, all of random numbers, and merges them with the command line: what ``--dry-run`` says, wall
-and processor time, and the largest memory of the process's own (mapped files are not counted). Needs 42 GB of disk, which are free again at the end.
+and processor time, and the largest memory of the process's own (mapped files are not counted).
+Needs 42 GB of disk, which are free again at the end.
 
     python benchmarks/seven_billion.py --work /tmp/seven
 """
