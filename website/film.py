@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 from PIL import Image
 
 from hf_evomerge.fitness import Example
+from hf_evomerge.fitness.text.numbers import last_number
 from hf_evomerge.pictures.marks import Mark, Rect, Symbol, Text
 from hf_evomerge.pictures.matplotlib_painter import paint_figure
 from hf_evomerge.pictures.path import path_scene
@@ -125,7 +125,7 @@ class Film:
             Text((190, y + 4), word, "name", colour),
             Rect((WIDTH - 80 - bar / 2, y), (bar, 12), "unused"),
             Rect((WIDTH - 80 - bar + bar * share / 2, y), (bar * share, 12), "point", colour),
-            Text((WIDTH - 18, y + 4), f"{share:.0%}", "value", colour, anchor="end"),
+            Text((WIDTH - 18, y + 4), f"{share:.1%}", "value", colour, anchor="end"),
         ]
 
     def dropped(self, example: Example) -> Iterator[Frame]:
@@ -180,7 +180,7 @@ class Film:
         return float(group.marks[0].at[1])  # type: ignore[union-attr]
 
     def replay(self) -> Iterator[Frame]:
-        """Paths on the way of the search, with the share of the search's problems that each
+        """Paths on the way of the search, with the share of the held-out problems that each
         solves."""
         trials = [trial for trial in self.study.trials("dfs") if trial.recipe_key is not None]
         numbers = sorted({round(len(trials) ** (at / (TRIALS - 1))) - 1 for at in range(TRIALS)})
@@ -190,7 +190,7 @@ class Film:
         paths = [recipe.flow.to_path() for recipe in recipes if recipe.flow is not None]
         room = max(map(len, paths))
         for at, (recipe, path) in enumerate(zip(recipes, paths, strict=True)):
-            share = self.evaluator.evaluate(recipe, "search").accuracy or 0.0
+            share = self.evaluator.evaluate(recipe, "test").accuracy or 0.0
             last = at == len(recipes) - 1
             step = "the winner" if last else f"step {numbers[at] + 1}"
             marks: list[Mark] = [
@@ -198,7 +198,7 @@ class Film:
                 Text((WIDTH - 14, 24), step, "tick", anchor="end"),
                 Rect((14 + 200, 42), (400, 12), "unused"),
                 Rect((14 + 200 * share, 42), (400 * share, 12), "point", RIGHT),
-                Text((424, 47), f"solves {share:.0%}", "value", RIGHT),
+                Text((424, 47), f"solves {share:.1%}", "value", RIGHT),
             ]
             yield Frame(marks, 1500 if last else 90, self._path(path, room))
 
@@ -218,7 +218,7 @@ def judged(answer: str, right: str) -> tuple[str, str]:
     """The colour of an answer, and in words what is wrong with it."""
     if answer == right:
         return RIGHT, "\N{CHECK MARK} right"
-    same = re.findall(r"\d+", answer) == re.findall(r"\d+", right)
+    same = last_number(answer) == last_number(right)
     return WRONG, f"\N{BALLOT X} wrong {'language' if same else 'number'}"
 
 
