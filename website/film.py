@@ -133,7 +133,7 @@ class Film:
         flow = self.winner.flow
         assert flow is not None
         path = flow.to_path()
-        panels = self._path(path, len(path))
+        panels = self._path(path)
         words = f"Its path: {len(path)} layers of both models, one after the other"
         yield Frame(
             self._said(words, self.evaluator.answer(self.winner, example, 12), example.answer),
@@ -173,7 +173,7 @@ class Film:
 
     def _row(self, path: LayerPath, at: int) -> float:
         """The row of a hop on the picture of its path: `path_scene` draws its symbol there."""
-        panel = self._path(path, len(path))[0]
+        panel = self._path(path)[0]
         group = next(
             mark for mark in panel.marks if getattr(mark, "tip", "").startswith(f"Hop {at + 1}:")
         )
@@ -188,7 +188,6 @@ class Film:
             self.winner
         ]
         paths = [recipe.flow.to_path() for recipe in recipes if recipe.flow is not None]
-        room = max(map(len, paths))
         for at, (recipe, path) in enumerate(zip(recipes, paths, strict=True)):
             share = self.evaluator.evaluate(recipe, "test").accuracy or 0.0
             last = at == len(recipes) - 1
@@ -200,12 +199,12 @@ class Film:
                 Rect((14 + 200 * share, 42), (400 * share, 12), "point", RIGHT),
                 Text((424, 47), f"solves {share:.1%}", "value", RIGHT),
             ]
-            yield Frame(marks, 1500 if last else 90, self._path(path, room))
+            yield Frame(marks, 1500 if last else 90, self._path(path))
 
-    def _path(self, path: LayerPath, room: int) -> tuple[Panel, ...]:
+    def _path(self, path: LayerPath) -> tuple[Panel, ...]:
         """The picture of a path below two lines of words, without its own title and legend."""
         names = ["Japanese fine-tune", "maths fine-tune"]
-        grid = path_scene(path, names, self.layers, selected=-1, room=room, width=WIDTH).panels[0]
+        grid = path_scene(path, names, self.layers, selected=-1, width=WIDTH).panels[0]
         up = grid.axes.top - 74
         return (
             replace(
@@ -218,8 +217,10 @@ def judged(answer: str, right: str) -> tuple[str, str]:
     """The colour of an answer, and in words what is wrong with it."""
     if answer == right:
         return RIGHT, "\N{CHECK MARK} right"
-    same = last_number(answer) == last_number(right)
-    return WRONG, f"\N{BALLOT X} wrong {'language' if same else 'number'}"
+    what = "number"
+    if last_number(answer) == last_number(right):  # 10 for ten in kanji, or in English
+        what = "digits" if answer[0] == right[0] else "language"
+    return WRONG, f"\N{BALLOT X} wrong {what}"
 
 
 def save(frames: Sequence[Frame], file: Path, folder: Path | None) -> None:

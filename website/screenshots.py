@@ -3,14 +3,16 @@ demo.
 
     hf-evomerge demo --out evomerge-demo
     python website/screenshots.py evomerge-demo                  # writes docs/images
-    python website/screenshots.py evomerge-demo/ps evomerge-demo/dfs --axe    # counts what axe
-    finds on every tab python website/screenshots.py evomerge-demo/ps --look build/look          #
-    and takes its picture, to look at
+    # what axe finds on every tab
+    python website/screenshots.py evomerge-demo/ps evomerge-demo/dfs --axe
+    # the same, with pictures to look at
+    python website/screenshots.py evomerge-demo/ps --look build/look
+    # the page of a merge that sees
     python benchmarks/demo_seeds.py --out demo-seeds --seeds 0 --vlm
-    python website/screenshots.py demo-seeds --seeing            # the page of a merge that sees
+    python website/screenshots.py demo-seeds --seeing
 
-It needs chromium, and axe-playwright-python for `--axe` and `--look`, which go through three
-widths, light and dark.
+It needs chromium, a font with Japanese letters where chromium finds it, and axe-playwright-python
+for `--axe` and `--look`, which go through three widths, light and dark.
 """
 
 from __future__ import annotations
