@@ -23,11 +23,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 GALLERY = ROOT / "benchmarks" / "pages" / "gallery.md"
 README_TABLE = [
-    ("their base", "{base}"),
-    ("the Japanese fine-tune; the maths fine-tune", "{source:0}; {source:1}"),
-    ("their plain average; with examples in the prompt", "{average}; {prompt}"),
+    ("base", "{base}"),
+    ("Japanese fine-tune; maths fine-tune", "{source:0}; {source:1}"),
+    ("plain average; with examples in the prompt", "{average}; {prompt}"),
     ("one parent alone, rescaled by search", "{alone}"),
-    ("**the evolved merge: of weights; of layers**", "**{ps}; {dfs}**"),
+    ("**evolved merge: of weights; of layers**", "**{ps}; {dfs}**"),
 ]
 CARDS = {"ps": ("PS", "evolved-ps"), "dfs": ("DFS", "evolved-dfs"), "hybrid": ("PS+DFS", "evolved")}
 # The README's second table, row by row: a file of results, its problem, and the methods of the row.
@@ -59,7 +59,7 @@ def readme_table() -> str:
     for row in demo_rows("ps") + demo_rows("dfs"):
         for name in (row["stage"], row["label"]):
             shares[name] = max(row["accuracy"], shares.get(name, 0.0))
-    texts = {name: f"{round(100 * share, 1):g} %" for name, share in shares.items()}
+    texts = {name: f"{share:.1%}".replace("%", " %") for name, share in shares.items()}
     lines = ["| maths problems in Japanese, 500 that no search saw | solved |", "| --- | --- |"]
     for names, figures in README_TABLE:
         for name, text in texts.items():
