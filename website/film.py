@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 from PIL import Image
 
 from hf_evomerge.fitness import Example
+from hf_evomerge.fitness.text.numbers import last_number
 from hf_evomerge.pictures.marks import Mark, Rect, Symbol, Text
 from hf_evomerge.pictures.matplotlib_painter import paint_figure
 from hf_evomerge.pictures.path import path_scene
@@ -125,7 +125,7 @@ class Film:
             Text((190, y + 4), word, "name", colour),
             Rect((WIDTH - 80 - bar / 2, y), (bar, 12), "unused"),
             Rect((WIDTH - 80 - bar + bar * share / 2, y), (bar * share, 12), "point", colour),
-            Text((WIDTH - 18, y + 4), f"{share:.0%}", "value", colour, anchor="end"),
+            Text((WIDTH - 18, y + 4), f"{share:.1%}", "value", colour, anchor="end"),
         ]
 
     def dropped(self, example: Example) -> Iterator[Frame]:
@@ -133,7 +133,7 @@ class Film:
         flow = self.winner.flow
         assert flow is not None
         path = flow.to_path()
-        panels = self._path(path, len(path))
+        panels = self._path(path)
         words = f"Its path: {len(path)} layers of both models, one after the other"
         yield Frame(
             self._said(words, self.evaluator.answer(self.winner, example, 12), example.answer),
@@ -173,14 +173,14 @@ class Film:
 
     def _row(self, path: LayerPath, at: int) -> float:
         """The row of a hop on the picture of its path: `path_scene` draws its symbol there."""
-        panel = self._path(path, len(path))[0]
+        panel = self._path(path)[0]
         group = next(
             mark for mark in panel.marks if getattr(mark, "tip", "").startswith(f"Hop {at + 1}:")
         )
         return float(group.marks[0].at[1])  # type: ignore[union-attr]
 
     def replay(self) -> Iterator[Frame]:
-        """Paths on the way of the search, with the share of the search's problems that each
+        """Paths on the way of the search, with the share of the held-out problems that each
         solves."""
         trials = [trial for trial in self.study.trials("dfs") if trial.recipe_key is not None]
         numbers = sorted({round(len(trials) ** (at / (TRIALS - 1))) - 1 for at in range(TRIALS)})
@@ -188,9 +188,8 @@ class Film:
             self.winner
         ]
         paths = [recipe.flow.to_path() for recipe in recipes if recipe.flow is not None]
-        room = max(map(len, paths))
         for at, (recipe, path) in enumerate(zip(recipes, paths, strict=True)):
-            share = self.evaluator.evaluate(recipe, "search").accuracy or 0.0
+            share = self.evaluator.evaluate(recipe, "test").accuracy or 0.0
             last = at == len(recipes) - 1
             step = "the winner" if last else f"step {numbers[at] + 1}"
             marks: list[Mark] = [
@@ -198,14 +197,14 @@ class Film:
                 Text((WIDTH - 14, 24), step, "tick", anchor="end"),
                 Rect((14 + 200, 42), (400, 12), "unused"),
                 Rect((14 + 200 * share, 42), (400 * share, 12), "point", RIGHT),
-                Text((424, 47), f"solves {share:.0%}", "value", RIGHT),
+                Text((424, 47), f"solves {share:.1%}", "value", RIGHT),
             ]
-            yield Frame(marks, 1500 if last else 90, self._path(path, room))
+            yield Frame(marks, 1500 if last else 90, self._path(path))
 
-    def _path(self, path: LayerPath, room: int) -> tuple[Panel, ...]:
+    def _path(self, path: LayerPath) -> tuple[Panel, ...]:
         """The picture of a path below two lines of words, without its own title and legend."""
         names = ["Japanese fine-tune", "maths fine-tune"]
-        grid = path_scene(path, names, self.layers, selected=-1, room=room, width=WIDTH).panels[0]
+        grid = path_scene(path, names, self.layers, selected=-1, width=WIDTH).panels[0]
         up = grid.axes.top - 74
         return (
             replace(
@@ -218,8 +217,10 @@ def judged(answer: str, right: str) -> tuple[str, str]:
     """The colour of an answer, and in words what is wrong with it."""
     if answer == right:
         return RIGHT, "\N{CHECK MARK} right"
-    same = re.findall(r"\d+", answer) == re.findall(r"\d+", right)
-    return WRONG, f"\N{BALLOT X} wrong {'language' if same else 'number'}"
+    what = "number"
+    if last_number(answer) == last_number(right):  # 10 for ten in kanji, or in English
+        what = "digits" if answer[0] == right[0] else "language"
+    return WRONG, f"\N{BALLOT X} wrong {what}"
 
 
 def save(frames: Sequence[Frame], file: Path, folder: Path | None) -> None:

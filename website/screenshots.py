@@ -3,27 +3,31 @@ demo.
 
     hf-evomerge demo --out evomerge-demo
     python website/screenshots.py evomerge-demo                  # writes docs/images
-    python website/screenshots.py evomerge-demo/ps evomerge-demo/dfs --axe    # counts what axe
-    finds on every tab python website/screenshots.py evomerge-demo/ps --look build/look          #
-    and takes its picture, to look at
+    # what axe finds on every tab
+    python website/screenshots.py evomerge-demo/ps evomerge-demo/dfs --axe
+    # the same, with pictures to look at
+    python website/screenshots.py evomerge-demo/ps --look build/look
+    # the page of a merge that sees
+    python benchmarks/demo_seeds.py --out demo-seeds --seeds 0 --vlm
+    python website/screenshots.py demo-seeds --seeing
 
-It needs chromium, and axe-playwright-python for `--axe` and `--look`, which go through three
-widths, light and dark.
+It needs chromium, a font with Japanese letters where chromium finds it, and axe-playwright-python
+for `--axe` and `--look`, which go through three widths, light and dark.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
+
+from cards import publish, published
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -147,23 +151,12 @@ def turn_down(page: Any) -> None:
     page.wait_for_selector("#ev-scored >> text=/of \\d+ unseen/")
 
 
-def published(demo: Path, hub: Any) -> None:
-    """Publish the demo's models and their parents to a Hub on loopback, which this process talks to
-    from here on."""
-    from hf_evomerge.demo.quickstart import SPECIALISTS
-
-    for space in ("dfs", "ps"):
-        call = (
-            f"publish_demo({demo / space!r}, {SPECIALISTS!r}, 'demo/tiny', "
-            f"name='demo/evolved-{space}')"
-        )
-        program = (
-            f"from pathlib import *; from hf_evomerge.demo.publish import publish_demo; {call}"
-        )
-        subprocess.run(
-            [sys.executable, "-c", program], env={**os.environ, **hub.environment()}, check=True
-        )
-    os.environ.update(hub.environment())
+def seeing(browser: Any, seeds: Path, hub: Any) -> None:
+    """The picture of a merge that sees, of the first family with pictures."""
+    publish(seeds / "vlm-0" / "ps", seeds / "family-0", "demo/evolved-seeing", hub)
+    page = opened(browser, serve("demo/evolved-seeing"), "try", width=1030, theme="light")
+    save(page, IMAGES / "space-seeing.png")
+    page.close()
 
 
 def pictures(browser: Any) -> None:
@@ -236,6 +229,11 @@ def main() -> None:
         help="let axe look at all tabs of all models, and take no picture",
     )
     parser.add_argument("--look", type=Path, help="the same, with pictures in this folder")
+    parser.add_argument(
+        "--seeing",
+        action="store_true",
+        help="take the picture of a merge that sees alone, from a folder of demo_seeds.py --vlm",
+    )
     chosen = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
@@ -254,9 +252,12 @@ def main() -> None:
             from local_hub import LocalHub
 
             with TemporaryDirectory() as place, LocalHub(place, user="demo") as hub:
-                published(chosen.demo[0], hub)
-                pictures(browser)
-                card(browser)
+                if chosen.seeing:
+                    seeing(browser, chosen.demo[0], hub)
+                else:
+                    published(chosen.demo[0], hub)
+                    pictures(browser)
+                    card(browser)
 
 
 if __name__ == "__main__":

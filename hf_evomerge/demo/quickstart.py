@@ -32,10 +32,10 @@ SPECIALISTS = Path(__file__).parent / "specialists"
 PROBLEMS = Path(__file__).parent / "problems"
 RELOAD = Path(__file__).parent / "reload.py"
 SIZES = {"search": 128, "validation": 256, "test": 500}
-EVALUATIONS = 150
+EVALUATIONS = 100
 ABOUT = (
     "Solves word problems in Japanese and answers in Japanese: with numbers to 10, in a toy "
-    "language of 150 words."
+    "language of 170 words."
 )
 SPACES = ("ps", "dfs", "hybrid")
 BASELINES = {
@@ -61,7 +61,7 @@ def run_demo(
     Args:
         out: The folder to write; searches that are finished there already are not run again.
         workers: Processes that evaluate side by side.
-        evaluations: Budget of each search, in scores of all search problems; 150 by default. The
+        evaluations: Budget of each search, in scores of all search problems; 100 by default. The
             random search and PS+DFS have as much as PS alone.
         seed: Seed of the searches. The problems are the same for all.
         family: A folder with the models ``base``, ``japanese`` and ``maths``.
