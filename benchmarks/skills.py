@@ -37,7 +37,7 @@ from hf_evomerge.recipes.recipe import MergePart
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.run import run_search
 
-RESULTS = Path(__file__).parent / "results" / "skills.jsonl"
+RESULTS = Path(__file__).parent / "results" / "search" / "skills.jsonl"
 HELD_OUT = 100  # problems of each skill
 VALIDATION = 16  # of each skill
 SWEEP = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)
