@@ -53,7 +53,7 @@ TITLES = {
     "dare": "DARE, density .1, weight .5",
     "agreement": "agreement with the parents, no answers",
     "lora": "LoRA, best start and rate",
-    "merge+lora": "merge with LoRA beside it",
+    "together": "merge with LoRA beside it",
     "both": "merge, likelihood and agreement",
     "merge": "merge, likelihood",
 }
@@ -187,7 +187,7 @@ def run_cell(name: str, count: int, draw: int, work: Path) -> dict[str, Any]:
         rows[key] = evaluator.evaluate(result.winner, "test")
         for row in result.rows:
             seconds[key if row.stage == "ps" else row.stage] = round(row.seconds, 1)
-            if row.stage in baselines:
+            if row.stage in ("lora", "together"):
                 rows[row.stage] = row.scores
 
     search("merge", LIKELIHOOD, ["lora", "merge+lora"], weighted)
