@@ -15,4 +15,7 @@ def test_the_second_table_is_of_recorded_runs():
     """The README's figures of merges and LoRA are means over the runs in `benchmarks/results`."""
     table = figures.README.read_text(encoding="utf-8").partition("| pair |")[2]
     quoted = re.findall(r"(?<=[ |])\.\d{3}", table.partition("\n\n")[0])
-    assert [float(figure) for figure in quoted] == [*figures.run_figures()]
+    assert [float(figure) for figure in quoted] == [
+        *figures.run_figures(),
+        *figures.evidence_figures(),
+    ]

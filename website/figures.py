@@ -100,6 +100,23 @@ def run_figures() -> Iterator[float]:
             yield round(fmean(mark["test"]["accuracy"] for mark in marks), 3)
 
 
+def evidence_figures() -> Iterator[float]:
+    """The mean accuracy of merge, LoRA and both with 16 examples, over the demo's three families
+    and their draws."""
+    lines = (RESULTS / "search" / "evidence.jsonl").read_text(encoding="utf-8").splitlines()
+    cells = [json.loads(line) for line in lines]
+    families = ("demo", "family-1", "family-2")
+    rows = [
+        row
+        for cell in cells
+        if cell["pair"] in families and cell["examples"] == 16
+        for row in cell["rows"]
+    ]
+    for stage in ("ps", "lora", "together"):
+        rights = [row["right"] for row in rows if row["stage"] == stage]
+        yield round(fmean(right.count("1") / len(right) for right in rights), 3)
+
+
 def with_table(text: str, table: str) -> str:
     """A page with a table in place of the one that has the same heading."""
     heading = table.partition("\n")[0]
