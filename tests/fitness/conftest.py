@@ -1,14 +1,13 @@
 """A word-level tokenizer and tiny random models, made in memory."""
 
 import random
-from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 from words import word_tokenizer
 
-from hf_evomerge.fitness import Example, Scores, make_task, parse_task
+from hf_evomerge.fitness import Example, make_task, parse_task
 
 WORDS = [
     "zero",
@@ -42,7 +41,7 @@ SIZES = {
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Any:
+def _one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -50,20 +49,20 @@ def _one_thread() -> Any:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer():
     """One token per word."""
     return word_tokenizer(SPECIAL + WORDS)
 
 
 @pytest.fixture(scope="session")
-def model() -> LlamaForCausalLM:
+def model():
     """A random model that writes something else after every prompt."""
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
 
 
 @pytest.fixture(scope="session")
-def examples() -> list[Example]:
+def examples():
     """Prompts of 1 to 12 words with answers of 1 to 4."""
     rng = random.Random(0)
     return [
@@ -77,7 +76,7 @@ def examples() -> list[Example]:
 
 
 @pytest.fixture
-def broken_model() -> LlamaForCausalLM:
+def broken_model():
     """A model whose logits are not numbers."""
     model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
     with torch.no_grad():
@@ -85,23 +84,21 @@ def broken_model() -> LlamaForCausalLM:
     return model
 
 
-def prepared(task: str, examples: list[Example], tokenizer: Any, **settings: Any) -> Any:
+def prepared(task, examples, tokenizer, **settings):
     """A task on examples."""
     made = make_task(parse_task({"task": task, **settings}))
     made.prepare(examples, tokenizer)
     return made
 
 
-def check_gradient(
-    task: Any, model: Any, parameter: torch.nn.Parameter, *, step: float = 1e-3, rel: float = 0.02
-) -> Scores:
+def check_gradient(task, model, parameter, *, step=1e-3, rel=0.02):
     """Scores with a gradient, whose slope along a direction of one parameter is that of the mean
     score."""
     direction = torch.randn(
         parameter.shape, generator=torch.Generator().manual_seed(0), dtype=parameter.dtype
     )
     parameter.grad = None
-    scores: Scores = task.backward(model)
+    scores = task.backward(model)
     assert parameter.grad is not None
     slope = float((parameter.grad * direction).sum())
     ends = []

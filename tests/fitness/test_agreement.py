@@ -1,5 +1,4 @@
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from hf_evomerge.fitness.tasks.agreement import Reference
 from .conftest import SIZES, check_gradient
 
 
-def make(parent: Any, tokenizer: Any, examples: list[Example], **settings: Any) -> AgreementTask:
+def make(parent, tokenizer, examples, **settings):
     """A prepared task that compares with one source, called ``parent``."""
     task = AgreementTask(AgreementSpec(**{"separator": " ", **settings}))
     task.references = {"parent": Reference("parent", lambda: tokenizer, lambda: parent)}
@@ -21,19 +20,19 @@ def make(parent: Any, tokenizer: Any, examples: list[Example], **settings: Any) 
 
 
 @pytest.fixture
-def parent(model: LlamaForCausalLM) -> LlamaForCausalLM:
+def parent(model):
     """Another random model."""
     torch.manual_seed(7)
     return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
 
 
 @pytest.fixture
-def owned(examples: list[Example]) -> list[Example]:
+def owned(examples):
     """Examples of the parent."""
     return [replace(example, source="parent") for example in examples]
 
 
-def plain(parent: Any, model: Any, ids: list[int], first: int, temperature: float) -> float:
+def plain(parent, model, ids, first, temperature):
     """The definition: -T^2 KL over the whole vocabulary, the mean over the positions from `first`
     on."""
     with torch.no_grad():
@@ -106,7 +105,7 @@ def test_the_source_writes_what_the_data_lacks(model, parent, tokenizer):
 
 def test_a_source_runs_once_for_all_models(model, parent, owned, tokenizer):
     """The source is loaded for examples that it has not seen, and for no others."""
-    loaded: list[str] = []
+    loaded = []
     task = make(parent, tokenizer, owned[:4])
     task.references["parent"].model = lambda: loaded.append("parent") or parent
     first = task.evaluate(model)

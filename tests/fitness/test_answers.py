@@ -1,5 +1,4 @@
 import sys
-from typing import Any
 
 import pytest
 
@@ -19,7 +18,7 @@ ENGLISH = (
 )
 
 
-def spec(**keys: Any) -> GenerationSpec:
+def spec(**keys):
     """Settings as they are read from a file."""
     return validate(GenerationSpec, keys, FitnessError)
 

@@ -3,14 +3,11 @@
 import dataclasses
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from classes import CLASSES, edit_json, random_class
 from PIL import Image
-from searches import Config
 from transformers import (
     BertConfig,
     BertForPreTraining,
@@ -64,7 +61,7 @@ def test_texts_are_scored_by_the_right_labels_log_probability(tokenizer):
 def test_labels_of_one_name_are_one_class(tokenizer):
     """Their probabilities are summed, and the most probable class counts, not the most probable
     label."""
-    model: Any = random_class(
+    model = random_class(
         "bert", 0, id2label={0: "warm", 1: "cold", 2: "warm"}, label2id={"warm": 2, "cold": 1}
     )
     with torch.no_grad():
@@ -113,7 +110,7 @@ def test_a_cross_encoder_gives_the_odds_of_one_label(tokenizer):
 
 def test_the_gradient_is_that_of_the_mean_score(tokenizer):
     """Along one direction of the head it is the slope of the mean."""
-    model: Any = random_class("bert", 0)
+    model = random_class("bert", 0)
     examples = [
         Example("one two", "red", "a"),
         Example("four", "blue", "b"),
@@ -139,7 +136,7 @@ def test_labels_and_heads_that_are_not_there_are_refused(tokenizer, model):
 
 
 @pytest.fixture
-def two_heads(tmp_path: Path) -> Path:
+def two_heads(tmp_path):
     """Two vision transformers with other labels each, their base without a head, and pictures for
     both."""
     for seed, (name, labels) in enumerate(
@@ -149,7 +146,7 @@ def two_heads(tmp_path: Path) -> Path:
             "id2label": dict(enumerate(labels)),
             "label2id": {label: i for i, label in enumerate(labels)},
         }
-        model: Any = random_class("vit", seed, **(named if labels else {}))
+        model = random_class("vit", seed, **(named if labels else {}))
         (model if labels else model.vit).save_pretrained(tmp_path / name)
         ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / name)
     lines = []
@@ -170,10 +167,10 @@ def two_heads(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def headed(tmp_path: Path, search_config: Config) -> Config:
+def headed(tmp_path, search_config):
     """A search over the bodies, scored through both heads."""
     data = {"jsonl": str(tmp_path / "data.jsonl"), "image_field": "picture", "head_field": "task"}
-    settings: dict[str, Any] = {
+    settings = {
         "sources": [{"model": str(tmp_path / name), "component": "vision"} for name in "ab"],
         "merge": {"groups": "block"},
         "optimize": [STEP],

@@ -17,7 +17,7 @@ from hf_evomerge.fitness.comparison import (
 from hf_evomerge.fitness.scores import Scores
 
 
-def _scores(right: list[int], values: list[float] | None = None) -> Scores:
+def _scores(right, values=None):
     return Scores(
         values or [-1.0 - i / 7 for i in range(len(right))], correct=np.array(right, dtype=bool)
     )

@@ -1,8 +1,6 @@
 import json
 import os
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,7 +9,7 @@ from hf_evomerge.fitness import DataSpec, Example, check_disjoint, load_examples
 from hf_evomerge.recipes.strict_yaml import validate
 
 
-def records(count: int = 10) -> list[dict[str, Any]]:
+def records(count=10):
     """Numbered problems."""
     return [
         {"question": f"question {i}", "number": float(i), "name": f"n{i}"} for i in range(count)
@@ -19,7 +17,7 @@ def records(count: int = 10) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def jsonl(tmp_path: Path) -> str:
+def jsonl(tmp_path):
     """A file with ten problems and blank lines between them."""
     file = tmp_path / "problems.jsonl"
     file.write_text(
@@ -28,7 +26,7 @@ def jsonl(tmp_path: Path) -> str:
     return str(file)
 
 
-def spec(**keys: Any) -> DataSpec:
+def spec(**keys):
     """Settings as they are read from a file, with the problems' field names."""
     return validate(
         DataSpec, {"prompt_field": "question", "answer_field": "number"} | keys, FitnessError
@@ -227,7 +225,7 @@ def test_whole_texts(tmp_path):
 
 
 @pytest.fixture
-def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def datasets(tmp_path, monkeypatch):
     """The datasets library with a cache of its own."""
     library = pytest.importorskip("datasets")
     monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "cache")

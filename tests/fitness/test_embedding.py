@@ -4,7 +4,6 @@ layer."""
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from hf_evomerge.errors import FitnessError, SourceError
 from hf_evomerge.fitness import Example, make_task, parse_task
 from hf_evomerge.fitness.text.embedding import attach_modules
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.stages import Step
 from hf_evomerge.search.phases.baselines.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
@@ -32,7 +30,7 @@ EXAMPLES = [
     Example("six", "two one two one one", "c"),
 ]
 PROMPTS = {"query": "one ", "document": "two three "}
-CASES: dict[str, dict[str, Any]] = {
+CASES = {
     "plain": {"size": None},
     "cls": {"size": None, "pooling": "cls"},
     "last": {"size": None, "pooling": "lasttoken"},
@@ -44,16 +42,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def vectors(folder: Path, tokenizer: Any) -> dict[str, torch.Tensor]:
+def vectors(folder, tokenizer):
     """The unit vector of every text of the examples, as the task retrieval computes it."""
     source = open_source(str(folder))
     model = BertModel.from_pretrained(folder).eval()
     attach_modules(source, model)
-    task: Any = make_task(parse_task({"task": "retrieval", "batch_size": 2}))
+    task = make_task(parse_task({"task": "retrieval", "batch_size": 2}))
     task.sentence = source.sentence
     task.prepare(EXAMPLES, tokenizer)
     with torch.inference_mode():
-        found: dict[str, torch.Tensor] = task._vectors(model)
+        found = task._vectors(model)
     return found
 
 
@@ -80,7 +78,7 @@ def test_the_gradient_reaches_the_modules(tmp_path, tokenizer):
     source = open_source(str(sentence_folder(tmp_path / "a", tokenizer, 0)))
     model = BertModel.from_pretrained(source.folder).eval()
     attach_modules(source, model)
-    task: Any = make_task(parse_task({"task": "retrieval", "batch_size": 2}))
+    task = make_task(parse_task({"task": "retrieval", "batch_size": 2}))
     task.sentence = source.sentence
     task.prepare(EXAMPLES, tokenizer)
     check_gradient(task, model, model.get_submodule("2_Dense").linear.weight)
@@ -92,8 +90,8 @@ def test_an_encoder_is_fine_tuned_through_its_modules(tmp_path, tokenizer):
     model = BertModel.from_pretrained(source.folder).eval().requires_grad_(False)
     attach_modules(source, model)
 
-    def make() -> Any:
-        task: Any = make_task(parse_task({"task": "retrieval"}))
+    def make():
+        task = make_task(parse_task({"task": "retrieval"}))
         task.sentence = source.sentence
         return task
 
@@ -139,7 +137,7 @@ def test_other_ways_to_make_vectors_are_refused(change, message, tmp_path, token
         (folder / "modules.json").write_text(
             text.replace("models.Pooling", f"models.{change['kind']}")
         )
-    task: Any = make_task(parse_task({"task": "retrieval"}))
+    task = make_task(parse_task({"task": "retrieval"}))
     task.sentence = open_source(str(folder)).sentence
     with pytest.raises(FitnessError, match=message):
         task.prepare(EXAMPLES, tokenizer)
@@ -167,7 +165,7 @@ def test_modules_that_are_something_else_are_refused(tmp_path, tokenizer):
 
 
 @pytest.fixture
-def search(tmp_path: Path, tokenizer: Any, search_config: Any) -> SearchConfig:
+def search(tmp_path, tokenizer, search_config):
     """A search by gradient over two encoders with a Dense layer, and their base."""
     for seed, name in enumerate(("base", "a", "b")):
         sentence_folder(tmp_path / name, tokenizer, seed, prompts=PROMPTS)
@@ -184,7 +182,7 @@ def search(tmp_path: Path, tokenizer: Any, search_config: Any) -> SearchConfig:
     fitness = {"task": "retrieval"}
     merge = {"groups": "rows"}
     more = {"merge": merge, "data": data, "compare": {"baselines": []}}
-    config: SearchConfig = search_config("ps", tmp_path, optimize=steps, fitness=fitness, **more)
+    config = search_config("ps", tmp_path, optimize=steps, fitness=fitness, **more)
     return config
 
 
@@ -224,7 +222,7 @@ def test_the_evaluator_of_the_documentation(search, tmp_path, monkeypatch):
     (tmp_path / "search.yaml").write_text(
         (tmp_path / "search.yaml").read_text().replace(f"{tmp_path}/a", f"{tmp_path}/german")
     )
-    names: dict[str, Any] = {"__name__": "__main__"}
+    names = {"__name__": "__main__"}
     exec(compile(block, "docs/encoders.md", "exec"), names)
     rows = names["result"].rows
     encoder = names["SentenceTransformer"](str(tmp_path / "evaluated" / "model"), device="cpu")

@@ -2,13 +2,10 @@
 same."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from classes import random_class
-from searches import Config
 from slowly import slow_beyond
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -18,7 +15,6 @@ from hf_evomerge.fitness import Example, load_examples, make_task, parse_task
 from hf_evomerge.fitness.example import Picture
 from hf_evomerge.recipes.recipe import MergePart, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
 
 PROMPTS = ["one", "two three four five", "six", "four four"]
@@ -32,7 +28,7 @@ WRITES = {
 
 
 @pytest.fixture(scope="module")
-def ending_tokenizer() -> PreTrainedTokenizerFast:
+def ending_tokenizer():
     """One token per word, and the end-of-text token after each text, as T5's and BART's have it."""
     vocabulary = {
         word: i for i, word in enumerate(["<pad>", "<bos>", "<eos>", *(f"w{i}" for i in range(22))])
@@ -51,7 +47,7 @@ def ending_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def random_writer(name: str, seed: int) -> Any:
+def random_writer(name, seed):
     """A tiny encoder-decoder that writes something else after every prompt."""
     own = {
         "t5": {"decoder_start_token_id": 0, "eos_token_id": 2},
@@ -69,7 +65,7 @@ def random_writer(name: str, seed: int) -> Any:
 def test_what_is_written_is_what_the_model_generates(name, ending_tokenizer):
     """In padded batches as one by one, from the prompt with the tokenizer's end of text."""
     model = random_writer(name, 0)
-    task: Any = make_task(parse_task(WRITES))
+    task = make_task(parse_task(WRITES))
     task.prepare(
         [Example(prompt, "w1", str(i)) for i, prompt in enumerate(PROMPTS)], ending_tokenizer
     )
@@ -102,16 +98,14 @@ def test_pictures_and_long_prompts_are_refused(ending_tokenizer):
             ),
         ),
     ):
-        task: Any = make_task(parse_task(WRITES))
+        task = make_task(parse_task(WRITES))
         task.prepare([Example("one", "w1", "a")], ending_tokenizer)
         task._examples = [example]
         with pytest.raises(FitnessError, match=message):
             task.write(model)
 
 
-def search_of(
-    search_config: Config, folder: Path, name: str, tokenizer: Any, **changes: Any
-) -> SearchConfig:
+def search_of(search_config, folder, name, tokenizer, **changes):
     """A search for the merge that writes what the merge with weights .9 and .4 writes."""
     for seed, called in enumerate(("base", "a", "b")):
         random_writer(name, seed).save_pretrained(folder / called)
@@ -149,7 +143,7 @@ def test_a_search_on_generated_answers(name, ending_tokenizer, tmp_path, search_
     result = run_search(config, tmp_path / "out")
     winner = next(row for row in result.rows if row.winner)
     built = tmp_path / "out" / "model"
-    task: Any = make_task(config.fitness)
+    task = make_task(config.fitness)
     examples = load_examples(config.data["test"])
     task.prepare(examples, AutoTokenizer.from_pretrained(built))
     scores = task.evaluate(AutoModelForSeq2SeqLM.from_pretrained(built))

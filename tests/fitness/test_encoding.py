@@ -1,5 +1,4 @@
 import copy
-from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -11,7 +10,7 @@ from hf_evomerge.fitness.text.encoding import encode_pair, encode_prompt, length
 
 
 @pytest.fixture(scope="module")
-def byte_level() -> PreTrainedTokenizerFast:
+def byte_level():
     """A byte-level BPE that merges ``1`` and ``8``, and a space with the digit after it."""
     vocabulary = {"<eos>": 0, "<bos>": 1}
     for letter in [*sorted(pre_tokenizers.ByteLevel.alphabet()), "18", "Ġ1", "Ġ18"]:
@@ -64,9 +63,9 @@ def test_chat(tokenizer):
     example = Example("one two", "three", "e", chat=True, system="zero")
     assert render_prompt(example, chatty) == "system zero user one two assistant"
     assert render_prompt(Example("one two", "three"), chatty) == "one two"
-    seen: list[dict[str, Any]] = []
+    seen = []
 
-    def spy(text: str, **keys: Any) -> dict[str, list[int]]:
+    def spy(text, **keys):
         seen.append(keys)
         return {"input_ids": [1]}
 

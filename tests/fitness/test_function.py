@@ -1,19 +1,11 @@
-from typing import Any
-
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import Example, FunctionTask
+from hf_evomerge.fitness import FunctionTask
 
 
-def run(
-    function: Any,
-    model: LlamaForCausalLM,
-    examples: list[Example],
-    tokenizer: PreTrainedTokenizerFast,
-) -> list[float]:
+def run(function, model, examples, tokenizer):
     """The values that a function gives."""
     task = FunctionTask(function)
     task.prepare(examples, tokenizer)
@@ -24,7 +16,7 @@ def test_own_function(model, examples, tokenizer):
     """The function gets the model, the tokenizer and the examples, without gradients, and its
     numbers are the values."""
 
-    def words(given_model: Any, given_tokenizer: Any, given: list[Example]) -> list[float]:
+    def words(given_model, given_tokenizer, given):
         assert given_model is model
         assert given_tokenizer is tokenizer
         assert torch.is_inference_mode_enabled()

@@ -1,11 +1,10 @@
 import copy
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example, GenerationSpec, GenerationTask, Scores, render_prompt
@@ -17,18 +16,14 @@ from hf_evomerge.fitness.text.respond import Written
 LENGTH = 8
 
 
-def run(
-    model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast, **keys: Any
-) -> Scores:
+def run(model, examples, tokenizer, **keys):
     """Scores on whole responses of a few tokens, unless asked otherwise."""
     task = GenerationTask(GenerationSpec(**({"extract": "all", "max_new_tokens": LENGTH} | keys)))
     task.prepare(examples, tokenizer)
     return task.evaluate(model)
 
 
-def greedy(
-    model: Any, prompt: str, tokenizer: PreTrainedTokenizerFast, special: bool = False
-) -> str:
+def greedy(model, prompt, tokenizer, special=False):
     """What one prompt is continued with, by forward passes without a cache; with or without its
     special tokens."""
     tokens = tokenizer(prompt)["input_ids"]
@@ -59,7 +54,7 @@ def test_shots_are_read_once_for_all_responses(model, examples, tokenizer):
     whole = [replace(each, prompt=render_prompt(each, tokenizer), shots=()) for each in asked]
     tokens = [0]
 
-    def count(module: Any, arguments: Any, given: dict[str, Any]) -> None:
+    def count(module, arguments, given):
         tokens[-1] += given["input_ids"].numel()
 
     written = []

@@ -1,22 +1,20 @@
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import DataSpec, Example, LmEvalSpec, LmEvalTask, Scores, load_examples
+from hf_evomerge.fitness import DataSpec, Example, LmEvalSpec, LmEvalTask, load_examples
 from hf_evomerge.fitness.tasks.harness import load_tasks
 from hf_evomerge.recipes.strict_yaml import validate
 
 from .conftest import WORDS
 
-CHOICE: dict[str, Any] = {
+CHOICE = {
     "task": "tiny_choice",
     "output_type": "multiple_choice",
     "doc_to_text": "{{question}}",
@@ -25,7 +23,7 @@ CHOICE: dict[str, Any] = {
     "fewshot_split": "train",
     "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
 }
-WRITE: dict[str, Any] = {
+WRITE = {
     "task": "tiny_write",
     "output_type": "generate_until",
     "doc_to_text": "{{question}}",
@@ -43,7 +41,7 @@ WRITE: dict[str, Any] = {
     ],
     "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
 }
-ROLLING: dict[str, Any] = {
+ROLLING = {
     "task": "tiny_rolling",
     "output_type": "loglikelihood_rolling",
     "doc_to_text": "",
@@ -54,7 +52,7 @@ KINDS = [CHOICE, WRITE, ROLLING]
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def tasks(tmp_path_factory):
     """Three tasks of different kinds, as files beside their documents."""
     folder = tmp_path_factory.mktemp("tasks")
     rng = random.Random(0)
@@ -82,12 +80,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def own(
-    tasks: dict[str, str],
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Any]:
+def own(tasks, model, tokenizer, tmp_path_factory):
     """What lm_eval's own interface says of the saved model."""
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -111,28 +104,26 @@ def own(
         )
 
 
-def read(spec: DataSpec) -> list[Example]:
+def read(spec):
     """The documents of tasks, with consent to load their files."""
     return load_examples(spec, trust_remote_code=True)
 
 
-def trusting(spec: LmEvalSpec) -> LmEvalTask:
+def trusting(spec):
     """A task that may load task files."""
     task = LmEvalTask(spec)
     task.trust_remote_code = True
     return task
 
 
-def score(
-    model: Any, tokenizer: Any, names: list[str], data: dict[str, Any] | None = None, **keys: Any
-) -> Scores:
+def score(model, tokenizer, names, data=None, **keys):
     """What a model scores on documents of tasks."""
     task = trusting(LmEvalSpec(num_fewshot=2, **keys))
     task.prepare(read(DataSpec(lm_eval=names, **(data or {}))), tokenizer)
     return task.evaluate(model)
 
 
-def changed(task: str, change: dict[str, Any], folder: Path) -> str:
+def changed(task, change, folder):
     """The file of a task with other keys."""
     text = yaml.safe_dump({**yaml.safe_load(Path(task).read_text(encoding="utf-8")), **change})
     (folder / "task.yaml").write_text(
@@ -187,7 +178,7 @@ def test_documents_are_examples(tasks, model, tokenizer):
     seeded = {"shuffle_seed": 5}
     task = trusting(LmEvalSpec(metric={"tiny_choice": "acc_norm"}))
     parts = [read(DataSpec(lm_eval=names, **seeded, **cut)) for cut in ({"count": 6}, {"start": 6})]
-    found: dict[str, float] = {}
+    found = {}
     for part in (*parts, read(DataSpec(lm_eval=names))):
         task.prepare(part, tokenizer)
         values = dict(

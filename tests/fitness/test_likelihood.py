@@ -1,7 +1,6 @@
 import copy
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -14,12 +13,11 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MixtralConfig,
-    PreTrainedTokenizerFast,
 )
 from transformers.models.auto import AutoModelForCausalLM
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import Example, LikelihoodSpec, LikelihoodTask, Scores, render_prompt
+from hf_evomerge.fitness import Example, LikelihoodSpec, LikelihoodTask, render_prompt
 from hf_evomerge.fitness.data.shots import with_shots
 
 from .conftest import SIZES, check_gradient, prepared
@@ -46,14 +44,12 @@ CONFIGS = {
 }
 
 
-def score(
-    model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast, **keys: Any
-) -> Scores:
+def score(model, examples, tokenizer, **keys):
     """Scores with a space between prompt and answer, unless asked otherwise."""
     return prepared("likelihood", examples, tokenizer, **{"separator": " ", **keys}).evaluate(model)
 
 
-def plain(model: Any, examples: list[Example], tokenizer: PreTrainedTokenizerFast) -> list[float]:
+def plain(model, examples, tokenizer):
     """The definition, one example at a time, from all logits."""
     values = []
     for example in examples:
@@ -86,7 +82,7 @@ def test_a_shared_prefix_changes_no_score(architecture, examples, tokenizer):
     whole = [replace(each, prompt=render_prompt(each, tokenizer), shots=()) for each in asked]
     tokens = [0]
 
-    def count(module: Any, arguments: Any, given: dict[str, Any]) -> None:
+    def count(module, arguments, given):
         tokens[-1] += given["input_ids"].numel()
 
     model.register_forward_pre_hook(count, with_kwargs=True)
@@ -107,11 +103,11 @@ def test_model_without_logits_to_keep(model, examples, tokenizer):
     class Stubborn(torch.nn.Module):
         config = model.config
 
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.inner = model
 
-        def forward(self, input_ids: torch.Tensor, **ignored: Any) -> Any:
+        def forward(self, input_ids, **ignored):
             return SimpleNamespace(logits=self.inner(input_ids=input_ids).logits)
 
     assert score(Stubborn(), examples, tokenizer).values == pytest.approx(

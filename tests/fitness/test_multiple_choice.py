@@ -1,14 +1,11 @@
 import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import DataSpec, Example, Scores, load_examples
+from hf_evomerge.fitness import DataSpec, Example, load_examples
 
 from .conftest import prepared
 
@@ -19,9 +16,7 @@ QUESTIONS = [
 ]
 
 
-def score(
-    model: Any, tokenizer: PreTrainedTokenizerFast, examples: list[Example] = QUESTIONS, **keys: Any
-) -> Scores:
+def score(model, tokenizer, examples=QUESTIONS, **keys):
     """What a model scores on questions."""
     return prepared("multiple_choice", examples, tokenizer, separator=" ", **keys).evaluate(model)
 
@@ -68,10 +63,10 @@ Write = Callable[..., DataSpec]
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Write:
+def data(tmp_path):
     """Writes one record and says how to read it."""
 
-    def write(record: dict[str, Any], **keys: Any) -> DataSpec:
+    def write(record, **keys):
         file = tmp_path / "quiz.jsonl"
         file.write_text(json.dumps(record) + "\n", encoding="utf-8")
         return DataSpec(jsonl=str(file), prompt_field="q", answer_field="a", **keys)

@@ -1,12 +1,11 @@
 import copy
 import random
-from typing import Any
 
 import pytest
 import torch
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import Example, PerplexitySpec, Scores
+from hf_evomerge.fitness import Example, PerplexitySpec
 from hf_evomerge.fitness.tasks.perplexity import windows
 from hf_evomerge.recipes.strict_yaml import validate
 
@@ -14,13 +13,13 @@ from .conftest import WORDS, check_gradient, prepared
 
 
 @pytest.fixture(scope="module")
-def texts() -> list[Example]:
+def texts():
     """Texts of 1 to 40 words, without prompts."""
     rng = random.Random(3)
     return [Example("", " ".join(rng.choices(WORDS, k=k)), f"t{k}") for k in (40, 1, 7, 23, 12)]
 
 
-def score(model: Any, examples: list[Example], tokenizer: Any, **keys: Any) -> Scores:
+def score(model, examples, tokenizer, **keys):
     """What a model scores on texts."""
     return prepared("perplexity", examples, tokenizer, **keys).evaluate(model)
 

@@ -4,7 +4,6 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -24,14 +23,14 @@ from hf_evomerge.fitness.pictures import SeeingTokenizer
 from hf_evomerge.recipes.strict_yaml import validate
 
 
-def png(color: str = "red", size: tuple[int, int] = (8, 8)) -> bytes:
+def png(color="red", size=(8, 8)):
     """The file of a picture of one colour."""
     stream = io.BytesIO()
     Image.new("RGB", size, color).save(stream, format="PNG")
     return stream.getvalue()
 
 
-def load(value: Any, **keys: Any) -> list[Example]:
+def load(value, **keys):
     """The one example with this picture, from a function, or from a file of JSON lines where one is
     named."""
     record = {"prompt": "what is it ?", "answer": "red", "picture": value}
@@ -174,7 +173,7 @@ def test_the_same_question_about_another_picture_is_another_problem():
         check_disjoint([red], [blue], [red])
 
 
-def seen(color: str, prompt: str = "what is it ?", answer: str = "red", **fields: Any) -> Example:
+def seen(color, prompt="what is it ?", answer="red", **fields):
     """An example with a picture of one colour."""
     return Example(
         prompt, answer, color, chat=True, pictures=(Picture(png(color), color),), **fields
@@ -185,7 +184,7 @@ def seen(color: str, prompt: str = "what is it ?", answer: str = "red", **fields
 def test_tasks_score_each_example_with_its_own_picture(task):
     """In a batch of prompts of different length the scores are those of each alone, and another
     picture gives others."""
-    sections: dict[str, dict[str, Any]] = {
+    sections = {
         "likelihood": {"separator": " "},
         "generation": {"max_new_tokens": 4, "extract": "all"},
         "multiple_choice": {"separator": " "},
@@ -195,7 +194,7 @@ def test_tasks_score_each_example_with_its_own_picture(task):
         parameter.data.mul_(8)  # so that pictures matter
     sees = SeeingTokenizer(processor("llava"))
 
-    def score(*examples: Example) -> tuple[list[float], list[str]]:
+    def score(*examples):
         made = make_task(parse_task({"task": task, **sections[task]}))
         made.prepare(examples, sees)
         scores = made.evaluate(model)

@@ -1,4 +1,4 @@
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -21,13 +21,13 @@ class LengthTask:
 
     spec_type: ClassVar[type[TaskSpec]] = LengthSpec
 
-    def __init__(self, spec: LengthSpec) -> None:
+    def __init__(self, spec):
         self.spec = spec
 
-    def prepare(self, examples: Any, tokenizer: Any) -> None:
+    def prepare(self, examples, tokenizer):
         self.examples = list(examples)
 
-    def evaluate(self, model: Any) -> Scores:
+    def evaluate(self, model):
         return Scores([self.spec.factor * len(example.prompt) for example in self.examples])
 
 

@@ -1,12 +1,10 @@
 """The fitness of sentence encoders."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from classes import random_class
-from transformers import BertModel
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example
@@ -22,12 +20,12 @@ EXAMPLES = [
 ]
 
 
-def encoder(seed: int) -> BertModel:
+def encoder(seed):
     """A tiny random encoder without a head."""
     return random_class("bert", seed).bert
 
 
-def vector(model: BertModel, tokenizer: Any, text: str, *, first: bool = False) -> torch.Tensor:
+def vector(model, tokenizer, text, *, first=False):
     """The unit vector of a text by itself."""
     with torch.inference_mode():
         states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]

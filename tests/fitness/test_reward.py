@@ -2,8 +2,6 @@
 
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 from words import word_tokenizer
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import DataSpec, Scores, load_examples, make_task, parse_task
+from hf_evomerge.fitness import DataSpec, load_examples, make_task, parse_task
 from hf_evomerge.fitness.tasks.reward import _function
 
 from .conftest import SIZES, SPECIAL, WORDS
@@ -39,18 +37,16 @@ def text(completions, **kwargs):
 
 
 @pytest.fixture
-def code(tmp_path: Path) -> str:
+def code(tmp_path):
     """A file of reward functions."""
     file = tmp_path / "rewards.py"
     file.write_text(CODE, encoding="utf-8")
     return str(file)
 
 
-def scored(
-    model: Any, examples: Any, tokenizer: Any, /, *, trusted: bool = True, **keys: Any
-) -> Scores:
+def scored(model, examples, tokenizer, /, *, trusted=True, **keys):
     """What a task of rewards scores."""
-    task: Any = make_task(parse_task({"task": "reward", "max_new_tokens": 4, **keys}))
+    task = make_task(parse_task({"task": "reward", "max_new_tokens": 4, **keys}))
     task.trust_remote_code = trusted
     task.prepare(examples, tokenizer)
     return task.evaluate(model)
@@ -126,7 +122,7 @@ def test_refusals(keys, complaint, model, examples, tokenizer, code):
 
 
 @pytest.fixture
-def judge(tmp_path: Path) -> Path:
+def judge(tmp_path):
     """A random reward model with a tokenizer."""
     torch.manual_seed(1)
     config = LlamaConfig(**SIZES, num_labels=1)

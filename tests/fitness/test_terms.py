@@ -1,34 +1,25 @@
 import random
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import (
-    DifferentiableTask,
-    Example,
-    JudgingTask,
-    TermsSpec,
-    make_task,
-    parse_task,
-)
+from hf_evomerge.fitness import DifferentiableTask, JudgingTask, make_task, parse_task
 
 from .conftest import WORDS, prepared
 
 LIKELIHOOD = {"task": "likelihood", "separator": " "}
 
 
-def spec_of(*terms: dict[str, Any]) -> TermsSpec:
+def spec_of(*terms):
     """The spec of a sum."""
     return parse_task({"terms": list(terms)})
 
 
-def written(folder: Path, count: int) -> dict[str, Any]:
+def written(folder, count):
     """Data of so many examples that no other data has."""
     rng = random.Random(count)
     lines = [
@@ -105,7 +96,7 @@ def test_gradient_is_of_the_weighted_sum(tmp_path, model, examples, tokenizer):
     assert batch[0].beside[0].example == batch[1].beside[0].example
     weight = model.model.layers[0].mlp.up_proj.weight
 
-    def gradient(section: dict[str, Any], rows: list[Example]) -> torch.Tensor:
+    def gradient(section, rows):
         task = make_task(parse_task(section))
         task.prepare(rows, tokenizer)
         model.zero_grad(set_to_none=True)

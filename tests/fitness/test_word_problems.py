@@ -1,5 +1,4 @@
 import json
-from typing import Any
 
 import pytest
 from searches import minimal
@@ -18,7 +17,7 @@ PAPER_PROMPT = (
 )
 
 
-def search(fitness: dict[str, Any], **data: Any) -> SearchConfig:
+def search(fitness, **data):
     """A search file with these sections."""
     return minimal(fitness=fitness, data=data)
 

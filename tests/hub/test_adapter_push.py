@@ -3,13 +3,12 @@ whoever rebuilds it."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from classes import edit_json
 from hub_fixtures import upload_models
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import hf_hub_download
 from recipes import merge_of
 from safetensors.torch import save_file
 from slowly import slow_beyond
@@ -40,7 +39,7 @@ for kind in AutoPeftModelForCausalLM, AutoModelForCausalLM:
 
 
 @pytest.fixture
-def published(tiny: Path, tmp_path: Path, lfs_api: HfApi) -> dict[str, str]:
+def published(tiny, tmp_path, lfs_api):
     """A base and two adapters of it on the hub, by their folders."""
     folders = [
         tiny / "base",
@@ -52,7 +51,7 @@ def published(tiny: Path, tmp_path: Path, lfs_api: HfApi) -> dict[str, str]:
     return upload_models(lfs_api, *folders)
 
 
-def adapter_of(published: dict[str, str], out: Path, **fields: Any) -> Path:
+def adapter_of(published, out, **fields):
     """Build the merge of the two adapters from their folders."""
     base, *adapters = published
     sources = [{"model": base, "adapter": adapter} for adapter in adapters]

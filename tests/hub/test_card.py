@@ -5,7 +5,6 @@ import ast
 import copy
 import re
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import yaml
@@ -30,16 +29,14 @@ MERGE = {
 }
 FLOW = {"path": ["0:0", "1:1", "0:1", "0:1"], "scales": [1.0, 0.5, 1.5, 1.0]}
 BUILT = {"versions": {"hf-evomerge": "9.9"}, "sha256": {"model.safetensors": "00"}}
-PARTS: dict[str, dict[str, Any]] = {
+PARTS = {
     "ps": {"merge": MERGE},
     "dfs": {"flow": FLOW},
     "hybrid": {"merge": MERGE, "flow": {**FLOW, "path": ["2:0", "1:1", "2:1", "2:1"]}},
 }
 
 
-def _row(
-    stage: str, model: str, fitness: Any, accuracy: Any, *, evaluations: int = 0
-) -> dict[str, Any]:
+def _row(stage, model, fitness, accuracy, *, evaluations=0):
     figures = dict(
         zip(
             ("fitness", "fitness_se", "accuracy", "accuracy_se"), (*fitness, *accuracy), strict=True
@@ -55,7 +52,7 @@ def _row(
     }
 
 
-STUDY: dict[str, Any] = {
+STUDY = {
     "format": 1,
     "space": "hybrid",
     "seed": 7,
@@ -102,15 +99,13 @@ STUDY: dict[str, Any] = {
 
 
 @pytest.fixture
-def study() -> dict[str, Any]:
+def study():
     """A record that a test may change."""
     return copy.deepcopy(STUDY)
 
 
-def _facts(
-    kind: str, *, study: dict[str, Any] | None = STUDY, images: tuple[str, ...] = (), **recipe: Any
-) -> CardFacts:
-    config: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+def _facts(kind, *, study=STUDY, images=(), **recipe):
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     if kind != "ps":
         layers = [{**source, "layers": 2} for source in SOURCES] + (
             [{"layers": 2}] if kind == "hybrid" else []
@@ -131,7 +126,7 @@ def _facts(
     return CardFacts(config, Recipe.model_validate(fields), record, images)
 
 
-def _card(facts: CardFacts, **arguments: Any) -> ModelCard:
+def _card(facts, **arguments):
     text = render_card(facts, "u/merge", LICENSE, **arguments)
     assert "\n\n\n" not in text
     assert "{{" not in text
@@ -463,7 +458,7 @@ def test_a_prompt_has_the_searchs_form():
     """Where no example is published, the code that loads the model says how prompts look, or asks
     as a chat."""
 
-    def text(**data: Any) -> str:
+    def text(**data):
         study = {**STUDY, "examples": [], "settings": {**STUDY["settings"], "data": {"test": data}}}
         return render_card(_facts("ps", study=study), "u/merge", LICENSE)
 

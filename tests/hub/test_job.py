@@ -5,7 +5,6 @@ import json
 import shutil
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +20,7 @@ def test_a_job_goes_on_after_its_time_limit(
     """What a job has kept in its repository goes on from another disk, to the same trials and a
     model."""
     spec = spec_from_file_location("hf_job", SCRIPT)
-    job: Any = module_from_spec(spec)
+    job = module_from_spec(spec)
     spec.loader.exec_module(job)  # type: ignore[union-attr]
     monkeypatch.setattr(job, "WORKERS", 0)  # in this process, which is cheaper
     settings = search_settings()
@@ -39,7 +38,7 @@ def test_a_job_goes_on_after_its_time_limit(
         path_or_fileobj=text, path_in_repo="search.yaml", repo_id="local/study", repo_type="dataset"
     )
 
-    def run(disk: str, seconds: str) -> None:
+    def run(disk, seconds):
         (tmp_path / disk).mkdir()
         monkeypatch.chdir(tmp_path / disk)
         monkeypatch.setattr("sys.argv", ["hf_job.py", "local/study", "--seconds", seconds])
@@ -47,7 +46,7 @@ def test_a_job_goes_on_after_its_time_limit(
 
     keep = job.Keep.upload
 
-    def cut_off(self: Any, folder: Path, *names: str) -> None:
+    def cut_off(self, folder, *names):
         keep(self, folder, *names)
         raise TimeoutError
 

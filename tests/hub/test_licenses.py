@@ -1,7 +1,6 @@
 """Licenses: what follows from the parents', what is left to the user, and what is refused."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from huggingface_hub import ModelCardData
@@ -9,17 +8,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
 from hf_evomerge.errors import HubError
-from hf_evomerge.hub.licenses import (
-    LicenseDecision,
-    ParentLicense,
-    decide_license,
-    languages_of,
-    license_of,
-)
+from hf_evomerge.hub.licenses import ParentLicense, decide_license, languages_of, license_of
 from hf_evomerge.recipes.recipe import SourceRef
 
 
-def _decide(*licenses: str, chosen: str | None = None) -> LicenseDecision:
+def _decide(*licenses, chosen=None):
     return decide_license(
         [ParentLicense(f"user/{i}", license) for i, license in enumerate(licenses)], chosen
     )
@@ -101,12 +94,12 @@ def test_a_hub_that_does_not_answer_is_no_license(waits):
     """A passing fault must not turn a known license into an unknown one; a repository that is not
     there has none."""
 
-    def failing(status: int) -> Any:
+    def failing(status):
         response = httpx.Response(
             status, request=httpx.Request("GET", "http://127.0.0.1/api/models/a/b")
         )
 
-        def model_info(repo_id: str, revision: str | None = None) -> Any:
+        def model_info(repo_id, revision=None):
             raise HfHubHTTPError(f"status {status}", response=response)
 
         return SimpleNamespace(model_info=model_info)
@@ -151,7 +144,7 @@ def test_contradictions_are_refused(licenses, named):
     assert (decision.license, decision.chosen) == ("other", True)
 
 
-def _api(data: dict[str, Any] | None) -> Any:
+def _api(data):
     card = None if data is None else ModelCardData(**data)
     return SimpleNamespace(
         model_info=lambda repo_id, revision=None: SimpleNamespace(card_data=card)
@@ -188,7 +181,7 @@ def test_languages_are_the_parents():
     """What all parents state, as codes and a few; nothing where one is silent, or there are
     many."""
 
-    def of(*stated: Any) -> tuple[str, ...]:
+    def of(*stated):
         return languages_of(
             [
                 license_of(SourceRef(model="a/b"), _api({"language": language}))

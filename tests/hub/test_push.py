@@ -3,7 +3,6 @@ after any failure."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -35,7 +34,7 @@ print(json.dumps([type(model).__name__, tokens.tolist(), round(logits.double().s
 """
 
 
-def _expected(folder: Path) -> list[Any]:
+def _expected(folder):
     """What `LOAD` prints of a model that is loaded from a folder in this process."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     inputs = AutoTokenizer.from_pretrained(folder)(

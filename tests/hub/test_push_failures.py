@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any
 
 import pytest
 from faulty_hub import Fault
@@ -101,7 +100,7 @@ def test_somebody_elses_commit_is_not_overwritten(plain, lfs_api, monkeypatch, w
     usual = lfs_api.create_commit
     calls = []
 
-    def interrupted(*arguments: Any, **keywords: Any) -> Any:
+    def interrupted(*arguments, **keywords):
         if not calls:
             calls.append(1)
             usual("local/merge", [CommitOperationAdd("theirs.txt", b"x")], commit_message="theirs")

@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hub_fixtures import upload_models
@@ -153,7 +152,7 @@ def test_folders_that_hold_no_merge_are_refused(tiny, lfs_api, tmp_path, monkeyp
         push_model(_copy_with_recipe(tiny, tmp_path), "nobody/merge", api=lfs_api)
 
 
-def _copy_with_recipe(tiny: Path, tmp_path: Path) -> Path:
+def _copy_with_recipe(tiny, tmp_path):
     folder = Path(shutil.copytree(tiny / "a", tmp_path / "copy"))
     merge_of(tiny / "a").save(folder / "recipe.yaml")
     return folder
@@ -201,7 +200,7 @@ def test_a_link_out_of_the_folder_is_not_published(plain, lfs_api, tmp_path, mon
     (tmp_path / "secret").write_text("{}")
     read = push_plan.weight_files
 
-    def linked(folder: Path) -> Any:
+    def linked(folder):
         found = read(folder)
         (folder / "tokenizer_config.json").unlink()
         (folder / "tokenizer_config.json").symlink_to(tmp_path / "secret")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +193,7 @@ def test_examples_are_published_where_they_are_asked_for(hybrid_search, tiny, tm
 def test_failed_trials_and_unfinished_searches_have_a_record(search_config, tmp_path):
     """A search without results, with trials that failed, is recorded as it is, and errors name no
     folder."""
-    config: Any = search_config()
+    config = search_config()
     study = Study.create(tmp_path / "study", config.model_dump(mode="json"))
     study.add_trial(
         Trial("ps", 0, 0, np.zeros(2), None, Scores.failed("/home/someone/model: cannot be read"))

@@ -4,14 +4,12 @@ was downloaded."""
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from classes import edit_json
 from faulty_hub import Fault
 from hub_fixtures import upload_models, use_hub
-from huggingface_hub import HfApi
 from local_hub import LocalHub
 from recipes import merge_of
 from safetensors.torch import load_file, save_file
@@ -29,13 +27,13 @@ from hf_evomerge.recipes.recipe import Recipe
 
 
 @pytest.fixture
-def published(tiny: Path, lfs_api: HfApi) -> dict[str, str]:
+def published(tiny, lfs_api):
     """The tiny family on the hub, by folder."""
     return upload_models(lfs_api, *(tiny / name for name in ("a", "b", "base")))
 
 
 @pytest.fixture(scope="module")
-def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tiny, tmp_path_factory):
     """A DARE merge with a path through it, everything that could come out otherwise; and what a hub
     keeps that has it."""
     merge = {"parameters": [{"weight": 0.6, "density": 0.5}, {"weight": 0.7, "density": 0.5}]}
@@ -53,13 +51,13 @@ def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def merged(made: Path, tmp_path: Path) -> Path:
+def merged(made, tmp_path):
     """That merge, which a test may change."""
     return shutil.copytree(made / "merged", tmp_path / "merged")
 
 
 @pytest.fixture
-def pushed(made: Path, hub: LocalHub, lfs_api: HfApi) -> Path:
+def pushed(made, hub, lfs_api):
     """The merge, which is on the hub as local/merge, as its sources are."""
     hub.stop()
     shutil.copytree(made / "hub", hub.root, dirs_exist_ok=True)
@@ -67,12 +65,12 @@ def pushed(made: Path, hub: LocalHub, lfs_api: HfApi) -> Path:
     return made / "merged"
 
 
-def _put(api: HfApi, name: str, content: Any) -> None:
+def _put(api, name, content):
     """Replace a file of the published merge."""
     api.upload_file(repo_id="local/merge", path_in_repo=name, path_or_fileobj=content)
 
 
-def _cached(name: str, home: Path) -> Path:
+def _cached(name, home):
     (file,) = (home / "hub" / f"models--local--{name}" / "snapshots").glob("*/model.safetensors")
     return file.resolve()
 

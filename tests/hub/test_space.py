@@ -3,12 +3,11 @@ for."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from hub_fixtures import upload_models
-from huggingface_hub import HfApi, SpaceCard
+from huggingface_hub import SpaceCard
 
 import hf_evomerge
 from hf_evomerge.errors import FitnessError, HubError
@@ -17,7 +16,7 @@ from hf_evomerge.hub.space import SPACE_FOLDER, push_space, run_space
 
 
 @pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def app(monkeypatch, tmp_path):
     """An app in place of the Space's, which writes what it sees to `SEEN`."""
     monkeypatch.setattr("hf_evomerge.hub.space.bundled", lambda name: tmp_path)
     monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
@@ -25,7 +24,7 @@ def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def model(lfs_api: HfApi) -> str:
+def model(lfs_api):
     """A repository that a Space can show."""
     lfs_api.create_repo("local/merge")
     lfs_api.upload_file(repo_id="local/merge", path_in_repo="config.json", path_or_fileobj=b"{}")
@@ -133,7 +132,7 @@ def test_a_search_whose_data_moved_is_shown_without_problems(
     """Where the examples of a search cannot be read any more, the page has everything but them, and
     that is said."""
 
-    def moved(*_: object, **__: object) -> Any:
+    def moved(*_, **__):
         raise FitnessError("data/test.jsonl: cannot be read")
 
     app.write_text(

@@ -1,15 +1,11 @@
 """Adapters of the tiny family's base, for searches over them."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 from tiny_adapters import save_adapter
 
 
 @pytest.fixture(scope="session")
-def adapters(tiny: Path, made_once: Callable[..., Path]) -> dict[str, Any]:
+def adapters(tiny, made_once):
     """Sources and base of a search over two adapters of the tiny base."""
     ranks = {"ja": 2, "maths": 3}
     base = tiny / "base"

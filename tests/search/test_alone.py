@@ -1,7 +1,5 @@
 """The baseline `alone`, the same search over each source by itself, and searches of one source."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from searches import GRADIENT, facts, minimal
@@ -11,11 +9,9 @@ from hf_evomerge.cli.searching import _next
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.evaluation.sources import SourceSummary
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import save_results
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.spaces.space import make_space
 from hf_evomerge.search.study.files import INSTEAD_FILE
 
@@ -24,7 +20,7 @@ PS = {"base": {"model": "c"}, "merge": {"groups": "half"}, "compare": ALONE}
 BEST = (0.9, 0.2)  # weights of the two sources
 
 
-def _weights(job: Job) -> list[float]:
+def _weights(job):
     """Mean weight of each source; 0 where it takes no part."""
     weights = [0.0, 0.0]
     if isinstance(job.target, Recipe) and job.target.merge is not None:
@@ -37,14 +33,14 @@ def _weights(job: Job) -> list[float]:
     return weights
 
 
-def _scores(job: Job) -> np.ndarray:
+def _scores(job):
     """Scores of merges: the nearer the mean weight of each source is to its best, the better."""
     pairs = zip(_weights(job), BEST, strict=True)
     found = hardness(job.split) - sum((weight - best) ** 2 for weight, best in pairs)
     return found if job.batch is None else found[list(job.batch)]
 
 
-def _runner(**more: object) -> ToyRunner:
+def _runner(**more):
     return ToyRunner(scores=_scores, **more)  # type: ignore[arg-type]
 
 
@@ -82,7 +78,7 @@ def test_a_source_that_is_enough_is_kept(tmp_path):
     """Where one source alone does as well as the merge, its recipe is written beside the winner's,
     and the next step is to build it."""
 
-    def scores(job: Job) -> np.ndarray:
+    def scores(job):
         found = 0.2 - np.abs(_weights(job)[0] - 0.9) + hardness(job.split)
         return found if job.batch is None else found[list(job.batch)]
 
@@ -123,7 +119,7 @@ def test_one_that_fails_is_a_warning(tmp_path, caplog):
     """Where every candidate of a source alone fails, the other has its row, and the search its
     result."""
 
-    def fails(job: Job) -> bool:
+    def fails(job):
         is_merge = isinstance(job.target, Recipe) and job.target.merge is not None
         return is_merge and job.target.merge.sources == [0]
 
@@ -193,7 +189,7 @@ def test_what_cannot_be_alone_is_refused(settings, message):
 def test_a_source_that_is_the_base_has_no_search(search_config, tiny, tmp_path, caplog):
     """Where nothing of a source could be rescaled, the plan says that it has no row, and the
     search goes on to its end."""
-    config: SearchConfig = search_config(
+    config = search_config(
         "ps",
         sources=[{"model": str(tiny / "a")}, {"model": str(tiny / "base")}],
         merge={"groups": "half"},
@@ -235,7 +231,7 @@ def test_real_models(space, settings, search_config, tmp_path):
 
 def test_one_source_is_rescaled(search_config, tiny, tmp_path):
     """A search over one source and its base merges that source alone, and its winner is built."""
-    source: Path = tiny / "a"
+    source = tiny / "a"
     config = search_config("ps", sources=[{"model": str(source)}], merge={"groups": "half"})
     result = run_search(config, tmp_path / "out")
     assert [row.stage for row in result.rows] == ["base", "source", "ps"]

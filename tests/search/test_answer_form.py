@@ -29,7 +29,7 @@ Trained = Callable[..., list[str]]
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> Trained:
+def trained(tmp_path):
     """Makes two models that have learnt problems and answers in one form, and a file of these
     problems; returns names."""
     return partial(make_pair, tmp_path)

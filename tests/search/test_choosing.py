@@ -1,8 +1,6 @@
 """Which of a search's candidates wins, on which split it is judged, and what the table says of
 it."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from toy_search import EXAMPLES, LAYERS, ToyRunner, table_rows, toy_config, toy_scores, toy_search
@@ -19,7 +17,7 @@ def test_validation_chooses_the_winner(tmp_path):
     """The finalist that scores best on validation examples wins, which see nothing but finalists,
     and test examples rows."""
 
-    def scores(job: Job) -> np.ndarray:
+    def scores(job):
         if job.split == "validation":
             return -toy_scores(Job(job.target, "search"))
         return toy_scores(job)
@@ -42,7 +40,7 @@ def test_a_validation_fitness_of_zero_is_a_fitness(tmp_path):
     """Of finalists that score below zero and one that scores exactly zero, the latter wins, before
     those that fail."""
 
-    def scores(job: Job) -> np.ndarray:
+    def scores(job):
         if job.split != "validation" or not (best := study.best("ps")):
             return toy_scores(job)
         return np.full(
@@ -62,7 +60,7 @@ def test_without_validation_the_search_fitness_chooses(tmp_path):
     study, result = toy_search(tmp_path / "ps", ToyRunner(), splits=("search", "test"))
     assert result.winner.key == study.best("ps")[0].recipe_key
 
-    def dfs_is_better(job: Job) -> np.ndarray:
+    def dfs_is_better(job):
         return toy_scores(job) + (
             5.0 if isinstance(job.target, Recipe) and job.target.flow else 0.0
         )
@@ -112,7 +110,7 @@ PS = {
     "starts": ["average"],
     "parameters": {"weight": {"low": 0, "high": 2}},
 }
-WEIGHTS: dict[str, Any] = {"merge": {**PS}, "optimize": [{"evaluations": 20}]}
+WEIGHTS = {"merge": {**PS}, "optimize": [{"evaluations": 20}]}
 
 
 @pytest.mark.parametrize(
@@ -136,9 +134,9 @@ WEIGHTS: dict[str, Any] = {"merge": {**PS}, "optimize": [{"evaluations": 20}]}
 def test_a_winner_that_is_a_start_is_called_that(more, best, stage, name, tmp_path):
     """A stage that found nothing better than where it began says so in its row, also when the
     search is run again."""
-    seen: list[str] = []
+    seen = []
 
-    def scores(job: Job) -> np.ndarray:
+    def scores(job):
         if isinstance(job.target, Recipe) and job.target.key not in seen:
             seen.append(job.target.key)
         won = isinstance(job.target, Recipe) and seen.index(job.target.key) == best
@@ -166,9 +164,9 @@ def test_sources_of_different_depth_have_no_average(tmp_path):
 def test_the_winner_of_what_runs_first_may_win(tmp_path):
     """Where evolution finds nothing better, the stage's winner is that of what ran first, judged by
     the search's fitness."""
-    at_first: list[str] = []
+    at_first = []
 
-    def scores(job: Job) -> np.ndarray:
+    def scores(job):
         if job.split == "search" and job.fitness is not None and isinstance(job.target, Recipe):
             at_first.append(job.target.key)
         worse = isinstance(job.target, Recipe) and job.target.key not in at_first
@@ -186,7 +184,7 @@ def test_the_random_baseline_has_the_budget_of_all_stages(tmp_path):
     """The random search makes as many trials as the other stages together, in the space of the
     first, and cannot win."""
 
-    def scores(job: Job) -> np.ndarray:
+    def scores(job):
         merge_only = isinstance(job.target, Recipe) and job.target.flow is None
         return (
             toy_scores(job) if not merge_only or job.split == "search" else np.full(EXAMPLES, 99.0)
@@ -208,7 +206,7 @@ def test_parents_in_folders_of_one_name_are_told_apart(tmp_path, caplog):
     }
     better = {"runs/m/final": -1.0, "runs/j/final": -4.0, "base/final": -3.0}
 
-    def scores(job: Job) -> np.ndarray:
+    def scores(job):
         return toy_scores(job) + (
             better[job.target.model] if isinstance(job.target, SourceRef) else -20.0
         )

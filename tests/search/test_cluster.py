@@ -2,10 +2,8 @@
 line that names it."""
 
 import sys
-from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import MagicMock
 
 import killing
@@ -17,11 +15,9 @@ from watch import killed
 from hf_evomerge.checkpoints.digests import digest_source
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, SearchError
-from hf_evomerge.fitness import Scores
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
 from hf_evomerge.search.evaluation.provenance import versions
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners import cluster as cluster_module
 from hf_evomerge.search.runners.cluster import ClusterEvaluator, RayRunner, RayWorker, _join
@@ -32,7 +28,7 @@ from hf_evomerge.search.study.study import Study
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster():
     """A cluster on this machine, whose processes find this module; the runners join it."""
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     with pytest.MonkeyPatch.context() as patch:
@@ -50,7 +46,7 @@ def cluster() -> Iterator[Any]:
         ray.shutdown()
 
 
-def _runner(config: SearchConfig, workers: int | None = None, **more: Any) -> RayRunner:
+def _runner(config, workers=None, **more):
     refs = {"base": config.base, "source:0": config.sources[0], "source:1": config.sources[1]}
     files = {
         label: digest_source(open_source(ref), {}) for label, ref in refs.items() if ref is not None
@@ -78,7 +74,7 @@ def test_actors_give_the_scores_of_this_process(cluster, search_config):
     seen = []
 
     class Short(Limits):
-        def of(self, job: Job) -> Limit:
+        def of(self, job):
             return Limit(3.0) if job.batch == (4,) else Limit()
 
     limits = Short(
@@ -87,7 +83,7 @@ def test_actors_give_the_scores_of_this_process(cluster, search_config):
     runner = _runner(config, limits=limits, admit=lambda kind, where: seen.append((kind, where)))
     try:
         deadly, sleeping = (Job(target, batch=(number,)) for number in (2, 4))
-        scores: dict[int, Scores] = {}
+        scores = {}
         with pytest.raises(SearchError, match="its process died twice"):
             scores.update(runner.run([*jobs, deadly, sleeping]))
         assert {index: scores[index] for index in expected} == expected

@@ -2,9 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -28,12 +26,7 @@ def test_defaults_are_those_of_the_paper():
 
 
 @pytest.fixture
-def elsewhere(
-    tiny: Path,
-    search_settings: Callable[..., dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Path:
+def elsewhere(tiny, search_settings, tmp_path, monkeypatch):
     """A search file whose names are relative to its folder, seen from another folder."""
     shutil.copytree(tiny, tmp_path / "own")
     file = tmp_path / "own" / "search.yaml"
@@ -101,15 +94,15 @@ DFS = {"space": "dfs"}
 RANGE = "merge.parameters.weight: low is below high, and start between them"
 
 
-def _by(algorithm: str, **more: Any) -> dict[str, Any]:
+def _by(algorithm, **more):
     return {"optimize": [{"by": algorithm, **more}]}
 
 
-def _weight(**bounds: float) -> dict[str, Any]:
+def _weight(**bounds):
     return {"merge": {"parameters": {"weight": bounds}}}
 
 
-def _path(kind: str, **more: Any) -> dict[str, Any]:
+def _path(kind, **more):
     return {**DFS, "path": {"kind": kind, **more}}
 
 
@@ -318,10 +311,10 @@ def test_a_step_runs_in_its_space_or_in_each():
     assert [stage.name for stage in minimal(space="ps", optimize=[gradient, cma]).stages] == ["ps"]
 
 
-QUICK: dict[str, Any] = {"optimize": "quick", "base": {"model": "c"}}
+QUICK = {"optimize": "quick", "base": {"model": "c"}}
 
 
-def _steps(**more: Any) -> list[tuple[str, int]]:
+def _steps(**more):
     return [(stage.algorithm, stage.evaluations) for stage in minimal(**more).stages]
 
 

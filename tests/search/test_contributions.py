@@ -1,7 +1,6 @@
 """Contributions of the sources to the winner: what their absence costs."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,16 +10,14 @@ from hf_evomerge.fitness.comparison import Comparison
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import Contribution
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.optimizers.ask_tell import Vector
 from hf_evomerge.search.results.contributions import sentence
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.runners.job import Job
 
 FOUR = [{"model": name} for name in "abcd"]
 ASKED = {"compare": {"finalists": 3, "contributions": True}}
 
 
-def game(subset: tuple[int, ...], count: int = 4) -> Vector:
+def game(subset, count=4):
     """Scores of a subset, one per example: the first two are worth more together, the last
     nothing."""
     worth = np.random.default_rng(7).uniform(0.2, 1.0, (count, EXAMPLES))
@@ -29,7 +26,7 @@ def game(subset: tuple[int, ...], count: int = 4) -> Vector:
     return total + (0.5 if {0, 1} <= set(subset) else 0.0)
 
 
-def scores(job: Job) -> Vector:
+def scores(job):
     """The toy task on the search split; on the others the game of the sources that take part."""
     if not isinstance(job.target, Recipe) or job.split == "search" or job.target.merge is None:
         return toy_scores(job)
@@ -83,7 +80,7 @@ def test_a_source_without_which_nothing_can_be_scored_leaves_the_results(tmp_pat
     assert "the results have no contributions: toy: this one fails" in caplog.text
 
 
-def test_a_source_that_is_the_base_gives_nothing(tiny: Path, search_config, tmp_path: Path):
+def test_a_source_that_is_the_base_gives_nothing(tiny, search_config, tmp_path):
     """Nothing is lost without it, and without the other what the winner is ahead of the base; it
     may be asked for later."""
     shutil.copytree(tiny / "base", tmp_path / "same")
@@ -102,5 +99,5 @@ def test_a_source_that_is_the_base_gives_nothing(tiny: Path, search_config, tmp_
     assert first.left_out.difference == pytest.approx(values[0] - values[1], abs=1e-5)
 
 
-def _winner(folder: Path) -> Recipe:
+def _winner(folder):
     return Recipe.load(folder / "study" / "recipe.yaml")

@@ -3,8 +3,6 @@
 import os
 import re
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ TRIALS = 40
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory):
     """The folder of a study of 40 trials, some of whose rows run over into other pages; no model is
     there."""
     folder = tmp_path_factory.mktemp("made")
@@ -53,22 +51,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
+def folder(made, tmp_path):
     """A copy that a test may damage."""
     return shutil.copytree(made, tmp_path / "study")
 
 
-def _patch(folder: Path, change: Callable[[bytearray], object]) -> None:
+def _patch(folder, change):
     data = bytearray((folder / STUDY_FILE).read_bytes())
     change(data)
     (folder / STUDY_FILE).write_bytes(data)
 
 
-def _flip(data: bytearray, of: bytes) -> None:
+def _flip(data, of):
     data[data.index(of)] ^= 1
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+DAMAGES = {
     "cut off": (
         lambda folder: _patch(
             folder, lambda data: data.__delitem__(slice(len(data) * 4 // 5, None))

@@ -1,7 +1,5 @@
 """The gradient optimizer on functions that are known: no model, no study."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -11,12 +9,12 @@ from hf_evomerge.search.optimizers.descent import GradientOptimizer, cost_of_sta
 GOAL = np.array([0.3, 1.5, -0.4])
 
 
-def start(*candidates: np.ndarray, **more: Any) -> Start:
+def start(*candidates, **more):
     """The middle of a box from 0 to 1."""
     return Start(np.full(3, 0.5), 0.1, np.zeros(3), np.ones(3), candidates, **more)
 
 
-def optimizer(budget: float = 40.0, share: float = 0.25, **more: object) -> GradientOptimizer:
+def optimizer(budget=40.0, share=0.25, **more):
     """One whose gradients cost a score for each coordinate in play."""
     settings = {
         "price": lambda active: float(active.sum()),
@@ -27,17 +25,15 @@ def optimizer(budget: float = 40.0, share: float = 0.25, **more: object) -> Grad
     return GradientOptimizer(settings.pop("start", start()), **settings)  # type: ignore[arg-type]
 
 
-def gates(begin: np.ndarray) -> GradientOptimizer:
+def gates(begin):
     """One whose steps are tried before they are gone on from."""
     free = Start(begin, 0.1, np.zeros(8), np.full(8, np.inf), prunable=True)
     return GradientOptimizer(free, price=lambda active: 4.0, budget=60.0, share=0.25)
 
 
-def run(
-    it: GradientOptimizer, fails: tuple[int, ...] = ()
-) -> list[tuple[np.ndarray, bool, bool, float]]:
+def run(it, fails=()):
     """Ascend -|x - GOAL|^2; returns what was asked for, and what each of it cost."""
-    asked: list[tuple[np.ndarray, bool, bool, float]] = []
+    asked = []
     while (points := it.ask()) is not None:
         asked += [
             (point, it.request.active is not None, it.request.full, it.cost) for point in points
@@ -77,7 +73,7 @@ def test_it_does_not_end_below_its_start(seed):
     edge = float(normal @ begin) + rng.uniform(0.001, 0.2)
     sharp = 10.0 ** rng.uniform(-1, 3, 8)
 
-    def fall(point: np.ndarray) -> float:
+    def fall(point):
         return -float(sharp @ (point - goal) ** 2) - (1000.0 if normal @ point > edge else 0.0)
 
     it = gates(begin)
@@ -173,7 +169,7 @@ def test_starts_are_told_apart_on_all_examples_where_a_batch_is_small():
     best of these is where the steps begin; with a budget for one, the batch decides."""
     candidates = [np.full(3, 0.9), GOAL, *(np.full(3, each) for each in (0.8, 0.7, 0.0, 1.0))]
     it = optimizer(examples=16, start=start(*candidates))
-    asked: list[tuple[list[float], bool]] = []
+    asked = []
     luck = iter([-1.0, -4.0, -2.0, -3.0, -9.0, -8.0])  # on the batch the goal is the fourth
     while len(asked) < 11:
         points = it.ask()

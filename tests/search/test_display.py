@@ -11,24 +11,18 @@ from searches import minimal
 
 from hf_evomerge.lines import say
 from hf_evomerge.search.callbacks import Progress
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.reports.display import LiveTable
 from hf_evomerge.search.study.study import Study
 
 
-def _print(*reports: Progress, terminal: bool = False, fails: bool = False) -> str:
+def _print(*reports, terminal=False, fails=False):
     """What is written; of a log the table at the end."""
     lines = _written(*reports, terminal=terminal, fails=fails).splitlines(keepends=True)
     heading = next((i for i, line in enumerate(lines) if line.split()[:2] == ["done", "gen"]), 0)
     return "".join(lines if terminal else lines[heading:])
 
 
-def _written(
-    *reports: Progress,
-    terminal: bool = False,
-    fails: bool = False,
-    config: SearchConfig | None = None,
-) -> str:
+def _written(*reports, terminal=False, fails=False, config=None):
     stream = io.StringIO()
     console = Console(file=stream, width=80, force_terminal=terminal, color_system=None)
     try:

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 from classes import CLASSES, random_class
@@ -23,7 +21,7 @@ from hf_evomerge.search.file.scaffold import AnswerForm, _named, draft_search
 from hf_evomerge.search.plan import plan_search
 
 
-def _data(folder: Path, *records: dict[str, Any], count: int = 80) -> Path:
+def _data(folder, *records, count=80):
     """A file with the records, and more of the kind of the last."""
     more = [
         {**records[-1], next(iter(records[-1])): f"{next(iter(records[-1].values()))} {n} ?"}
@@ -37,9 +35,7 @@ def _data(folder: Path, *records: dict[str, Any], count: int = 80) -> Path:
     return file
 
 
-def _drafted(
-    tiny: Path, data: Path, *names: str, base: str | None = "base"
-) -> tuple[SearchConfig, str]:
+def _drafted(tiny, data, *names, base="base"):
     sources = [str(tiny / name) for name in names or ("a", "b")]
     draft = draft_search(sources, data, base=str(tiny / base) if base else None)
     return parse_yaml(SearchConfig, draft.text, SearchError), draft.text
@@ -109,7 +105,7 @@ def test_models_of_other_depths_and_without_a_base(tiny, tmp_path):
     assert parse_yaml(SearchConfig, later, SearchError).optimize[0].evaluations == 150
 
 
-def _says(folder: Path, base: str, *, card: bool = True) -> None:
+def _says(folder, base, *, card=True):
     """A model's card, or its config, names a base."""
     if card:
         (folder / "README.md").write_text(f"---\nbase_model:\n- {base}\n---\n# A fine-tune\n")
@@ -124,7 +120,7 @@ def test_the_base_is_found(tiny_copy, tmp_path):
     data = _data(tmp_path, {"prompt": "w1", "answer": "w2"})
     names = [str(tiny_copy / name) for name in ("a", "b")]
 
-    def drafted() -> tuple[SearchConfig, str]:
+    def drafted():
         draft = draft_search(names, data)
         return parse_yaml(SearchConfig, draft.text, SearchError), "\n".join(draft.found)
 
@@ -225,7 +221,7 @@ def test_chat_templates_are_used_where_all_have_one(tiny_copy, tmp_path):
 
 
 @pytest.fixture
-def tiny_copy(tiny: Path, tmp_path: Path) -> Path:
+def tiny_copy(tiny, tmp_path):
     """Models that a test may change."""
     return shutil.copytree(tiny, tmp_path / "tiny")
 
@@ -353,14 +349,14 @@ def test_worked_solutions_are_scored_by_their_result(tiny, tmp_path):
         assert re.search(f"# .*{key}\\b", text), key
 
 
-def _bert(folder: Path, seed: int, *labels: str) -> str:
+def _bert(folder, seed, *labels):
     """A tiny classifier of these labels, or without any a masked language model; returns its
     folder."""
     named = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: number for number, label in enumerate(labels)},
     }
-    model: Any = (
+    model = (
         random_class("bert", seed, **named)
         if labels
         else BertForMaskedLM(BertConfig(**CLASSES["bert"][1]))
@@ -450,7 +446,7 @@ def test_a_revision_is_written():
     )
 
 
-def _skill(folder: Path, name: str, count: int) -> Path:
+def _skill(folder, name, count):
     file = folder / f"{name}.jsonl"
     lines = (f'{{"prompt": "{name} w{i}", "answer": "w{i}"}}' for i in range(count))
     file.write_text("\n".join(lines), encoding="utf-8")

@@ -4,9 +4,6 @@ who chooses."""
 import json
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,22 +22,22 @@ from hf_evomerge.search.study.study import Study
 DIGITS = [
     Example(str(n), "", content=f"{n}, picture {seed}") for n in range(2) for seed in range(2)
 ]
-SETTINGS: dict[str, Any] = {"num_inference_steps": 2, "output_type": "np"}
+SETTINGS = {"num_inference_steps": 2, "output_type": "np"}
 
 
-def brightness(pipeline: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
+def brightness(pipeline, tokenizer, examples):
     """More light is better."""
     assert tokenizer is None
     return [float(picture.mean()) for picture in draw(pipeline, examples, batch_size=3, **SETTINGS)]
 
 
-def task() -> FunctionTask:
+def task():
     """What a worker imports."""
     return FunctionTask(brightness)
 
 
 @pytest.fixture(scope="module")
-def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def parents(tmp_path_factory):
     """Two pipelines that draw classes, and one that draws texts."""
     folder = tmp_path_factory.mktemp("parents")
     for seed, name in enumerate(("a", "b")):
@@ -49,7 +46,7 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config_of(parents: Path, **fields: Any) -> SearchConfig:
+def config_of(parents, **fields):
     """Two weights, two generations of four."""
     how = {
         "merge": {"method": "linear", "groups": "model"},
@@ -116,7 +113,7 @@ def test_what_cannot_score_a_pipeline_is_refused(parents, tmp_path):
 
 
 @pytest.fixture
-def choices(parents: Path, tmp_path: Path) -> SearchConfig:
+def choices(parents, tmp_path):
     """Three generations of four, of which two classes are drawn."""
     data = tmp_path / "prompts.jsonl"
     data.write_text("".join(json.dumps({"prompt": str(n)}) + "\n" for n in range(2)))
@@ -127,7 +124,7 @@ def choices(parents: Path, tmp_path: Path) -> SearchConfig:
     )
 
 
-def bright(chooser: Chooser) -> int:
+def bright(chooser):
     """What a person who likes light clicks."""
     return int(np.argmax([np.asarray(picture).mean() for picture in chooser.pictures]))
 
@@ -179,7 +176,7 @@ def test_choices_are_a_search(choices, tmp_path):
 
 
 @pytest.fixture
-def page(choices: SearchConfig, tmp_path: Path) -> Iterator[tuple[Any, Chooser]]:
+def page(choices, tmp_path):
     """The page, served, and the search behind it."""
     pytest.importorskip("gradio")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

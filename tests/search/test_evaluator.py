@@ -5,8 +5,6 @@ import gc
 import json
 import shutil
 import weakref
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +21,6 @@ from hf_evomerge.fitness import FunctionTask, make_task
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.memory import PROCESS, worker_memory
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.spaces.space import make_space, uniform_average
 
 MERGE = {
@@ -31,7 +28,7 @@ MERGE = {
     "parameters": [{"weight": 0.9, "density": 0.6}, {"weight": {"default": 0.4, "head": 1.2}}],
 }
 SLERP = {"method": "slerp", "options": {"t": {"default": 0.3, "embed": 0.8}}}
-PARTS: dict[str, dict[str, Any]] = {
+PARTS = {
     "ps": {"merge": MERGE},
     "other weights": {
         "merge": {**MERGE, "parameters": [{"weight": 0.3, "density": 0.9}, {"weight": 0.8}]}
@@ -62,7 +59,7 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _recipe(config: SearchConfig, part: str) -> Recipe:
+def _recipe(config, part):
     fields = {
         "sources": config.sources,
         "base": config.base,
@@ -72,9 +69,7 @@ def _recipe(config: SearchConfig, part: str) -> Recipe:
     return Recipe.model_validate({**fields, **PARTS[part]})
 
 
-def _scores_of_built(
-    recipe: Recipe, config: SearchConfig, folder: Path, examples: Any
-) -> list[float]:
+def _scores_of_built(recipe, config, folder, examples):
     """Build the model, load it as a stranger does, and score it with the plain task."""
     build_model(recipe, folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -199,7 +194,7 @@ def test_an_exception_of_the_task_has_an_error(search_config):
     """Whatever a user's own function raises becomes the candidate's error, on one line with the
     exception's name."""
 
-    def fails(model: Any, tokenizer: Any, examples: Any) -> list[float]:
+    def fails(model, tokenizer, examples):
         raise RuntimeError("two\n  lines")
 
     config = search_config()
@@ -327,7 +322,7 @@ def test_one_tokenisation_for_all_candidates(search_config):
     prepared = []
 
     class Counting(FunctionTask):
-        def prepare(self, examples: Any, tokenizer: Any) -> None:
+        def prepare(self, examples, tokenizer):
             prepared.append(len(examples))
             super().prepare(examples, tokenizer)
 
@@ -403,7 +398,7 @@ def test_recomputed_gradients_are_the_same(space, search_config):
 
 
 @pytest.fixture(scope="module")
-def other_words(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_words(tiny, tmp_path_factory):
     """The tiny family, in which ``c`` has three words more, all of them in another order."""
     folder = shutil.copytree(tiny, tmp_path_factory.mktemp("words") / "family")
     model = AutoModelForCausalLM.from_pretrained(folder / "b")

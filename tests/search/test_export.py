@@ -1,10 +1,7 @@
 import csv
 import json
 import resource
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +16,11 @@ from hf_evomerge.search.results.answers import Answer, export_answers
 from hf_evomerge.search.results.export import export_csv, export_parquet, trial_rows
 from hf_evomerge.search.study.study import Study, Trial
 
-SOURCES: list[Any] = [{"model": "me/one"}, {"model": "me/two"}]
+SOURCES = [{"model": "me/one"}, {"model": "me/two"}]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """A study of two stages: merges, one of which failed, and paths."""
     folder = tmp_path_factory.mktemp("studies") / "my-search"
     study = Study.create(folder, minimal(space="hybrid", sources=SOURCES).model_dump(mode="json"))
@@ -165,7 +162,7 @@ def test_command(folder, tmp_path):
 
 
 @contextmanager
-def _room(size: int) -> Iterator[None]:
+def _room(size):
     """A limit on the size of files, which a full disk is to whoever writes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -42,7 +41,7 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     rates = (0.0001, 0.01)
     with Study.open(tmp_path) as study:
 
-        def fitness(start: str, rate: float, cost: int) -> float | None:
+        def fitness(start, rate, cost):
             scores = study.evaluation(f"lora:{start}:{rate}:{cost}", "validation")
             return None if scores is None else scores.mean
 
@@ -176,7 +175,7 @@ def test_a_classifier_is_trained_too(tiny, tmp_path, search_config):
 def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch, caplog):
     """A start or a rate that cannot be trained is named in a warning; the others are there."""
 
-    def train(self: LoraTrainer, start: SourceRef, lora: Lora, out: Path, told: object) -> None:
+    def train(self, start, lora, out, told):
         if lora.rate > 5e-4 or start.model == "y":
             raise FitnessError("not finite")
 
@@ -223,9 +222,9 @@ def test_short_trainings_reach_their_rate(tiny, search_config, steps, peak):
     evaluator = Evaluator(search_config(output={"dtype": "float32"}))
     examples = evaluator.tasks.examples("search")
     tokenizer = evaluator.tasks.tokenizer(SourceRef(model=str(tiny / "a")))
-    moved: list[float] = []
+    moved = []
 
-    def after(step: int, model: Any) -> None:
+    def after(step, model):
         if step == 1:  # Adam's first step moves each number by the rate
             moved.extend(
                 float(value.detach().abs().max())

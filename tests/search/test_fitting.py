@@ -1,9 +1,6 @@
 """Batches that fit: halved before the first scores of a kind of job count, and the same for whoever
 goes on."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
-
 import pytest
 import torch
 from searches import facts
@@ -22,11 +19,11 @@ from hf_evomerge.search.study.study import Study
 class Room:
     """A runner with the memory for so many examples, by the kind of job; it scores their number."""
 
-    def __init__(self, **room: int) -> None:
+    def __init__(self, **room):
         self.room = room
         self.asked = list[tuple[str, int | None]]()
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Scores]]:
+    def run(self, jobs):
         for index, job in reversed(list(enumerate(jobs))):
             is_recipe = isinstance(job.target, Recipe)
             kind = (
@@ -51,7 +48,7 @@ class Room:
                 else Scores.failed("OutOfMemoryError: CUDA out of memory"),
             )
 
-    def close(self) -> None:
+    def close(self):
         """Nothing."""
 
 
@@ -102,7 +99,7 @@ def test_a_search_with_little_memory(search_config, tmp_path, monkeypatch):
     sizes = list[int]()
     memory = [2]
 
-    def little(task: Any, model: Any) -> Scores:
+    def little(task, model):
         if task.spec.batch_size > memory[0]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         sizes.append(task.spec.batch_size)

@@ -1,14 +1,10 @@
 """The time that is left is that of all phases that are still to come."""
 
-from pathlib import Path
-
 import pytest
-from searches import Config
 
-from hf_evomerge.search.callbacks import Progress, SearchCallback
+from hf_evomerge.search.callbacks import SearchCallback
 from hf_evomerge.search.phases.forecast import Forecast, PhasePlan
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.study.study import Study
 
 TITLES = {
     "parents": "parents",
@@ -20,7 +16,7 @@ TITLES = {
 }
 
 
-def _forecast() -> Forecast:
+def _forecast():
     """A search whose gradient and LoRA take 600 and 1,200 scores, finalists and test 80 and 300."""
     plans = [
         PhasePlan("parents", "", 60),
@@ -56,15 +52,15 @@ def test_what_is_to_come_has_the_quickest_pace():
 class Reports(SearchCallback):
     """Keeps what is reported."""
 
-    def __init__(self) -> None:
-        self.all: list[Progress] = []
+    def __init__(self):
+        self.all = []
 
-    def on_progress(self, study: Study, progress: Progress) -> None:
+    def on_progress(self, study, progress):
         self.all.append(progress)
 
 
 @pytest.mark.parametrize("by", ["gradient", "cma"])
-def test_a_search_says_what_is_to_come(by, tmp_path, search_config: Config, tiny: Path):
+def test_a_search_says_what_is_to_come(by, tmp_path, search_config, tiny):
     """From the first whole evaluation of a stage on, every report has the time until the table is
     there and the phases that are to come; the last has none. Retained examples are part of the
     test."""

@@ -1,7 +1,5 @@
 """A whole search over a toy fitness: what is evaluated, kept and told. No model is loaded."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from searches import facts
@@ -24,7 +22,7 @@ from watch import Watch
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
-from hf_evomerge.search.callbacks import Generation, Progress, SearchCallback
+from hf_evomerge.search.callbacks import SearchCallback
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.optimizers import ask_tell as optimizer
 from hf_evomerge.search.phases.phase import SearchRun
@@ -62,7 +60,7 @@ def test_a_sweep_finds_the_best_path_of_one_model(tmp_path):
     """The layers that count least are left out one after the other, which costs what was said."""
     worth = [0.5, 0.4, 0.0, 0.3, 0.1, 0.6]
 
-    def scores(job: Job) -> np.ndarray:
+    def scores(job):
         layers = (
             job.target.flow.to_path().unique_layers
             if isinstance(job.target, Recipe) and job.target.flow
@@ -84,7 +82,7 @@ def test_a_failed_candidate_is_a_failed_trial(tmp_path):
     """A candidate that fails is stored as FAILED with its message, and the search goes on to a good
     winner."""
 
-    def fails(job: Job) -> bool:
+    def fails(job):
         return (
             isinstance(job.target, Recipe) and job.split == "search" and toy_scores(job)[0] < -0.25
         )
@@ -128,9 +126,9 @@ def test_a_parent_that_fails_ends_the_search_until_it_is_mended(tmp_path):
 def test_a_failed_evaluation_is_a_row_of_the_results(split, tmp_path):
     """Where the first finalist or parent fails on a split, the search ends; going on ends with the
     same table, and free."""
-    asked: list[str] = []
+    asked = []
 
-    def fails(job: Job) -> bool:
+    def fails(job):
         asked.append(job.split)
         return asked[-1] == split and asked.count(split) == 1
 
@@ -217,7 +215,7 @@ def test_batches_grow(tmp_path, monkeypatch):
     up to half of all."""
     monkeypatch.setattr(optimizer, "GROWTH", 4)
 
-    def scores(job: Job) -> np.ndarray:
+    def scores(job):
         return np.resize(toy_scores(Job(job.target)), 64 if job.batch is None else len(job.batch))
 
     study = Study.create(tmp_path, {})
@@ -384,7 +382,7 @@ def test_two_searches_cannot_write_to_one_study(tmp_path):
 def test_progress(tmp_path):
     """One report comes after every trial and evaluation; the best never falls, and replayed trials
     are told from fresh ones."""
-    reports: list[Progress] = []
+    reports = []
     with pytest.raises(StoppedError):
         toy_search(tmp_path, ToyRunner(stop_after=2 + 10), callbacks=[Watch(reports.append)])
     assert [report.done for report in reports if report.phase == "ps"] == list(range(1, 11))
@@ -403,24 +401,24 @@ class Recorder(SearchCallback):
     """Notes what it is told, and stops each stage after so many generations; afterwards it would
     not."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after=None):
         self.stop_after = stop_after
         self.trials = list[Trial]()
         self.stages = list[tuple[str, int]]()
-        self.generations: list[Generation] = []
+        self.generations = []
 
-    def on_trial(self, study: Study, trial: Trial) -> None:
+    def on_trial(self, study, trial):
         assert study.trials(trial.stage)[trial.number].fitness == trial.fitness
         self.trials.append(trial)
 
-    def on_generation(self, study: Study, generation: Generation) -> None:
+    def on_generation(self, study, generation):
         self.generations.append(generation)
 
-    def on_stage(self, study: Study, stage: str, trials: Sequence[Trial]) -> None:
+    def on_stage(self, study, stage, trials):
         assert [trial.number for trial in trials] == [trial.number for trial in study.trials(stage)]
         self.stages.append((stage, len(trials)))
 
-    def should_stop(self, study: Study, generation: Generation) -> bool:
+    def should_stop(self, study, generation):
         return self.stop_after is not None and generation.number + 1 >= self.stop_after
 
 

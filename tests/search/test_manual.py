@@ -8,12 +8,11 @@ import pytest
 from forked import status_of_fork
 
 from hf_evomerge.errors import FitnessError, SearchError
-from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.ask_tell.search import Search
 from hf_evomerge.search.study.study import Study
 
 
-def score(recipe: Recipe) -> float:
+def score(recipe):
     """A score that no file can name: weights near 0.7, and paths of five hops, are best."""
     value = 0.0
     if recipe.merge is not None:

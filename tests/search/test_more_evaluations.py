@@ -1,9 +1,7 @@
 """A finished search that is given more evaluations goes on where it was."""
 
-from typing import Any
-
 import pytest
-from searches import GRADIENT, Config, count_trials, facts
+from searches import GRADIENT, count_trials, facts
 from slowly import slow_beyond
 from toy_search import OPTIMIZER, StoppedError, ToyRunner, toy_search
 
@@ -13,7 +11,7 @@ from hf_evomerge.search.folder import check_out
 from hf_evomerge.search.results.show import describe_study
 from hf_evomerge.search.run import resume_search, run_search
 
-TOY: dict[str, dict[str, Any]] = {
+TOY = {
     "cma": {"kind": "ps"},
     "cma on batches": {"kind": "batches"},
     "random": {"kind": "ps", "optimizer": {"by": "random"}},
@@ -26,7 +24,7 @@ def test_evolution_goes_on(tmp_path, name):
     ends with the same trials."""
     kind = TOY[name]["kind"]
     more = TOY[name].get("optimizer", {})
-    parts: dict[str, Any] = {"method": "linear", "groups": "model"}
+    parts = {"method": "linear", "groups": "model"}
     short, long = (
         {"merge": {**parts}, "optimize": [{**OPTIMIZER, **more, "evaluations": n}]}
         for n in (31, 70)
@@ -50,7 +48,7 @@ def test_evolution_goes_on(tmp_path, name):
     assert facts(tmp_path / "b") == facts(tmp_path / "a")
 
 
-def _config(search_config: Config, evaluations: int, **more: Any) -> Any:
+def _config(search_config, evaluations, **more):
     step = {**GRADIENT, "evaluations": evaluations, "batch": 2}
     return search_config(
         merge={"groups": "tensor"}, **more, optimize=[step], compare={"baselines": []}
@@ -112,7 +110,7 @@ def test_a_stage_that_another_was_begun_at_stays(hybrid_search):
 
     config = settings_in(hybrid_search)
 
-    def more(space: str) -> Any:
+    def more(space):
         steps = [
             step.model_copy(update={"evaluations": 20} if step.space == space else {})
             for step in config.optimize

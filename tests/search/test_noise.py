@@ -19,7 +19,7 @@ from hf_evomerge.search.study.study import Study
 NOISE = {"baselines": ["noise"], "finalists": 1}
 
 
-def _size(tensor: torch.Tensor) -> float:
+def _size(tensor):
     return float(tensor.double().square().mean().sqrt())
 
 
@@ -52,7 +52,7 @@ def test_noise_depends_on_seed_and_number_alone(tiny, tmp_path):
     base = open_source(str(tiny / "base"))
     source = open_source(str(tiny / "a"))
 
-    def written(folder: str, seed: int, number: int) -> str:
+    def written(folder, seed, number):
         ref = write_noise(source, base, tmp_path / folder, seed=seed, number=number)
         return digests(Path(ref.model))["model.safetensors"]
 

@@ -3,8 +3,6 @@ resuming changes nothing."""
 
 import json
 import sys
-from pathlib import Path
-from typing import Any
 from unittest.mock import ANY
 
 import numpy as np
@@ -31,14 +29,12 @@ from hf_evomerge.search.optimizers.ask_tell import Start
 from hf_evomerge.search.optimizers.nsga import ParetoOptimizer, knee, non_dominated, spread
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results.plots import front_scenes
-from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.run import resume_search, run_search
-from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.paths import rooted
 from hf_evomerge.search.study.study import Study
 
 NSGA = {"evaluations": 33, "population": 8}
-TOY: dict[str, Any] = {
+TOY = {
     "path": {"kind": "gates", "repetitions": 1},
     "optimize": [NSGA],
     "objectives": ["hops", {"name": "other", "fitness": {"task": "likelihood"}}],
@@ -46,7 +42,7 @@ TOY: dict[str, Any] = {
 }
 
 
-def long_paths(job: Job) -> Scores:
+def long_paths(job):
     """Long paths are right on all examples and on half of the other objective, in proportion."""
     hops = [(0, 0)] * 3
     if isinstance(job.target, Recipe) and job.target.flow is not None:
@@ -63,7 +59,7 @@ def long_paths(job: Job) -> Scores:
     return Scores(np.linspace(0, 1, EXAMPLES) + of_a + 0.1 * len(job.split), others=others)
 
 
-def _search(folder: Path, **how: Any) -> tuple[Study, Result]:
+def _search(folder, **how):
     return toy_search(folder, ToyRunner(scores=long_paths, **how), "dfs", **TOY)
 
 
@@ -102,7 +98,7 @@ def test_the_optimizer_approaches_a_front_the_same_way_every_time():
     """Same seed, same genomes; they stay inside the bounds, begin at the start, and end close to
     the front of ZDT1."""
 
-    def run(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def run(seed):
         start = Start(np.full(6, 0.5), 0.2, np.zeros(6), np.ones(6), candidates=(np.full(6, 0.25),))
         optimizer = ParetoOptimizer(start, objectives=2, population=20, seed=seed)
         found = []
@@ -276,7 +272,7 @@ def test_without_pymoo(tiny, search_config, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def settings(tiny: Path) -> dict[str, Any]:
+def settings(tiny):
     """A search of the tiny family for the likelihood on two sets of problems, and hops and
     parameters."""
     data = {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in ("search", "test")}

@@ -3,11 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,23 +18,16 @@ Objective = Callable[[np.ndarray], float]
 ALL = ["cma", "random"]
 
 
-def _start(
-    dimension: int = 4,
-    mean: float = 0.3,
-    sigma: float = 0.2,
-    bounds: tuple[float, float] = (-1.0, 1.0),
-) -> Start:
+def _start(dimension=4, mean=0.3, sigma=0.2, bounds=(-1.0, 1.0)):
     lower, upper = (np.full(dimension, bound) for bound in bounds)
     return Start(np.full(dimension, mean), sigma, lower, upper)
 
 
-def _sphere(x: np.ndarray) -> float:
+def _sphere(x):
     return -float(((x + 0.2) ** 2).sum())
 
 
-def _run(
-    optimizer: Optimizer, objective: Objective, budget: int
-) -> Iterator[tuple[list[np.ndarray], list[float]]]:
+def _run(optimizer, objective, budget):
     """Generations and their fitness until the budget is spent or the optimizer has converged."""
     spent = 0
     while spent < budget and (genomes := optimizer.ask()) is not None:
@@ -45,7 +37,7 @@ def _run(
         spent += len(genomes)
 
 
-def _fingerprint(algorithm: Any, seed: int = 3, budget: int = 150) -> str:
+def _fingerprint(algorithm, seed=3, budget=150):
     optimizer = Optimizer(_start(2), algorithm=algorithm, seed=seed)
     digest = sha256()
     for genomes, _ in _run(optimizer, _sphere, budget):
@@ -120,7 +112,7 @@ def test_failed_candidates(algorithm):
     """Candidates that fail (NaN) do not stop the search, and do not keep it from the optimum of the
     others."""
 
-    def objective(x: np.ndarray) -> float:
+    def objective(x):
         return float("nan") if x[0] > 0.25 or abs(x[1] - 0.1) < 0.02 else _sphere(x)
 
     optimizer = Optimizer(_start(3), algorithm=algorithm, seed=1)
@@ -150,7 +142,7 @@ def test_equal_fitness_is_not_convergence():
     """Accuracies that do not differ, from the first generation on or near the end, do not end a
     search before its budget."""
 
-    def rounded(x: np.ndarray) -> float:
+    def rounded(x):
         return round(20 * max(0.0, 1 + 5 * _sphere(x))) / 20
 
     for objective in (lambda _: 0.0, rounded):
@@ -224,7 +216,7 @@ def test_the_mean_is_scored_on_all_examples():
     """On batches the mean of the distribution is asked for now and then and when the budget ends,
     to be scored in full."""
     optimizer = Optimizer(_start(), population=8, seed=1, budgets=(20.0,), shares=(0.125,))
-    full: list[tuple[float, float]] = []
+    full = []
     while (points := optimizer.ask()) is not None:
         if optimizer.request.full:
             full.append((optimizer.spent, _sphere(points[0])))

@@ -111,7 +111,7 @@ def test_half_precision_is_measured(times, warns, search_config, tiny_half, monk
     into the file; in float32, or on a GPU, nothing is measured."""
     asked = []
 
-    def seconds(dtype: object) -> float:
+    def seconds(dtype):
         asked.append(str(dtype))
         return times if len(asked) % 2 else 1.0
 

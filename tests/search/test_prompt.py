@@ -1,13 +1,12 @@
 """The baseline with search examples in the prompt."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from hf_evomerge.fitness import Scores
 from hf_evomerge.search import plan as plan_module
-from hf_evomerge.search.callbacks import Progress, SearchCallback
+from hf_evomerge.search.callbacks import SearchCallback
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.phases.baselines import prompt
 from hf_evomerge.search.plan import plan_search
@@ -21,14 +20,14 @@ MODELS = {"base": "base", "source:0": "a", "source:1": "b", "average": "the aver
 class Steps(SearchCallback):
     """Keeps the progress of the baseline."""
 
-    def __init__(self) -> None:
-        self.steps: list[Progress] = []
+    def __init__(self):
+        self.steps = []
 
-    def on_progress(self, study: Study, progress: Progress) -> None:
+    def on_progress(self, study, progress):
         self.steps += [progress] if progress.phase == "prompt" else []
 
 
-def _stored(folder: Path, split: str) -> dict[str, Scores]:
+def _stored(folder, split):
     """The scores of the baseline that a study holds of a split, by label."""
     with Study.open(folder) as study:
         of_split = [label for label, where in study.evaluated() if where == split]

@@ -4,12 +4,11 @@ with what differs."""
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from searches import Config, count_trials, digests, facts
+from searches import count_trials, digests, facts
 from slowly import slow_beyond
 from warm import COMMAND, Program
 from watch import Watch, are_gone, descendants, killed
@@ -19,14 +18,13 @@ from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness.scores import Scores
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_out, edited
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
 
 
-def _stop_in_mid_generation(search: Program, folder: Path, population: int) -> None:
+def _stop_in_mid_generation(search, folder, population):
     """Stop the search where its last generation is unfinished."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -70,7 +68,7 @@ def test_killed_and_resumed(search_config, tmp_path):
     assert 5 < done < 20
     assert not (tmp_path / "killed" / "recipe.yaml").exists()
 
-    reports: list[Progress] = []
+    reports = []
     resume_search(tmp_path / "killed", callbacks=[Watch(reports.append)])
     run_search(config, tmp_path / "whole")
     left = sum(trial.cost for trial in Study.open(tmp_path / "whole").trials("ps")[done:])
@@ -82,13 +80,13 @@ def test_killed_and_resumed(search_config, tmp_path):
 
 
 @pytest.fixture
-def begun(search_config: Config, tmp_path: Path) -> Iterator[Path]:
+def begun(search_config, tmp_path):
     """A folder with a study that holds no trials."""
     Study.create(tmp_path / "begun", search_config().model_dump(mode="json")).close()
     return tmp_path / "begun"
 
 
-def _score(folder: Path) -> None:
+def _score(folder):
     """Store a score of the base."""
     with Study.open(folder) as study:
         study.add_evaluation("base", "search", Scores([0.0] * 5))

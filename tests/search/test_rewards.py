@@ -1,7 +1,6 @@
 """Searches by reward: by evolution alone, on the same functions, without a path in the record."""
 
 import json
-from pathlib import Path
 
 import pytest
 from searches import GRADIENT
@@ -37,7 +36,7 @@ def test_a_search_by_reward(search_settings, tmp_path):
         run_search(config, tmp_path / "study", build=False, trust_remote_code=True)
 
 
-def test_a_reward_has_no_gradient(search_config, tmp_path: Path):
+def test_a_reward_has_no_gradient(search_config, tmp_path):
     """A search by gradient is refused with what to write."""
     (tmp_path / "rewards.py").write_text(CODE)
     fitness = {"task": "reward", "functions": [f"{tmp_path}/rewards.py:brief"]}

@@ -1,9 +1,7 @@
 """Rows of the table of results may be asked for after the search."""
 
-from typing import Any
-
 import pytest
-from searches import Config, facts
+from searches import facts
 from toy_search import StoppedError, ToyRunner, table_rows, toy_search
 from typer.testing import CliRunner
 
@@ -13,7 +11,7 @@ from hf_evomerge.search.folder import check_out
 from hf_evomerge.search.run import resume_search, run_search
 
 
-def _config(search_config: Config, *baselines: str, **more: Any) -> Any:
+def _config(search_config, *baselines, **more):
     optimizer = {"by": "random", "population": 4, "evaluations": 8}
     return search_config(
         merge={"groups": "model"},
@@ -22,7 +20,7 @@ def _config(search_config: Config, *baselines: str, **more: Any) -> Any:
     )
 
 
-def _trials(folder: Any, stage: str) -> list[Any]:
+def _trials(folder, stage):
     return [row for row in facts(folder)["trials"] if row[0] == stage]
 
 

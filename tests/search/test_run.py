@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.results.answers import Answer, export_answers, study_answers
-from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runners.runner import LocalRunner
 from hf_evomerge.search.score_model import Evaluation, evaluate_model
@@ -75,7 +73,7 @@ def test_a_finished_search_evaluates_nothing(search_config, tmp_path, monkeypatc
     first = run_search(config, tmp_path)
     before = digests(tmp_path / "model")
     shutil.rmtree(tmp_path / "model")
-    jobs: list[Any] = []
+    jobs = []
     usual = LocalRunner.run
     monkeypatch.setattr(
         LocalRunner, "run", lambda self, given: (jobs.extend(given), usual(self, given))[1]
@@ -89,7 +87,7 @@ def test_a_finished_search_evaluates_nothing(search_config, tmp_path, monkeypatc
     assert digests(tmp_path / "model") == before
 
 
-def _table(result: Result) -> list[Any]:
+def _table(result):
     return [
         (row.model, row.scores.values.tolist(), row.evaluations, row.seconds, row.winner)
         for row in result.rows
@@ -128,7 +126,7 @@ def test_the_winner_loads_without_the_package(search_config, tmp_path):
     assert tokens == model.generate(ids, max_new_tokens=12, do_sample=False)[0].tolist()
 
 
-def weight_score(model: Any, tokenizer: Any, examples: list[Example]) -> list[float]:
+def weight_score(model, tokenizer, examples):
     """Nearness of the first weight of the head to 0.1, for every example."""
     return [-abs(float(model.get_output_embeddings().weight[3, 3]) - 0.1)] * len(examples)
 

@@ -7,15 +7,13 @@ import multiprocessing
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from threading import Timer
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from killing import EXAMPLES, DeadlyTask, FailingTask, KillingTask, harmless_jobs
-from searches import Config, facts
+from searches import facts
 from slowly import slow_beyond
 
 from hf_evomerge.errors import FitnessError, MachineError, SearchError, is_of_machine
@@ -25,19 +23,19 @@ from hf_evomerge.search.evaluation.gradients import GateSlopes, WeightSlopes
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.runners.limits import Limit, Limits
-from hf_evomerge.search.runners.runner import MOVES, LocalRunner, PoolRunner, ProcessRunner, Runner
+from hf_evomerge.search.runners.runner import MOVES, LocalRunner, PoolRunner, ProcessRunner
 from hf_evomerge.search.runners.workers import TICK, MachineLostError
 from hf_evomerge.search.study.study import Study
 
 
-def _run(runner: Runner, jobs: list[Job]) -> list[Scores]:
+def _run(runner, jobs):
     scores = dict(runner.run(jobs))
     assert sorted(scores) == list(range(len(jobs)))
     return [scores[index] for index in range(len(jobs))]
 
 
 @pytest.fixture(scope="module")
-def process_runner(search_config: Config) -> Iterator[ProcessRunner]:
+def process_runner(search_config):
     """Two workers with the killing task; starting one takes seconds, so the tests share them.
     Closing ends them."""
     make = partial(Evaluator, task_factory=KillingTask, examples={"search": EXAMPLES})
@@ -58,7 +56,7 @@ def test_workers_and_their_deaths(process_runner, search_config):
     assert _run(process_runner, jobs) == expected
 
     deadly, ill, leaving = (Job(config.sources[0], "search", (index,)) for index in (2, 3, 7))
-    scores: dict[int, Scores] = {}
+    scores = {}
     with pytest.raises(
         SearchError,
         match=rf"^{re.escape(str(config.sources[0]))}: its process died twice, see what",
@@ -77,7 +75,7 @@ def test_what_exceeds_a_limit_fails_alone(process_runner, search_config, monkeyp
     score."""
     config = search_config()
 
-    def limits(seconds: float) -> Limits:
+    def limits(seconds):
         strict = search_config(compute={"limits": {"seconds": seconds}}).compute.limits
         return Limits(strict, examples={"search": len(EXAMPLES)}, layers=2, parents=lambda: [])
 
@@ -101,7 +99,7 @@ def test_what_exceeds_a_limit_fails_alone(process_runner, search_config, monkeyp
 def test_a_default_limit_grows_with_the_work(search_config):
     """Without limits.seconds a candidate may take ten times a parent's time, for each example, also
     in a prompt, hop and pass."""
-    parents: list[Scores | None] = [None, Scores([1.0], seconds=30.0), Scores([1.0], seconds=20.0)]
+    parents = [None, Scores([1.0], seconds=30.0), Scores([1.0], seconds=20.0)]
     config = search_config()
     merge, path = (
         next(job for job in harmless_jobs(config) if part(job.target))
@@ -119,7 +117,7 @@ def test_a_default_limit_grows_with_the_work(search_config):
         }
     )
 
-    def seconds(target: Any, split: str = "search", batch: Any = None, slopes: Any = None) -> float:
+    def seconds(target, split="search", batch=None, slopes=None):
         return limits.of(Job(target, split, batch, slopes)).seconds
 
     assert seconds(merge.target) == 300
@@ -192,13 +190,9 @@ def test_what_the_machine_does_is_no_failure_of_a_candidate(
     stored, and a resume has all."""
     monkeypatch.setattr("hf_evomerge.search.runners.runner.PAUSE", 0.01)
     monkeypatch.setenv("FAILURES", str(tmp_path / "failures"))
-    given: dict[str, Any] = {
-        "task_factory": FailingTask,
-        "examples": {"search": EXAMPLES[:2]},
-        "build": False,
-    }
+    given = {"task_factory": FailingTask, "examples": {"search": EXAMPLES[:2]}, "build": False}
 
-    def run(name: str, failures: int, workers: int = workers) -> dict[str, list[Any]]:
+    def run(name, failures, workers=workers):
         (tmp_path / "failures").write_text(str(failures), encoding="ascii")
         run_search(search_config(), tmp_path / name, workers=workers, **given)
         return facts(tmp_path / name)
@@ -244,11 +238,7 @@ def test_a_candidate_that_kills_its_process_twice_ends_the_search(
 ):
     """The others of its generation are stored, the line names it, and so does the next run, at
     once."""
-    given: dict[str, Any] = {
-        "task_factory": DeadlyTask,
-        "examples": {"search": EXAMPLES[:2]},
-        "build": False,
-    }
+    given = {"task_factory": DeadlyTask, "examples": {"search": EXAMPLES[:2]}, "build": False}
     monkeypatch.setenv("DEADLY", "")
     run_search(search_config(), tmp_path / "whole", **given)
     whole = Study.open(tmp_path / "whole").trials("ps")
@@ -271,19 +261,19 @@ class Pretended:
     """A worker whose job takes so many moments as it has examples, on a machine that may be lost
     with it."""
 
-    def __init__(self, runner: "Moments") -> None:
+    def __init__(self, runner):
         self.runner = runner
         self.index = None
         self.size = 0
         self.at = 0
 
-    def begin(self, index: int, job: Job, limit: Limit) -> None:
+    def begin(self, index, job, limit):
         self.index = index
         self.size = len(job.batch)
         self.at = self.runner.clock + self.size
         self.runner.begun.append(self.size)
 
-    def look(self) -> Scores | None:
+    def look(self):
         if self.runner.clock < self.at:
             return None
         self.index = None
@@ -292,21 +282,21 @@ class Pretended:
             raise MachineLostError
         return Scores([float(self.size)])
 
-    def end(self) -> None:
+    def end(self):
         self.index = None
 
 
 class Moments(PoolRunner[Pretended]):
     """Two such workers, and a clock that goes on when one waits."""
 
-    def __init__(self, limits: Limits, lost: Mapping[int, int]) -> None:
+    def __init__(self, limits, lost):
         super().__init__(limits)
         self.workers = [Pretended(self) for _ in range(2)]
         self.lost = Counter(lost)
         self.begun = []
         self.clock = 0
 
-    def wait(self, busy: Sequence[Pretended]) -> Sequence[Pretended]:
+    def wait(self, busy):
         self.clock += 1
         return busy
 
@@ -346,7 +336,7 @@ def test_a_worker_that_cannot_be_started_leaves_nothing_to_end(search_config, mo
     and closing is quiet."""
     monkeypatch.setattr("hf_evomerge.search.runners.runner.PAUSE", 0.01)
 
-    def full(process: Any) -> None:
+    def full(process):
         raise OSError("Cannot allocate memory")
 
     monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", full)

@@ -1,8 +1,7 @@
 """What a study holds, what a search found and what a model is, in plain text and in pictures."""
 
 from contextlib import closing
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -41,18 +40,11 @@ PATH = Recipe.model_validate(
 )
 
 
-def _scores(*values: float) -> Scores:
+def _scores(*values):
     return Scores(values, correct=np.array(values) > 0, seconds=2.0)
 
 
-def _trial(
-    study: Study,
-    number: int,
-    recipe: Recipe,
-    scores: Scores,
-    stage: str = "ps",
-    same: int | None = None,
-) -> None:
+def _trial(study, number, recipe, scores, stage="ps", same=None):
     study.add_trial(
         Trial(
             stage,
@@ -67,7 +59,7 @@ def _trial(
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Study:
+def study(tmp_path):
     """Five trials: one that failed, one that shares another's scores, one of a second stage."""
     study = Study.create(tmp_path, {**SETTINGS, "space": "hybrid"})
     _trial(study, 0, RECIPES[0], _scores(1, -1))
@@ -220,9 +212,9 @@ def test_numbers():
 def test_a_search_has_pictures_of_what_its_winner_is(hybrid_search, tmp_path, monkeypatch):
     """A hybrid has its fitness with its unit, the weights by source, and the path, whose last
     source is the merge."""
-    drawn: dict[str, list[str]] = {}
+    drawn = {}
 
-    def keep(scenes: Any, file: Path) -> None:
+    def keep(scenes, file):
         (scene,) = cast("tuple[Scene]", scenes)
         drawn[file.name] = [mark.words for mark in marks_of(scene) if isinstance(mark, Text)]
 

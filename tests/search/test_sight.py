@@ -2,8 +2,6 @@
 of the winner."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,7 +21,7 @@ from hf_evomerge.search.run import run_search
 COLORS = ("red", "blue", "green", "white")
 
 
-def _save(folder: Path, name: str) -> None:
+def _save(folder, name):
     save_vlm(folder / "sight", name, 0)
     rows = {} if name == "gemma3" else {"vocab_size": len(WORDS) - 8}
     for seed, model in enumerate(("plain", "base"), start=1):
@@ -42,11 +40,11 @@ def _save(folder: Path, name: str) -> None:
 
 
 @pytest.fixture
-def parents(made_once: Any) -> Any:
+def parents(made_once):
     """Makes, once for each, a model of sight, a plain one and a base that lack its last words, and
     pictures to ask about."""
 
-    def of(name: str) -> Path:
+    def of(name):
         for library in NEEDS.get(name, []):
             pytest.importorskip(library)
         return made_once(f"sight-{name}", lambda folder: _save(folder, name))
@@ -54,7 +52,7 @@ def parents(made_once: Any) -> Any:
     return of
 
 
-def search_of(folder: Path, fitness: dict[str, Any] | None = None, **fields: Any) -> SearchConfig:
+def search_of(folder, fitness=None, **fields):
     """A search over the language parts, on the pictures."""
     data = {"jsonl": str(folder / "pictures.jsonl"), "image_field": "picture", "chat": True}
     given = {
@@ -77,7 +75,7 @@ def search_of(folder: Path, fitness: dict[str, Any] | None = None, **fields: Any
     )
 
 
-def recipe_of(config: SearchConfig, *weights: float) -> Recipe:
+def recipe_of(config, *weights):
     """The merge with these weights."""
     merge = {
         "method": "task_arithmetic",
@@ -89,10 +87,10 @@ def recipe_of(config: SearchConfig, *weights: float) -> Recipe:
     )
 
 
-def by_hand(folder: Path, processor: Any, example: Any) -> tuple[float, list[int]]:
+def by_hand(folder, processor, example):
     """The log-probability of an answer after text and picture, one example alone; and three tokens
     that are written."""
-    model: Any = AutoModelForImageTextToText.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
     message = {
         "role": "user",
         "content": [{"type": "image"}, {"type": "text", "text": example.prompt}],

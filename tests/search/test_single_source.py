@@ -1,9 +1,6 @@
 """Searches over the layers of one model: they find, build and fold a path, and what cannot work is
 refused in one line."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from hf_evomerge.building.folded import fold
@@ -17,7 +14,7 @@ PRUNE = {"kind": "prune", "layers": 1}
 SWEEP = {"by": "sweep", "evaluations": 6}
 
 
-def _settings(tiny: Path, path: dict[str, Any], *steps: dict[str, Any]) -> dict[str, Any]:
+def _settings(tiny, path, *steps):
     """One model of three layers, and no base."""
     return {
         "sources": [{"model": str(tiny / "deep")}],

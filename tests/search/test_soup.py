@@ -24,7 +24,7 @@ from hf_evomerge.search.spaces.parameter import ParameterSpace
 
 
 @pytest.fixture
-def run(tiny: Path, tmp_path: Path) -> Path:
+def run(tiny, tmp_path):
     """What transformers' Trainer leaves: four checkpoints with optimizer states, and a folder of
     logs."""
     folder = tmp_path / "run"
@@ -39,7 +39,7 @@ def run(tiny: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def _sources(run: object, checkpoints: object) -> list[SourceRef]:
+def _sources(run, checkpoints):
     given = {
         "sources": {"run": str(run), "checkpoints": checkpoints},
         "merge": {"method": "linear"},
@@ -47,7 +47,7 @@ def _sources(run: object, checkpoints: object) -> list[SourceRef]:
     return validate(Recipe, given, RecipeError).sources
 
 
-def _names(run: Path, checkpoints: object) -> list[str]:
+def _names(run, checkpoints):
     return [Path(source.model).name for source in _sources(run, checkpoints)]
 
 
@@ -229,6 +229,6 @@ def test_a_search_over_checkpoints_stays_on_the_simplex(run, tiny):
         merge_linear([torch.ones(2)] * 2, weights=[0, 0])
 
 
-def _starts(space: ParameterSpace) -> list[tuple[str, np.ndarray]]:
+def _starts(space):
     start = space.start()
     return list(zip(start.names, start.candidates, strict=True))

@@ -4,7 +4,6 @@ the same words."""
 import json
 import logging
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -38,14 +37,14 @@ class OwnForCausalLM(LlamaForCausalLM):
 """
 
 
-def _hf(*words: object) -> tuple[int, str]:
+def _hf(*words):
     """A command's status, and its last line."""
     result = CliRunner().invoke(app, [str(word) for word in words])
     return result.exit_code, result.output.strip().splitlines()[-1]
 
 
 @pytest.fixture
-def brings_code(tiny: Path, tmp_path: Path) -> Path:
+def brings_code(tiny, tmp_path):
     """The tiny family as an architecture whose Python code lies beside the weights, and leaves a
     mark when it runs."""
     folder = shutil.copytree(tiny, tmp_path / "own")
@@ -102,7 +101,7 @@ def test_no_file_can_consent(search_settings):
 
 
 @pytest.fixture
-def more_words(tiny: Path, tmp_path: Path) -> Path:
+def more_words(tiny, tmp_path):
     """The tiny family, ``b`` with two words more than the others."""
     folder = shutil.copytree(tiny, tmp_path / "more")
     model = AutoModelForCausalLM.from_pretrained(folder / "b")
@@ -166,7 +165,7 @@ def test_vocabularies_that_cannot_be(more, message, search_config):
     assert str(caught.value).startswith(message)
 
 
-def _doubtful(folder: Path) -> None:
+def _doubtful(folder):
     """Another rope, another norm, a token of its own, and weights that are no fine-tune of the
     base's."""
     file = folder / "b" / "config.json"

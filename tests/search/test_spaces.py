@@ -1,7 +1,5 @@
 """Search spaces: which genome is which recipe."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from method_cases import check_part
@@ -12,13 +10,12 @@ from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import MergePart, Recipe
 from hf_evomerge.recipes.strict_yaml import parse_yaml
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.spaces.flow import FlowSpace
 from hf_evomerge.search.spaces.parameter import ParameterSpace
 from hf_evomerge.search.spaces.space import uniform_average
 
 
-def _config(sources: int = 2, **more: Any) -> SearchConfig:
+def _config(sources=2, **more):
     given = {
         "sources": [{"model": f"org/source-{i}"} for i in range(sources)],
         "base": {"model": "org/base"},
@@ -26,7 +23,7 @@ def _config(sources: int = 2, **more: Any) -> SearchConfig:
     return minimal(**{**given, "compute": {"seed": 5}, **more})
 
 
-def _merge(space: ParameterSpace, genome: Any) -> MergePart:
+def _merge(space, genome):
     return space.decode(np.asarray(genome, dtype=float)).merge
 
 
@@ -186,7 +183,7 @@ def test_groups_as_fine_as_one_wants():
 
 
 @pytest.mark.parametrize("sources", slow_beyond([2, 50], [2, 12, 50]))
-def test_the_recipe_of_many_sources_can_be_read(sources: int) -> None:
+def test_the_recipe_of_many_sources_can_be_read(sources):
     """Runs of rows are longer where there are many sources: every genome is a recipe within the
     limits of files."""
     large = {

@@ -4,7 +4,6 @@ import os
 import signal
 import sqlite3
 from dataclasses import replace
-from pathlib import Path
 from threading import Timer
 
 import numpy as np
@@ -18,27 +17,25 @@ from hf_evomerge.search.study.database import STUDY_FILE
 from hf_evomerge.search.study.study import Study, Trial
 
 
-def _recipe(weight: float) -> Recipe:
+def _recipe(weight):
     return Recipe(
         sources=[SourceRef(model="a")],
         merge=MergePart(method="linear", parameters=[{"weight": weight}]),
     )
 
 
-def _trial(
-    number: int, fitness: float | None, key: str | None = None, stage: str = "ps", **more: object
-) -> Trial:
+def _trial(number, fitness, key=None, stage="ps", **more):
     scores = Scores.failed("it broke") if fitness is None else Scores([fitness])
     return Trial(stage, number, 0, np.array([float(number)]), key or f"key{number}", scores, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Study:
+def study(tmp_path):
     """An empty study."""
     return Study.create(tmp_path / "study", {"a": 1})
 
 
-def _same(one: Trial, other: Trial) -> bool:
+def _same(one, other):
     names = ("stage", "number", "generation", "recipe_key", "duplicate_of", "state", "fitness")
     return (
         all(getattr(one, name) == getattr(other, name) for name in names)
@@ -130,7 +127,7 @@ def test_a_recipe_has_other_names_as_text(tmp_path, base):
     recipe = Recipe(sources=sources, base=base, merge=merge, flow=flow)
     key = study.add_recipe(recipe)
 
-    def rename(ref: SourceRef) -> SourceRef:
+    def rename(ref):
         return SourceRef(model=f"me/{ref.model}", revision=ref.revision)
 
     assert study.renamed_text(key, rename) == study.recipe(key).renamed(rename).to_yaml()
@@ -185,7 +182,7 @@ def test_exclusive_refuses_a_second_holder(study):
     """While a search holds the study no other process can, reading stays possible, and afterwards
     it is free again."""
 
-    def hold() -> None:
+    def hold():
         with Study.open(study.folder) as other:
             assert other.trials() == []
             with other.exclusive():
@@ -198,7 +195,7 @@ def test_exclusive_refuses_a_second_holder(study):
     assert status_of_fork(hold) == 0
 
 
-def _long(number: int) -> Trial:
+def _long(number):
     values = np.full(3000, number + 0.5)
     scores = Scores(values, correct=values > 9, seconds=float(number))
     return Trial("ps", number, number // 9, values, f"key{number}", scores)
@@ -210,7 +207,7 @@ def test_survives_being_killed(study, tmp_path):
     said = tmp_path / "said"
     reported = -1
 
-    def write(pause: float) -> None:
+    def write(pause):
         killer = Timer(pause, os.kill, (os.getpid(), signal.SIGKILL))
         with Study.open(study.folder) as writer, writer.exclusive(), said.open("a") as lines:
             for number in range(len(writer.trials()), 1_000_000):

@@ -2,7 +2,6 @@
 
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ OWN = {"task": "likelihood", "separator": " ", "weight": 0.5}
 
 
 @pytest.fixture(scope="session")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prompts(tmp_path_factory):
     """A folder with prompts of the sources ``a`` and ``b`` for every split."""
     folder = tmp_path_factory.mktemp("prompts")
     rng = random.Random(0)
@@ -37,7 +36,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def agreement(prompts: Path) -> Given:
+def agreement(prompts):
     """The data of an agreement with both sources."""
     return {
         split: {
@@ -50,7 +49,7 @@ def agreement(prompts: Path) -> Given:
 
 
 @pytest.fixture
-def terms(agreement: Given) -> Given:
+def terms(agreement):
     """A sum of the likelihood and the agreement."""
     return {
         "terms": [OWN, {"task": "agreement", "weight": 0.2, "max_new_tokens": 4, "data": agreement}]
@@ -178,7 +177,7 @@ def test_refuses(change, message, search_settings, terms):
     settings = json.loads(json.dumps(search_settings(fitness=terms)))
     change(settings)
 
-    def check() -> None:
+    def check():
         evaluator = Evaluator(validate(SearchConfig, settings, SearchError))
         evaluator.models.model = lambda _: pytest.fail("a model was loaded")  # type: ignore[method-assign]
         check_search(evaluator.config, evaluator)

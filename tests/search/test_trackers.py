@@ -1,15 +1,12 @@
 import sqlite3
 import sys
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 from watch import killed
 
 from hf_evomerge.errors import SearchError
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
@@ -18,22 +15,22 @@ from hf_evomerge.search.study.study import Study
 class Fake(ModuleType):
     """A tracker that notes its three calls."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name):
         super().__init__(name)
-        self.calls: list[tuple[str, Any]] = []
+        self.calls = []
 
-    def init(self, **given: Any) -> "Fake":
+    def init(self, **given):
         self.calls.append(("init", given))
         return self
 
-    def log(self, values: dict[str, Any], step: int) -> None:
+    def log(self, values, step):
         self.calls.append(("log", (step, values)))
 
-    def finish(self) -> None:
+    def finish(self):
         self.calls.append(("finish", None))
 
 
-def cut_short(config: SearchConfig, out: Path) -> None:
+def cut_short(config, out):
     """Run a search that is ended after six trials."""
     killed(lambda seen: seen.phase == "ps" and seen.done > 5, run_search, config, out)
 
@@ -62,7 +59,7 @@ def test_a_tracker_that_fails(search_config, tmp_path, monkeypatch, caplog, fail
     monkeypatch.setitem(sys.modules, "wandb", fake)
     log = fake.log
 
-    def refuse(*_: Any, **__: Any) -> None:
+    def refuse(*_, **__):
         raise failure("the server\nis gone")
 
     monkeypatch.setattr(

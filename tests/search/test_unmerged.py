@@ -2,7 +2,6 @@
 adapter too."""
 
 import shutil
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ from hf_evomerge.search.score_model import evaluate_model
 from hf_evomerge.search.study.study import Study
 
 ROWS = {"merge": {"groups": "rows"}, "optimize": [{**GRADIENT, "batch": 2}]}
-KINDS: dict[str, dict[str, Any]] = {
+KINDS = {
     "rows": ROWS,
     "cma": {"merge": {"groups": "block"}},
     "hybrid": {
@@ -76,7 +75,7 @@ def test_a_quantised_base(kind, adapters, search_config, tmp_path):
     )
     with torch.inference_mode():
         for label, ref in config.parents.items():
-            model: Any = (
+            model = (
                 base if ref.adapter is None else PeftModel.from_pretrained(base, ref.adapter).eval()
             )
             task = evaluator.tasks.prepared(ref, "test")

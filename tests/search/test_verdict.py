@@ -12,7 +12,7 @@ from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.search.phases.baselines import alone, average, lora, noise
 from hf_evomerge.search.results.result import Result
-from hf_evomerge.search.results.table import Against, Row, RowStage, published, rows_table
+from hf_evomerge.search.results.table import Against, Row, published, rows_table
 from hf_evomerge.search.results.verdict import (
     RULE,
     about_parents,
@@ -25,7 +25,7 @@ from hf_evomerge.search.results.verdict import (
 N = 200
 
 
-def _row(stage: RowStage, model: str, right: float, **more: object) -> Row:
+def _row(stage, model, right, **more):
     """A model that solves the first share of the examples."""
     correct = np.arange(N) < right * N
     adapter = SourceRef(model="tiny", adapter="baselines/lora")
@@ -56,9 +56,7 @@ def _row(stage: RowStage, model: str, right: float, **more: object) -> Row:
     )  # type: ignore[arg-type]
 
 
-def _rows(
-    winner: float, parent: float = 0.2, average: float = 0.3, random: float = 0.4
-) -> list[Row]:
+def _rows(winner, parent=0.2, average=0.3, random=0.4):
     return [
         _row("base", "base (tiny)", 0.05),
         _row("source", "maths", parent),
@@ -300,7 +298,7 @@ NAMES = {
 }
 
 
-def _search(retained: dict[str, float] | None = None, **shares: float) -> list[Row]:
+def _search(retained=None, **shares):
     """Rows of a search with these shares of right answers, by stage or by source."""
     rows = []
     for name, share in {"base": 0.05, "maths": 0.2, "japanese": 0.1, **shares}.items():

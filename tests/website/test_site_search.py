@@ -3,7 +3,6 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ pytestmark = pytest.mark.skipif(not INDEX.is_file(), reason="the site is not bui
 
 
 @pytest.fixture(scope="module")
-def pages() -> tuple[Any, list[dict[str, Any]]]:
+def pages():
     """The index of the search box, and its sections."""
     found = json.loads(INDEX.read_text(encoding="utf-8"))
     builder = lunr.get_default_builder()

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from hub_fixtures import commit_titles, upload_models
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import hf_hub_download
 from pyarrow import parquet
 
 from hf_evomerge import Study
@@ -14,7 +14,7 @@ from hf_evomerge.hub.push import preview_push, push_model
 from hf_evomerge.hub.push_plan import PushOptions
 
 
-def _card(api: HfApi, kind: str) -> str:
+def _card(api, kind):
     file = hf_hub_download("local/merge", "README.md", repo_type=kind, endpoint=api.endpoint)
     return open(file, encoding="utf-8").read()
 
