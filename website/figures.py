@@ -101,20 +101,17 @@ def run_figures() -> Iterator[float]:
 
 
 def evidence_figures() -> Iterator[float]:
-    """The mean accuracy of merge, LoRA and both with 16 examples, over the demo's three families
-    and their draws."""
+    """The mean accuracy of merge, LoRA and both over the demo's three families and their draws,
+    with 16 and with 128 examples."""
     lines = (RESULTS / "search" / "evidence.jsonl").read_text(encoding="utf-8").splitlines()
     cells = [json.loads(line) for line in lines]
     families = ("demo", "family-1", "family-2")
-    rows = [
-        row
-        for cell in cells
-        if cell["pair"] in families and cell["examples"] == 16
-        for row in cell["rows"]
-    ]
-    for stage in ("ps", "lora", "together"):
-        rights = [row["right"] for row in rows if row["stage"] == stage]
-        yield round(fmean(right.count("1") / len(right) for right in rights), 3)
+    for count in (16, 128):
+        of_count = [cell for cell in cells if cell["examples"] == count]
+        rows = [row for cell in of_count if cell["pair"] in families for row in cell["rows"]]
+        for stage in ("ps", "lora", "together"):
+            rights = [row["right"] for row in rows if row["stage"] == stage]
+            yield round(fmean(right.count("1") / len(right) for right in rights), 3)
 
 
 def with_table(text: str, table: str) -> str:
