@@ -279,14 +279,18 @@ class Adapter:
         )
 
     def scaled_factors(self, change: Change) -> tuple[Tensor, Tensor]:
-        """Multiply the scaling into the first of `factors`, so that their product is added to the
-        weight.
+        """Multiply the scaling into B, whichever of `factors` that is, so that their product is
+        added to the weight.
 
         Raises:
             SourceError: A number is not finite; times a weight of 0 it would still be none.
         """
         left, right = self.factors(change)
-        left = left * self._scaling(change, right.shape[0])
+        scaling = self._scaling(change, right.shape[0])
+        if change.transposed:
+            right = right * scaling
+        else:
+            left = left * scaling
         if not (left.isfinite().all() and right.isfinite().all()):
             what = f"{change.module}: the adapter has NaN, or infinite numbers"
             raise SourceError(f"{self.label}: {what}; make it again, or leave it out")

@@ -80,6 +80,7 @@ KINDS = {
 DENSITIES = {"ties": 0.5, "della": 0.5}
 OFTEN = [
     ("ties, normalised", "llama"),
+    ("ties, normalised", "gpt2"),  # the same merge of weights that are stored the other way round
     ("iso_c", "llama"),
     ("linear, rows", "qwen2"),
     ("slerp", "gpt2"),
@@ -123,9 +124,10 @@ def products(sources):
         for key in (key for key in state if "lora_A" in key):
             a = state[key].double().numpy()
             b = state[key.replace("lora_A", "lora_B")].double().numpy()
-            left, right = (a.T, b.T) if ".c_" in key else (b, a)  # GPT-2's way round
+            scaled = scaling * b
+            left, right = (a.T, scaled.T) if ".c_" in key else (scaled, a)  # GPT-2's way round
             name = key.removeprefix("base_model.model.").replace("lora_A.", "")
-            found.setdefault(name, {})[number] = (scaling * left, right)
+            found.setdefault(name, {})[number] = (left, right)
     return found
 
 
