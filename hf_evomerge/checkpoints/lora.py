@@ -34,6 +34,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICTURE_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name, without an adapter_config.json
 METADATA = "lora_adapter_metadata"  # in such a file: what an adapter_config.json says, by component
+_DEFAULT = 8  # rank and alpha where an adapter's settings name none, as in peft
 _MAX_NAMES = 4096  # of modules in a list
 # elements of the weight that are changed at a time: they fit the processor's cache
 _BLOCK = 1 << 16
@@ -316,12 +317,14 @@ class Adapter:
 
     def _factor(self, module: str, rank: int, config: Mapping[str, Any]) -> float:
         """Return the factor of a module's product by an adapter's settings, which name its rank
-        too."""
-        if (named := self._number("rank_pattern", "r", module, rank, config)) != rank:
+        too; 1 where there are none."""
+        default = _DEFAULT if config else rank
+        if (named := self._number("rank_pattern", "r", module, default, config)) != rank:
+            said = "says" if "r" in config else "has no r, which is"
             raise SourceError(
-                f"{self.label}: {module} has rank {rank}, {CONFIG_FILE} says {named:g}"
+                f"{self.label}: {module} has rank {rank}, {CONFIG_FILE} {said} {named:g}"
             )
-        alpha = self._number("alpha_pattern", "lora_alpha", module, rank, config)
+        alpha = self._number("alpha_pattern", "lora_alpha", module, default, config)
         return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
     def close(self) -> None:

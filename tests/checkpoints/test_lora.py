@@ -298,6 +298,23 @@ def test_tensors_that_do_not_fit_are_refused(change, message, adapted):
     assert message in str(caught.value)
 
 
+def test_settings_that_are_not_named_are_those_of_peft(adapted):
+    """Without lora_alpha it is 8, and without r the rank is."""
+    base, adapter = adapted(r=4)
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text())
+    del config["lora_alpha"]
+    file.write_text(json.dumps(config))
+    expected = merged_by_peft(base, adapter)
+    source = opened(base, adapter)
+    for name in source.changes:
+        assert torch.allclose(source.read(name), expected[name], atol=1e-6), name
+    del config["r"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(SourceError, match=r"has rank 4, adapter_config.json has no r, which is 8"):
+        _ = opened(base, adapter).changes
+
+
 def test_modules_to_save_that_no_model_has_are_no_matter(adapted):
     """peft names the heads of other classes too: those that the model has not need no tensor."""
     base, adapter = adapted(r=4, modules_to_save=["lm_head"])
@@ -331,7 +348,7 @@ def test_a_magnitude_has_one_number_per_output(adapted):
         ),
         (
             1,
-            '{"unet.lora_alpha": [1, 2, 3]}',
+            '{"unet.r": 2, "unet.lora_alpha": [1, 2, 3]}',
             "lora_alpha of to_k is [1, 2, 3], not a finite number",
         ),
         (1, '{"unet.r": 8}', "to_k has rank 2, adapter_config.json says 8"),
