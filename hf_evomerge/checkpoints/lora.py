@@ -361,7 +361,7 @@ class Adapter:
                 "be merged"
             )
         self._check_settings(config)
-        for key in ("modules_to_save", "target_modules"):
+        for key in ("modules_to_save", "target_modules", "exclude_modules"):
             names = config.get(key) or []
             if not isinstance(names, list | str) or len(names) > _MAX_NAMES:
                 what = f"no list of at most {_MAX_NAMES} names"
@@ -444,14 +444,15 @@ class Adapter:
             what = f"LoRA matrices of no one rank ({list(a)} and {list(b)})"
             raise SourceError(f"{self.label}: {module} has {what}")
         change.scaling = self._factor(module, a[0], self.config)
-        targets = self.config.get("target_modules")
-        if isinstance(targets, list) and not any(
-            f".{module}".endswith(f".{name}") for name in targets
-        ):
+        said = ""
+        if isinstance(self.config.get("target_modules"), list):
+            said = "" if self._names("target_modules", module) else "target_modules does not name"
+        if self._names("exclude_modules", module):
+            said = "exclude_modules names"
+        if said:
             raise SourceError(
-                f"{self.label}: {CONFIG_FILE}: target_modules does not name {module}, for "
-                "which the "
-                "adapter has matrices, and peft would leave them out; add it, or take them out"
+                f"{self.label}: {CONFIG_FILE}: {said} {module}, for which the adapter has "
+                "matrices, and peft would leave them out; change it, or take them out"
             )
         # peft goes by the layer's class, and corrects fan_in_fan_out by it. Here shapes tell which
         # way round a weight is, and those of other layers where it is square.
@@ -473,6 +474,14 @@ class Adapter:
             self._check_shape(f"{module} (outputs)", b[:1], self.tensors[change.magnitude].shape)
         if (self.folder / self.file).is_file():  # of one on the Hub that is not downloaded, later
             self._scaling(change, a[0])
+
+    def _names(self, key: str, module: str) -> bool:
+        """Tell whether a list of ends of names in the config has this module's, or a pattern all
+        of it."""
+        given = self.config.get(key) or ()
+        if isinstance(given, str):
+            return _compiled(given, "{}").fullmatch(module) is not None
+        return any(f".{module}".endswith(f".{name}") for name in given)
 
     def _number(
         self, patterns: str, key: str, module: str, default: float, config: Mapping[str, Any]
@@ -544,10 +553,10 @@ def _flat_part(match: re.Match[str]) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compiled(pattern: str, form: str = r"(.*\.)?({})$") -> re.Pattern[str]:
     """Compile the pattern that the end of a module's name must match, as in peft."""
     try:
-        return re.compile(rf"(.*\.)?({pattern})$")
+        return re.compile(form.format(pattern))
     except (re.error, RecursionError, OverflowError) as cause:
         raise SourceError(
             f"{CONFIG_FILE}: {pattern!r} is no regular expression: {cause}"

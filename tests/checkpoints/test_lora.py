@@ -230,6 +230,13 @@ REFUSED = [
         {"target_modules": {"q_proj": 1}},
         "target_modules is {'q_proj': 1}, no list of at most 4096 names",
     ),
+    (
+        {"exclude_modules": ["mlp.down_proj"]},
+        "exclude_modules names model.layers.0.mlp.down_proj, for which the adapter has",
+    ),
+    ({"exclude_modules": r"model\..*\.q_proj"}, "exclude_modules names model.layers.0.self_attn.q"),
+    ({"exclude_modules": "("}, "'(' is no regular expression"),
+    ({"exclude_modules": 5}, "exclude_modules is 5, no list of at most 4096 names"),
     ({"alpha_pattern": {"(": 3}}, "'(' is no regular expression"),
     ({"alpha_pattern": [3]}, "alpha_pattern is [3], not a mapping"),
     (
