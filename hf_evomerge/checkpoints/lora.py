@@ -213,9 +213,8 @@ class Adapter:
             module = flat.get(_FLAT.sub(_flat_part, module), module)
             if tied and self._unties(name):
                 raise SourceError(
-                    f"{self.label}: has a head or embeddings of its own ({name}), which are "
-                    "one matrix in the model; merge it "
-                    "with peft"
+                    f"{self.label}: changes {name}, and the base's head is its embedding matrix; "
+                    "save the base with a head of its own (tie_word_embeddings: false)"
                 )
             target = self._target(name if part is None else f"{module}.weight", tensors, names)
             change = found.setdefault(target, Change())
@@ -385,10 +384,11 @@ class Adapter:
             )
 
     def _unties(self, name: str) -> bool:
-        """Tell whether this tensor makes two of a head and embeddings that were one matrix, as peft
-        leaves the other alone."""
+        """Tell whether this tensor makes two of a head and embeddings that were one matrix, as the
+        adapter runs with the other unchanged."""
         pattern = r"(?:^|\.)(?:wte|embed_(?:tokens|in)|word_embeddings)\.\w+$"
-        return "lm_head." in name or (self._is_kept(name) and re.search(pattern, name) is not None)
+        is_own = "lora_" in name or self._is_kept(name)
+        return "lm_head." in name or (is_own and re.search(pattern, name) is not None)
 
     def _is_kept(self, name: str) -> bool:
         """Tell whether a tensor is of a module that the config says is saved as a whole."""

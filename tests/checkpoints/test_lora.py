@@ -388,29 +388,33 @@ def test_a_factor_that_cannot_be_read(alpha, metadata, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"modules_to_save": ["wte"]}, {"target_modules": ["lm_head"]}]
+    "settings",
+    [{"modules_to_save": ["wte"]}, {"target_modules": ["lm_head"]}, {"target_modules": ["wte"]}],
 )
 def test_what_unties_the_head_is_refused(settings, adapted):
-    """Where head and embeddings are one matrix, peft changes the one and leaves the other: a source
-    has only one of them."""
+    """Where head and embeddings are one matrix, an adapter runs with the one changed and the other
+    not: a source has only one of them."""
     base, adapter = adapted(
         "gpt2", r=4, **{"target_modules": ["c_attn"], "fan_in_fan_out": True, **settings}
     )
-    with pytest.raises(
-        SourceError,
-        match=r"has a head or embeddings of its own \((transformer.wte|lm_head).*merge it with peft",  # noqa: E501
-    ):
+    said = r"changes (transformer.wte|lm_head).*; save the base with a head of its own \(tie_word"
+    with pytest.raises(SourceError, match=said):
         _ = opened(base, adapter).changes
 
 
-def test_adapted_embeddings_are_the_tied_head_too(adapted):
-    """LoRA on the embeddings of a tied model changes the head with them, as in peft."""
+def test_a_base_that_was_untied_takes_adapted_embeddings(adapted):
+    """With a head of its own the base and the adapter run as the merge does."""
     base, adapter = adapted("gpt2", r=4, target_modules=["wte"])
-    expected = merged_by_peft(base, adapter)
+    tied = AutoModelForCausalLM.from_pretrained(base)
+    tokens = torch.tensor([[3, 1, 4]])
+    expected = PeftModel.from_pretrained(tied, adapter)(tokens).logits
+    untied = AutoModelForCausalLM.from_pretrained(base)
+    untied.config.tie_word_embeddings = False
+    untied.lm_head.weight = torch.nn.Parameter(untied.transformer.wte.weight.detach().clone())
+    untied.save_pretrained(base)
     source = opened(base, adapter)
-    assert torch.allclose(
-        source.read("transformer.wte.weight"), expected["lm_head.weight"], atol=1e-6
-    )
+    untied.transformer.wte.weight.data = source.read("transformer.wte.weight")
+    assert torch.allclose(untied(tokens).logits, expected, atol=1e-5)
 
 
 def test_a_change_that_is_no_product_says_what_it_is(adapted):
