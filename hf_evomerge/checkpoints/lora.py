@@ -264,6 +264,14 @@ class Adapter:
                 )
             return add_product(weight, left, right, dtype, scaling)
 
+    def is_copy(self, change: Change, weight: Tensor) -> bool:
+        """Tell whether the whole tensor of a change is the weight that it takes the place of."""
+        import torch
+
+        own = self._get(change.whole)
+        wide = torch.promote_types(own.dtype, weight.dtype)
+        return torch.equal(own.to(wide), weight.to(wide))
+
     def factors(self, change: Change) -> tuple[Tensor, Tensor]:
         """The factors whose product, times the scaling, is what is added to the stored weight.
 
