@@ -24,6 +24,7 @@ _READ = ("fp8", "mxfp4")
 _KEY = "quantization_config"
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = ("F32", "BF16", "F16", "F8_E8M0")
+_BLOCK = [128, 128]  # of settings without weight_block_size, as in transformers
 _EACH = 32  # elements that share a scale in MXFP4, in 16 bytes
 
 
@@ -159,7 +160,7 @@ def _weights(
     stored: Mapping[str, StoredTensor], settings: Mapping[str, Any], owner: str
 ) -> Iterator[tuple[str, QuantizedTensor]]:
     """The quantised weights by the names that they have in the dequantised model."""
-    block = settings.get("weight_block_size")
+    block = settings.get("weight_block_size", _BLOCK)
     if block is not None and not _is_block(block):
         what = f"weight_block_size is {block!r:.60}, not two sizes"
         raise SourceError(f"{owner}: config.json: {what}")

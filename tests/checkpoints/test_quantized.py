@@ -17,15 +17,21 @@ from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import Recipe
 
-KINDS = ["llama", "one scale", "qwen3_moe", "gpt_oss"]
+KINDS = ["llama", "one scale", "no block size", "qwen3_moe", "gpt_oss"]
 
 
 def save(folder, kind, seed=0):
     """Save a quantised model."""
     if kind == "gpt_oss":
         return save_mxfp4(folder, seed)
-    architecture = "qwen3" if kind == "one scale" else kind
-    tiny_model(architecture, 2, seed).to(torch.bfloat16).save_pretrained(folder)
+    architecture = {"one scale": "qwen3", "no block size": "llama"}.get(kind, kind)
+    large = {"hidden_size": 256, "intermediate_size": 384} if kind == "no block size" else {}
+    tiny_model(architecture, 2, seed, **large).to(torch.bfloat16).save_pretrained(folder)
+    if kind == "no block size":
+        to_fp8(folder, weight_block_size=[128, 128])
+        settings = {key: value for key, value in FP8.items() if key != "weight_block_size"}
+        edit_json(folder / "config.json", quantization_config=settings)
+        return folder
     return to_fp8(folder, **({"weight_block_size": None} if kind == "one scale" else {}))
 
 
