@@ -52,6 +52,7 @@ _REFUSED = (
         "megatron_config",
     ),
 )
+_MERGED = ("trainable_token_indices", "target_parameters")  # which peft can, for any base
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 
@@ -209,7 +210,7 @@ class Adapter:
                 .replace(".base_layer.", ".")
                 .replace(".modules_to_save.", ".")
             )
-            module, part = _split(name)
+            module, part = self._split(name)
             module = flat.get(_FLAT.sub(_flat_part, module), module)
             if tied and self._unties(name):
                 raise SourceError(
@@ -380,9 +381,10 @@ class Adapter:
         here."""
         for key in _REFUSED:
             if config.get(key):
+                advice = "; merge it with peft" if key in _MERGED else ""
                 raise SourceError(
                     f"{self.label}: {CONFIG_FILE}: {key} is {config[key]!r}, which is not "
-                    "supported; merge it with peft"
+                    f"supported{advice}"
                 )
         start = config.get("init_lora_weights", True)
         if start not in _PLAIN_STARTS:
@@ -390,6 +392,21 @@ class Adapter:
                 f"{self.label}: {CONFIG_FILE}: init_lora_weights is {start!r}, which changes "
                 "the base; convert it with peft"
             )
+
+    def _split(self, name: str) -> tuple[str, str | None]:
+        """Split a name into a module and the kind of the adapter's matrix for it; None: a tensor
+        that is replaced."""
+        match = _MATRIX.fullmatch(name)
+        if match is not None and "lora_" in name:
+            return match[1], _PARTS[match[2].removeprefix("embedding_")]
+        if named := re.search(r"lora_\w+\.(?!weight$).+\.weight$", name):
+            raise SourceError(
+                f"{self.label}: {name} has an adapter's name in it ({named[0]}), which peft's "
+                "save_pretrained takes out; save the adapter again with it"
+            )
+        if "lora_" in name or "token_adapter" in name:
+            raise SourceError(f"{self.label}: the tensor {name} has a meaning that is not known")
+        return name, None
 
     def _unties(self, name: str) -> bool:
         """Tell whether this tensor makes two of a head and embeddings that were one matrix, as the
@@ -526,24 +543,9 @@ def _is_conv1d(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
     return bias is not None and len(shape) == 2 and bias.shape == shape[1:] != shape[:1]
 
 
-def _split(name: str) -> tuple[str, str | None]:
-    """A module and which of the adapter's matrices for it this is; None: a tensor that is
-    replaced."""
-    match = re.fullmatch(
-        r"(.+)\.(?:lora_)?(A|B|down|up|alpha|embedding_A|embedding_B|magnitude_vector)(?:\.weight)?",
-        name,
-    )
-    match = match if match is None or "lora_" in name else None
-    if match is None:
-        if "lora_" in name or "token_adapter" in name:
-            raise SourceError(
-                f"adapter: the tensor {name} has a meaning that is not known here; merge it "
-                "with peft"
-            )
-        return name, None
-    return match[1], _PARTS[match[2].removeprefix("embedding_")]
-
-
+_MATRIX = re.compile(
+    r"(.+)\.(?:lora_)?(A|B|down|up|alpha|embedding_A|embedding_B|magnitude_vector)(?:\.weight)?"
+)
 _PARTS = {
     "A": "a",
     "B": "b",

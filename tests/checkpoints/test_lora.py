@@ -219,7 +219,11 @@ REFUSED = [
         {"init_lora_weights": "pissa_niter_4"},
         "init_lora_weights is 'pissa_niter_4', which changes the base",
     ),
-    ({"target_parameters": ["experts"]}, "target_parameters is ['experts'], which is"),
+    (
+        {"target_parameters": ["experts"]},
+        "target_parameters is ['experts'], which is not supported; merge it with peft",
+    ),
+    ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens is [5], which is not supported$"),
     ({"r": 5}, "model.layers.0.mlp.down_proj has rank 4, adapter_config.json says 5"),
     ({"use_dora": True}, "use_dora is True, unlike its tensors"),
     (
@@ -260,7 +264,7 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
     file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
     with pytest.raises(SourceError) as caught:
         check_recipe(recipe_of(base, adapter))
-    assert message in str(caught.value)
+    assert message in f"{caught.value}$"
     assert "\n" not in str(caught.value)
 
 
@@ -285,7 +289,11 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
         ),
         (
             lambda t: {**t, "base_model.model.x.lora_C.weight": torch.ones(1)},
-            "x.lora_C.weight has a meaning that is not",
+            "adapter: the tensor x.lora_C.weight has a meaning that is not known",
+        ),
+        (
+            lambda t: {k.replace(".weight", ".default.weight"): v for k, v in t.items()},
+            "down_proj.lora_A.default.weight has an adapter's name in it (lora_A.default.weight)",
         ),
         (lambda t: {}, "adapter_model.safetensors has no tensors; save the adapter again"),
         (
@@ -302,6 +310,7 @@ def test_tensors_that_do_not_fit_are_refused(change, message, adapted):
     save_file(change(load_file(file)), file)
     with pytest.raises(SourceError) as caught:
         check_recipe(recipe_of(base, adapter))
+    assert str(caught.value).startswith(str(adapter))
     assert message in str(caught.value)
 
 
