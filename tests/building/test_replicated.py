@@ -10,7 +10,7 @@ from slowly import slow_beyond
 from tiny_models import ARCHITECTURES, tiny_model, token_ids
 from transformers import AutoModelForCausalLM
 
-from hf_evomerge.building.build import build_model
+from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.building.folded import fold
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
@@ -150,6 +150,13 @@ def test_an_adapter_that_moves_layers_is_a_source(tmp_path):
     for name, tensor in merged.named_parameters():
         mean = (plain.get_parameter(name) + there.get_parameter(name)) / 2
         assert torch.allclose(tensor, mean, atol=1e-6), name
+    for sources in ([source, {"model": str(base)}], [{"model": str(base)}, source]):
+        with pytest.raises(SourceError) as caught:
+            check_recipe(Recipe.model_validate({"sources": sources, "merge": merge}))
+        assert str(caught.value) == (
+            f"{base} + {tmp_path / 'adapter'}: its layer_replication makes 5 layers, and {base} "
+            "has 4; merge models of as many layers"
+        )
     two = Recipe.model_validate({"sources": [source, source], "base": source, "merge": merge})
     out = build_model(two, tmp_path / "two")
     assert (out / "config.json").is_file()  # an adapter would leave the layers as they are
