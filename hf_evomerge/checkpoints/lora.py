@@ -466,7 +466,7 @@ class Adapter:
                 f"{self.label}: {module} is no linear layer (LoRA matrices {list(a)} and {list(b)})"
             )
         if not a[0] == b[1] > 0:
-            what = f"LoRA matrices of no one rank ({list(a)} and {list(b)})"
+            what = f"LoRA matrices of different ranks, or of rank 0 ({list(a)} and {list(b)})"
             raise SourceError(f"{self.label}: {module} has {what}")
         change.scaling = self._factor(module, a[0], self.config)
         said = ""

@@ -280,6 +280,10 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
             "has only one of the two LoRA matrices",
         ),
         (
+            lambda t: {k: v[:3].contiguous() if "lora_A" in k else v for k, v in t.items()},
+            "has LoRA matrices of different ranks, or of rank 0 ([3, 40] and [32, 4])",
+        ),
+        (
             lambda t: {k: v.long() for k, v in t.items()},
             "has the dtype I64, which no adapter is trained in",
         ),
