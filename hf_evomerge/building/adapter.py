@@ -375,10 +375,9 @@ class MergedAdapter(AdapterCheckpoint):
         lines = list(self.merged.warnings)
         for module in self.modules.values():
             if module.rank > min(512, *module.sides):
-                lines.append(
-                    f"{module.name} has rank {module.rank}: {min(module.sides)} is enough for any "
-                    "change of its weight, and vLLM serves at most 512; give a --rank"
-                )
+                most = f"{min(module.sides)} is enough for its weight"
+                most = "vLLM serves at most 512" if min(module.sides) > 512 else most
+                lines.append(f"{module.name} has rank {module.rank}, and {most}; give a --rank")
                 break
         return lines
 

@@ -94,14 +94,16 @@ def _only_source(routed: Routed) -> Parent:
     path = routed.flow.to_path()
     used = {source for source, _ in path.unique_layers} | {routed.flow.embedding_source}
     if not path.is_serial or any(scale != 1 for scale in path.scales):
-        raise SourceError("layers side by side and scales are no order of layers")
+        raise SourceError("the path has layers side by side, or scales")
     if len(used) > 1:
         raise SourceError("the path runs through several models")
     source = routed.checkpoints[used.pop()]
     if not isinstance(source, Parent) or source.part is not None:
         raise SourceError("the path runs through a merge, or a part of a model")
-    if source.adapter is not None or source.is_quantized:
-        raise SourceError(f"{source} has an adapter, or quantised weights")
+    if source.adapter is not None:
+        raise SourceError(f"{source} has an adapter already")
+    if source.is_quantized:
+        raise SourceError(f"{source} has quantised weights")
     if routed.config.dtype != source.config.dtype:
         raise SourceError(f"dtype: an adapter leaves the base's, {source.config.dtype}, as it is")
     return source

@@ -85,6 +85,13 @@ def check_mergeable(
         source.changes  # noqa: B018  raises where an adapter does not fit
         if source is first:
             continue
+        moves = bool(first.layer_order or source.layer_order)
+        if same_depth and moves and first.layer_count != source.layer_count:
+            moved, other = (first, source) if first.layer_order else (source, first)
+            raise SourceError(
+                f"{moved}: its layer_replication makes {moved.layer_count} layers, and {other} has "
+                f"{other.layer_count}; merge models of as many layers"
+            )
         complaints = list(_setting_differences(first, source, same_depth, same_vocabulary))
         if same_depth:
             complaints += tensor_differences(first, source, same_vocabulary)

@@ -34,6 +34,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICTURE_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name, without an adapter_config.json
 METADATA = "lora_adapter_metadata"  # in such a file: what an adapter_config.json says, by component
+_DEFAULT = 8  # rank and alpha where an adapter's settings name none, as in peft
 _MAX_NAMES = 4096  # of modules in a list
 # elements of the weight that are changed at a time: they fit the processor's cache
 _BLOCK = 1 << 16
@@ -51,6 +52,7 @@ _REFUSED = (
         "megatron_config",
     ),
 )
+_MERGED = ("trainable_token_indices", "target_parameters")  # which peft can, for any base
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 
@@ -208,13 +210,12 @@ class Adapter:
                 .replace(".base_layer.", ".")
                 .replace(".modules_to_save.", ".")
             )
-            module, part = _split(name)
+            module, part = self._split(name)
             module = flat.get(_FLAT.sub(_flat_part, module), module)
             if tied and self._unties(name):
                 raise SourceError(
-                    f"{self.label}: has a head or embeddings of its own ({name}), which are "
-                    "one matrix in the model; merge it "
-                    "with peft"
+                    f"{self.label}: changes {name}, and the base's head is its embedding matrix; "
+                    "save the base with a head of its own (tie_word_embeddings: false)"
                 )
             target = self._target(name if part is None else f"{module}.weight", tensors, names)
             change = found.setdefault(target, Change())
@@ -264,6 +265,14 @@ class Adapter:
                 )
             return add_product(weight, left, right, dtype, scaling)
 
+    def is_copy(self, change: Change, weight: Tensor) -> bool:
+        """Tell whether the whole tensor of a change is the weight that it takes the place of."""
+        import torch
+
+        own = self._get(change.whole)
+        wide = torch.promote_types(own.dtype, weight.dtype)
+        return torch.equal(own.to(wide), weight.to(wide))
+
     def factors(self, change: Change) -> tuple[Tensor, Tensor]:
         """The factors whose product, times the scaling, is what is added to the stored weight.
 
@@ -279,14 +288,18 @@ class Adapter:
         )
 
     def scaled_factors(self, change: Change) -> tuple[Tensor, Tensor]:
-        """Multiply the scaling into the first of `factors`, so that their product is added to the
-        weight.
+        """Multiply the scaling into B, whichever of `factors` that is, so that their product is
+        added to the weight.
 
         Raises:
             SourceError: A number is not finite; times a weight of 0 it would still be none.
         """
         left, right = self.factors(change)
-        left = left * self._scaling(change, right.shape[0])
+        scaling = self._scaling(change, right.shape[0])
+        if change.transposed:
+            right = right * scaling
+        else:
+            left = left * scaling
         if not (left.isfinite().all() and right.isfinite().all()):
             what = f"{change.module}: the adapter has NaN, or infinite numbers"
             raise SourceError(f"{self.label}: {what}; make it again, or leave it out")
@@ -312,12 +325,14 @@ class Adapter:
 
     def _factor(self, module: str, rank: int, config: Mapping[str, Any]) -> float:
         """Return the factor of a module's product by an adapter's settings, which name its rank
-        too."""
-        if (named := self._number("rank_pattern", "r", module, rank, config)) != rank:
+        too; 1 where there are none."""
+        default = _DEFAULT if config else rank
+        if (named := self._number("rank_pattern", "r", module, default, config)) != rank:
+            said = "says" if "r" in config else "has no r, which is"
             raise SourceError(
-                f"{self.label}: {module} has rank {rank}, {CONFIG_FILE} says {named:g}"
+                f"{self.label}: {module} has rank {rank}, {CONFIG_FILE} {said} {named:g}"
             )
-        alpha = self._number("alpha_pattern", "lora_alpha", module, rank, config)
+        alpha = self._number("alpha_pattern", "lora_alpha", module, default, config)
         return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
     def close(self) -> None:
@@ -354,7 +369,7 @@ class Adapter:
                 "be merged"
             )
         self._check_settings(config)
-        for key in ("modules_to_save", "target_modules"):
+        for key in ("modules_to_save", "target_modules", "exclude_modules"):
             names = config.get(key) or []
             if not isinstance(names, list | str) or len(names) > _MAX_NAMES:
                 what = f"no list of at most {_MAX_NAMES} names"
@@ -366,9 +381,10 @@ class Adapter:
         here."""
         for key in _REFUSED:
             if config.get(key):
+                advice = "; merge it with peft" if key in _MERGED else ""
                 raise SourceError(
                     f"{self.label}: {CONFIG_FILE}: {key} is {config[key]!r}, which is not "
-                    "supported; merge it with peft"
+                    f"supported{advice}"
                 )
         start = config.get("init_lora_weights", True)
         if start not in _PLAIN_STARTS:
@@ -377,11 +393,27 @@ class Adapter:
                 "the base; convert it with peft"
             )
 
+    def _split(self, name: str) -> tuple[str, str | None]:
+        """Split a name into a module and the kind of the adapter's matrix for it; None: a tensor
+        that is replaced."""
+        match = _MATRIX.fullmatch(name)
+        if match is not None and "lora_" in name:
+            return match[1], _PARTS[match[2].removeprefix("embedding_")]
+        if named := re.search(r"lora_\w+\.(?!weight$).+\.weight$", name):
+            raise SourceError(
+                f"{self.label}: {name} has an adapter's name in it ({named[0]}), which peft's "
+                "save_pretrained takes out; save the adapter again with it"
+            )
+        if "lora_" in name or "token_adapter" in name:
+            raise SourceError(f"{self.label}: the tensor {name} has a meaning that is not known")
+        return name, None
+
     def _unties(self, name: str) -> bool:
-        """Tell whether this tensor makes two of a head and embeddings that were one matrix, as peft
-        leaves the other alone."""
+        """Tell whether this tensor makes two of a head and embeddings that were one matrix, as the
+        adapter runs with the other unchanged."""
         pattern = r"(?:^|\.)(?:wte|embed_(?:tokens|in)|word_embeddings)\.\w+$"
-        return "lm_head." in name or (self._is_kept(name) and re.search(pattern, name) is not None)
+        is_own = "lora_" in name or self._is_kept(name)
+        return "lm_head." in name or (is_own and re.search(pattern, name) is not None)
 
     def _is_kept(self, name: str) -> bool:
         """Tell whether a tensor is of a module that the config says is saved as a whole."""
@@ -434,17 +466,18 @@ class Adapter:
                 f"{self.label}: {module} is no linear layer (LoRA matrices {list(a)} and {list(b)})"
             )
         if not a[0] == b[1] > 0:
-            what = f"LoRA matrices of no one rank ({list(a)} and {list(b)})"
+            what = f"LoRA matrices of different ranks, or of rank 0 ({list(a)} and {list(b)})"
             raise SourceError(f"{self.label}: {module} has {what}")
         change.scaling = self._factor(module, a[0], self.config)
-        targets = self.config.get("target_modules")
-        if isinstance(targets, list) and not any(
-            f".{module}".endswith(f".{name}") for name in targets
-        ):
+        said = ""
+        if isinstance(self.config.get("target_modules"), list):
+            said = "" if self._names("target_modules", module) else "target_modules does not name"
+        if self._names("exclude_modules", module):
+            said = "exclude_modules names"
+        if said:
             raise SourceError(
-                f"{self.label}: {CONFIG_FILE}: target_modules does not name {module}, for "
-                "which the "
-                "adapter has matrices, and peft would leave them out; add it, or take them out"
+                f"{self.label}: {CONFIG_FILE}: {said} {module}, for which the adapter has "
+                "matrices, and peft would leave them out; change it, or take them out"
             )
         # peft goes by the layer's class, and corrects fan_in_fan_out by it. Here shapes tell which
         # way round a weight is, and those of other layers where it is square.
@@ -466,6 +499,14 @@ class Adapter:
             self._check_shape(f"{module} (outputs)", b[:1], self.tensors[change.magnitude].shape)
         if (self.folder / self.file).is_file():  # of one on the Hub that is not downloaded, later
             self._scaling(change, a[0])
+
+    def _names(self, key: str, module: str) -> bool:
+        """Tell whether a list of ends of names in the config has this module's, or a pattern all
+        of it."""
+        given = self.config.get(key) or ()
+        if isinstance(given, str):
+            return _compiled(given, "{}").fullmatch(module) is not None
+        return any(f".{module}".endswith(f".{name}") for name in given)
 
     def _number(
         self, patterns: str, key: str, module: str, default: float, config: Mapping[str, Any]
@@ -502,24 +543,9 @@ def _is_conv1d(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
     return bias is not None and len(shape) == 2 and bias.shape == shape[1:] != shape[:1]
 
 
-def _split(name: str) -> tuple[str, str | None]:
-    """A module and which of the adapter's matrices for it this is; None: a tensor that is
-    replaced."""
-    match = re.fullmatch(
-        r"(.+)\.(?:lora_)?(A|B|down|up|alpha|embedding_A|embedding_B|magnitude_vector)(?:\.weight)?",
-        name,
-    )
-    match = match if match is None or "lora_" in name else None
-    if match is None:
-        if "lora_" in name or "token_adapter" in name:
-            raise SourceError(
-                f"adapter: the tensor {name} has a meaning that is not known here; merge it "
-                "with peft"
-            )
-        return name, None
-    return match[1], _PARTS[match[2].removeprefix("embedding_")]
-
-
+_MATRIX = re.compile(
+    r"(.+)\.(?:lora_)?(A|B|down|up|alpha|embedding_A|embedding_B|magnitude_vector)(?:\.weight)?"
+)
 _PARTS = {
     "A": "a",
     "B": "b",
@@ -537,10 +563,10 @@ def _flat_part(match: re.Match[str]) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compiled(pattern: str, form: str = r"(.*\.)?({})$") -> re.Pattern[str]:
     """Compile the pattern that the end of a module's name must match, as in peft."""
     try:
-        return re.compile(rf"(.*\.)?({pattern})$")
+        return re.compile(form.format(pattern))
     except (re.error, RecursionError, OverflowError) as cause:
         raise SourceError(
             f"{CONFIG_FILE}: {pattern!r} is no regular expression: {cause}"

@@ -49,7 +49,11 @@ def open_source(ref: SourceRef | str, *, trust_remote_code: bool = False) -> Sou
             )
         named = {**ref.model_dump(), "model": model, "revision": revision}
         named |= {"adapter": ref.model, "adapter_revision": ref.revision}
-        return open_source(SourceRef.model_validate(named), trust_remote_code=trust_remote_code)
+        own = SourceRef.model_validate(named)
+        try:
+            return open_source(own, trust_remote_code=trust_remote_code)
+        except SourceError as error:
+            raise SourceError(f"{ref}: the base that its {CONFIG_FILE} names: {error}") from error
     adapter = Adapter.open(ref.adapter, ref.adapter_revision) if ref.adapter is not None else None
     kind = Pipeline if (folder / INDEX).is_file() else Source
     source = kind(

@@ -24,6 +24,7 @@ _READ = ("fp8", "mxfp4")
 _KEY = "quantization_config"
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = ("F32", "BF16", "F16", "F8_E8M0")
+_BLOCK = [128, 128]  # of settings without weight_block_size, as in transformers
 _EACH = 32  # elements that share a scale in MXFP4, in 16 bytes
 
 
@@ -90,7 +91,7 @@ def quantization_name(settings: Mapping[str, Any]) -> str:
     ``compressed-tensors (nvfp4-pack-quantized)``; empty where there is none."""
     if not settings:
         return ""
-    method = settings.get("quant_method")
+    method = settings.get("quant_method", "an unnamed method")
     name = f"{getattr(method, 'value', method)!s:.40}"
     kind = settings.get("quant_algo") or settings.get("format")
     return f"{name} ({kind!s:.40})" if kind else name
@@ -147,10 +148,11 @@ def dequantized(
     inputs = {f"{name.rpartition('.')[0]}.activation_scale" for name in used}
     rest = {name: info for name, info in stored.items() if name not in used | inputs}
     for name, info in rest.items():
-        if info.dtype in (*_FP8, "I8") or name.endswith(("_blocks", "_scales", "_scale_inv")):
+        are_scales = name.endswith(("_scales", "_scale_inv"))
+        if info.dtype in (*_FP8, "I8") or are_scales or name.endswith("_blocks"):
+            missing = "numbers" if are_scales else "scales"
             raise SourceError(
-                f"{owner}: {name} is {info.dtype} without its numbers or scales beside it; give "
-                "the model in bfloat16"
+                f"{owner}: {name} ({info.dtype}) has no {missing}; give the model in bfloat16"
             )
     return rest | found
 
@@ -159,7 +161,7 @@ def _weights(
     stored: Mapping[str, StoredTensor], settings: Mapping[str, Any], owner: str
 ) -> Iterator[tuple[str, QuantizedTensor]]:
     """The quantised weights by the names that they have in the dequantised model."""
-    block = settings.get("weight_block_size")
+    block = settings.get("weight_block_size", _BLOCK)
     if block is not None and not _is_block(block):
         what = f"weight_block_size is {block!r:.60}, not two sizes"
         raise SourceError(f"{owner}: config.json: {what}")

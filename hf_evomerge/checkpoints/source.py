@@ -171,9 +171,20 @@ class Source(Parent):
         checkpoint."""
         if self.adapter is None:
             return {}
-        return self.adapter.changes(
+        found = self.adapter.changes(
             self.tensors, tied=self.is_tied, names=lambda: self.layout.other_names
         )
+        # peft saves a head or embeddings whole beside a LoRA of them. Where they are the base's
+        # own, the product is the change; files on the Hub are compared once they are here.
+        for name, change in list(found.items()):
+            files = [self.tensors[name].file, self.adapter.folder / self.adapter.file]
+            if not change.whole or not all(file.is_file() for file in files):
+                continue
+            if self.adapter.is_copy(change, self.read_stored(self.tensors[name], name)):
+                change.whole = ""
+                if not change.a:
+                    del found[name]
+        return found
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return one tensor, memory-mapped, so that nothing is read before its values are used; see

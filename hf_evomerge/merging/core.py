@@ -70,7 +70,9 @@ def factors_of(sources: Sequence[Parent], name: str) -> dict[int, tuple[Tensor, 
     return found
 
 
-# Adapter t changes a weight by B_t A_t. With the thin singular value decompositions
+# Adapter t changes a weight by B_t A_t, with the scaling alpha / r in B_t. A weight that is stored
+# with its inputs as rows is changed by A_t' B_t', and has the transpose of M_t below. With the thin
+# singular value decompositions
 #
 #   [B_1 ... B_T] = U_B S_B X',   [A_1; ...; A_T] = Y S_A V_A                          (1)
 #

@@ -12,7 +12,7 @@ import pytest
 import torch
 from core_reference import by_hand, ties
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from slowly import slow_beyond
 from tiny_adapters import save_adapter
 from tiny_models import tiny_model
@@ -80,6 +80,7 @@ KINDS = {
 DENSITIES = {"ties": 0.5, "della": 0.5}
 OFTEN = [
     ("ties, normalised", "llama"),
+    ("ties, normalised", "gpt2"),  # the same merge of weights that are stored the other way round
     ("iso_c", "llama"),
     ("linear, rows", "qwen2"),
     ("slerp", "gpt2"),
@@ -123,9 +124,10 @@ def products(sources):
         for key in (key for key in state if "lora_A" in key):
             a = state[key].double().numpy()
             b = state[key.replace("lora_A", "lora_B")].double().numpy()
-            left, right = (a.T, b.T) if ".c_" in key else (b, a)  # GPT-2's way round
+            scaled = scaling * b
+            left, right = (a.T, scaled.T) if ".c_" in key else (scaled, a)  # GPT-2's way round
             name = key.removeprefix("base_model.model.").replace("lora_A.", "")
-            found.setdefault(name, {})[number] = (scaling * left, right)
+            found.setdefault(name, {})[number] = (left, right)
     return found
 
 
@@ -252,6 +254,34 @@ def test_the_same_recipe_gives_the_same_bits(families, tmp_path):
         found.append((folder / "adapter_model.safetensors").read_bytes())
     torch.set_num_threads(before)
     assert found[0] == found[1] == found[2]
+
+
+def test_a_head_that_is_saved_as_the_base_has_it(families, tmp_path):
+    """peft saves a head beside a LoRA of it: where it is the base's, the product is the change, and
+    another head is refused."""
+    first = families["llama"][0]
+    base = Path(first["model"])
+    folder = save_adapter(base, tmp_path / "adapter", 5, r=2, target_modules=["q_proj", "lm_head"])
+    file = folder / "adapter_model.safetensors"
+    state = load_file(file)
+    weights = load_file(base / "model.safetensors")
+    copies = {
+        f"base_model.model.{name}": weights[plain]
+        for name, plain in [
+            ("lm_head.base_layer.weight", "lm_head.weight"),
+            ("model.embed_tokens.weight", "model.embed_tokens.weight"),
+        ]
+    }
+    recipe = make_recipe([first, {**first, "adapter": str(folder)}], method="ties")
+    built = []
+    for number, extra in enumerate(({}, copies)):
+        save_file({**state, **extra}, file)
+        out = build_model(recipe, tmp_path / str(number)) / "adapter_model.safetensors"
+        built.append(out.read_bytes())
+    assert built[0] == built[1]
+    save_file({**state, **{name: tensor + 1 for name, tensor in copies.items()}}, file)
+    with pytest.raises(EvoMergeError, match=r"changes lm_head.weight by .* \(a whole tensor\)"):
+        check_recipe(recipe)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import pytest
 import torch
 from classes import edit_json
 from peft import LoraConfig, PeftModel, get_peft_model
+from quantized import to_fp8
 from slowly import slow_beyond
 from tiny_models import ARCHITECTURES, tiny_model, token_ids
 from transformers import AutoModelForCausalLM
 
-from hf_evomerge.building.build import build_model
+from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.building.folded import fold
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
@@ -97,7 +98,7 @@ def test_transformers_loads_it_alone(tmp_path):
 @pytest.mark.parametrize(
     ("path", "fields", "reason"),
     [
-        ({"path": "0:0-3", "scales": [1, 1, 0.5, 1]}, {}, "scales are no order of layers"),
+        ({"path": "0:0-3", "scales": [1, 1, 0.5, 1]}, {}, "the path has layers side by side, or scales"),
         ("0:0, 0:1 + 0:2, 0:3", {}, "side by side"),
         ("0:0-1, 1:2-3", {}, "runs through several models"),
         ({"path": "0:0-1", "embedding_source": 1}, {}, "runs through several models"),
@@ -113,6 +114,23 @@ def test_what_is_more_than_an_order_of_layers_is_no_adapter(path, fields, reason
     assert (out / "config.json").is_file()
     with pytest.raises(SourceError, match=f"the result is no adapter: .*{reason}"):
         build_model(recipe, tmp_path / "adapter", whole=False)
+
+
+def test_a_source_that_has_an_adapter_or_quantised_weights_is_no_base(tmp_path):
+    """The refusal names which of the two it is."""
+    base = saved(tmp_path / "base")
+    adapted = build_model(recipe_of("0:0-3", base), tmp_path / "adapter")
+    config = json.loads((adapted / "adapter_config.json").read_text())
+    del config["layer_replication"]
+    (adapted / "adapter_config.json").write_text(json.dumps(config))
+    source = {"model": str(base), "adapter": str(adapted)}
+    recipe = Recipe.model_validate({"sources": [source], "flow": {"path": "0:0-1"}})
+    with pytest.raises(SourceError, match=r"no adapter: \S+ \+ \S+ has an adapter already"):
+        check_recipe(recipe, whole=False)
+    quantised = saved(tmp_path / "quantised")
+    to_fp8(quantised)
+    with pytest.raises(SourceError, match=r"no adapter: \S+ has quantised weights"):
+        check_recipe(recipe_of("0:0-1", quantised), whole=False)
 
 
 def test_a_path_is_a_whole_model_unless_asked(tmp_path):
@@ -150,6 +168,13 @@ def test_an_adapter_that_moves_layers_is_a_source(tmp_path):
     for name, tensor in merged.named_parameters():
         mean = (plain.get_parameter(name) + there.get_parameter(name)) / 2
         assert torch.allclose(tensor, mean, atol=1e-6), name
+    for sources in ([source, {"model": str(base)}], [{"model": str(base)}, source]):
+        with pytest.raises(SourceError) as caught:
+            check_recipe(Recipe.model_validate({"sources": sources, "merge": merge}))
+        assert str(caught.value) == (
+            f"{base} + {tmp_path / 'adapter'}: its layer_replication makes 5 layers, and {base} "
+            "has 4; merge models of as many layers"
+        )
     two = Recipe.model_validate({"sources": [source, source], "base": source, "merge": merge})
     out = build_model(two, tmp_path / "two")
     assert (out / "config.json").is_file()  # an adapter would leave the layers as they are

@@ -219,7 +219,11 @@ REFUSED = [
         {"init_lora_weights": "pissa_niter_4"},
         "init_lora_weights is 'pissa_niter_4', which changes the base",
     ),
-    ({"target_parameters": ["experts"]}, "target_parameters is ['experts'], which is"),
+    (
+        {"target_parameters": ["experts"]},
+        "target_parameters is ['experts'], which is not supported; merge it with peft",
+    ),
+    ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens is [5], which is not supported$"),
     ({"r": 5}, "model.layers.0.mlp.down_proj has rank 4, adapter_config.json says 5"),
     ({"use_dora": True}, "use_dora is True, unlike its tensors"),
     (
@@ -230,6 +234,13 @@ REFUSED = [
         {"target_modules": {"q_proj": 1}},
         "target_modules is {'q_proj': 1}, no list of at most 4096 names",
     ),
+    (
+        {"exclude_modules": ["mlp.down_proj"]},
+        "exclude_modules names model.layers.0.mlp.down_proj, for which the adapter has",
+    ),
+    ({"exclude_modules": r"model\..*\.q_proj"}, "exclude_modules names model.layers.0.self_attn.q"),
+    ({"exclude_modules": "("}, "'(' is no regular expression"),
+    ({"exclude_modules": 5}, "exclude_modules is 5, no list of at most 4096 names"),
     ({"alpha_pattern": {"(": 3}}, "'(' is no regular expression"),
     ({"alpha_pattern": [3]}, "alpha_pattern is [3], not a mapping"),
     (
@@ -253,7 +264,7 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
     file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
     with pytest.raises(SourceError) as caught:
         check_recipe(recipe_of(base, adapter))
-    assert message in str(caught.value)
+    assert message in f"{caught.value}$"
     assert "\n" not in str(caught.value)
 
 
@@ -269,6 +280,10 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
             "has only one of the two LoRA matrices",
         ),
         (
+            lambda t: {k: v[:3].contiguous() if "lora_A" in k else v for k, v in t.items()},
+            "has LoRA matrices of different ranks, or of rank 0 ([3, 40] and [32, 4])",
+        ),
+        (
             lambda t: {k: v.long() for k, v in t.items()},
             "has the dtype I64, which no adapter is trained in",
         ),
@@ -278,7 +293,11 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
         ),
         (
             lambda t: {**t, "base_model.model.x.lora_C.weight": torch.ones(1)},
-            "x.lora_C.weight has a meaning that is not",
+            "adapter: the tensor x.lora_C.weight has a meaning that is not known",
+        ),
+        (
+            lambda t: {k.replace(".weight", ".default.weight"): v for k, v in t.items()},
+            "down_proj.lora_A.default.weight has an adapter's name in it (lora_A.default.weight)",
         ),
         (lambda t: {}, "adapter_model.safetensors has no tensors; save the adapter again"),
         (
@@ -295,7 +314,25 @@ def test_tensors_that_do_not_fit_are_refused(change, message, adapted):
     save_file(change(load_file(file)), file)
     with pytest.raises(SourceError) as caught:
         check_recipe(recipe_of(base, adapter))
+    assert str(caught.value).startswith(str(adapter))
     assert message in str(caught.value)
+
+
+def test_settings_that_are_not_named_are_those_of_peft(adapted):
+    """Without lora_alpha it is 8, and without r the rank is."""
+    base, adapter = adapted(r=4)
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text())
+    del config["lora_alpha"]
+    file.write_text(json.dumps(config))
+    expected = merged_by_peft(base, adapter)
+    source = opened(base, adapter)
+    for name in source.changes:
+        assert torch.allclose(source.read(name), expected[name], atol=1e-6), name
+    del config["r"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(SourceError, match=r"has rank 4, adapter_config.json has no r, which is 8"):
+        _ = opened(base, adapter).changes
 
 
 def test_modules_to_save_that_no_model_has_are_no_matter(adapted):
@@ -331,7 +368,7 @@ def test_a_magnitude_has_one_number_per_output(adapted):
         ),
         (
             1,
-            '{"unet.lora_alpha": [1, 2, 3]}',
+            '{"unet.r": 2, "unet.lora_alpha": [1, 2, 3]}',
             "lora_alpha of to_k is [1, 2, 3], not a finite number",
         ),
         (1, '{"unet.r": 8}', "to_k has rank 2, adapter_config.json says 8"),
@@ -364,29 +401,33 @@ def test_a_factor_that_cannot_be_read(alpha, metadata, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"modules_to_save": ["wte"]}, {"target_modules": ["lm_head"]}]
+    "settings",
+    [{"modules_to_save": ["wte"]}, {"target_modules": ["lm_head"]}, {"target_modules": ["wte"]}],
 )
 def test_what_unties_the_head_is_refused(settings, adapted):
-    """Where head and embeddings are one matrix, peft changes the one and leaves the other: a source
-    has only one of them."""
+    """Where head and embeddings are one matrix, an adapter runs with the one changed and the other
+    not: a source has only one of them."""
     base, adapter = adapted(
         "gpt2", r=4, **{"target_modules": ["c_attn"], "fan_in_fan_out": True, **settings}
     )
-    with pytest.raises(
-        SourceError,
-        match=r"has a head or embeddings of its own \((transformer.wte|lm_head).*merge it with peft",  # noqa: E501
-    ):
+    said = r"changes (transformer.wte|lm_head).*; save the base with a head of its own \(tie_word"
+    with pytest.raises(SourceError, match=said):
         _ = opened(base, adapter).changes
 
 
-def test_adapted_embeddings_are_the_tied_head_too(adapted):
-    """LoRA on the embeddings of a tied model changes the head with them, as in peft."""
+def test_a_base_that_was_untied_takes_adapted_embeddings(adapted):
+    """With a head of its own the base and the adapter run as the merge does."""
     base, adapter = adapted("gpt2", r=4, target_modules=["wte"])
-    expected = merged_by_peft(base, adapter)
+    tied = AutoModelForCausalLM.from_pretrained(base)
+    tokens = torch.tensor([[3, 1, 4]])
+    expected = PeftModel.from_pretrained(tied, adapter)(tokens).logits
+    untied = AutoModelForCausalLM.from_pretrained(base)
+    untied.config.tie_word_embeddings = False
+    untied.lm_head.weight = torch.nn.Parameter(untied.transformer.wte.weight.detach().clone())
+    untied.save_pretrained(base)
     source = opened(base, adapter)
-    assert torch.allclose(
-        source.read("transformer.wte.weight"), expected["lm_head.weight"], atol=1e-6
-    )
+    untied.transformer.wte.weight.data = source.read("transformer.wte.weight")
+    assert torch.allclose(untied(tokens).logits, expected, atol=1e-5)
 
 
 def test_a_change_that_is_no_product_says_what_it_is(adapted):
@@ -412,6 +453,11 @@ def test_an_adapter_that_is_not_there(tmp_path, adapted):
         SourceError, match=r"no adapter_model.safetensors \(only adapter_model.bin, a pickle"
     ):
         _ = opened(base, adapter).changes
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path="/nowhere/x")
+    with pytest.raises(SourceError) as caught:
+        open_source(str(adapter))
+    said = "the base that its adapter_config.json names: /nowhere/x: no such folder; give"
+    assert str(caught.value).startswith(f"{adapter}: {said}")
     edit_json(adapter / "adapter_config.json", base_model_name_or_path=None)
     with pytest.raises(
         SourceError, match=r"a LoRA adapter that names no base; write \{model: ITS BASE, adapter: "

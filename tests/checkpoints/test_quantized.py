@@ -17,15 +17,21 @@ from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import Recipe
 
-KINDS = ["llama", "one scale", "qwen3_moe", "gpt_oss"]
+KINDS = ["llama", "one scale", "no block size", "qwen3_moe", "gpt_oss"]
 
 
 def save(folder, kind, seed=0):
     """Save a quantised model."""
     if kind == "gpt_oss":
         return save_mxfp4(folder, seed)
-    architecture = "qwen3" if kind == "one scale" else kind
-    tiny_model(architecture, 2, seed).to(torch.bfloat16).save_pretrained(folder)
+    architecture = {"one scale": "qwen3", "no block size": "llama"}.get(kind, kind)
+    large = {"hidden_size": 256, "intermediate_size": 384} if kind == "no block size" else {}
+    tiny_model(architecture, 2, seed, **large).to(torch.bfloat16).save_pretrained(folder)
+    if kind == "no block size":
+        to_fp8(folder, weight_block_size=[128, 128])
+        settings = {key: value for key, value in FP8.items() if key != "weight_block_size"}
+        edit_json(folder / "config.json", quantization_config=settings)
+        return folder
     return to_fp8(folder, **({"weight_block_size": None} if kind == "one scale" else {}))
 
 
@@ -95,6 +101,7 @@ OTHERS = [
         r"compressed-tensors \(nvfp4-pack-quantized\)",
     ),
     ({"quant_method": "awq", "bits": 4}, "awq"),
+    ({"bits": 4}, "an unnamed method"),
     ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
 ]
 
@@ -114,7 +121,8 @@ def test_other_quantisations_are_refused_by_name(settings, name, tmp_path):
 @pytest.mark.parametrize(
     ("change", "settings", "message"),
     [
-        ("no scales", {}, r"up_proj.weight is F8_E4M3 without its numbers or scales beside it"),
+        ("no scales", {}, r"up_proj.weight \(F8_E4M3\) has no scales; give"),
+        ("no numbers", {}, r"up_proj.weight_scale_inv \(F32\) has no numbers; give"),
         ("transposed", {}, r"which do not fit"),
         ("", {"weight_block_size": [16, 16]}, r"which do not fit"),
         ("", {"weight_block_size": [0, 8]}, r"weight_block_size is \[0, 8\], not two sizes"),
@@ -126,7 +134,9 @@ def test_damaged_scales_are_refused(change, settings, message, tmp_path):
     folder = save(tmp_path / "llama", "llama")
     tensors = load_file(folder / "model.safetensors")
     scales = "model.layers.1.mlp.up_proj.weight_scale_inv"
-    if change:
+    if change == "no numbers":
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+    elif change:
         taken = tensors.pop(scales)
         tensors |= {scales: taken.T.contiguous()} if change == "transposed" else {}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
