@@ -98,7 +98,7 @@ def test_transformers_loads_it_alone(tmp_path):
 @pytest.mark.parametrize(
     ("path", "fields", "reason"),
     [
-        ({"path": "0:0-3", "scales": [1, 1, 0.5, 1]}, {}, "the path has layers side by side, or scales"),
+        ({"path": "0:0-3", "scales": [1, 1, 0.5, 1]}, {}, "layers side by side, or scales"),
         ("0:0, 0:1 + 0:2, 0:3", {}, "side by side"),
         ("0:0-1, 1:2-3", {}, "runs through several models"),
         ({"path": "0:0-1", "embedding_source": 1}, {}, "runs through several models"),
