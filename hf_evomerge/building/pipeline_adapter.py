@@ -57,7 +57,7 @@ class PipelineAdapter(MergedAdapter):
             if not source.same_folder(self.composed.host):
                 raise SourceError(f"{part} is that of another pipeline, {source}")
             if (change := source.changes.get(raw)) is not None:
-                if change.beyond and not change.is_window:
+                if change.beyond:
                     raise SourceError(f"{source} changes {raw} by more ({change.beyond})")
                 yield raw, [Term.whole(source, change, source.tensors[raw].shape)]
 

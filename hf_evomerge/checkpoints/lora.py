@@ -69,7 +69,6 @@ class Change:
         scaling: Factor of the product, where the config says it.
         transposed: Whether the weight is stored with its inputs as rows.
         is_embedding: Whether the weight is that of embeddings.
-        is_window: Whether the weight is a convolution's.
     """
 
     a: str = ""
@@ -81,18 +80,17 @@ class Change:
     scaling: float = 1.0
     transposed: bool = False
     is_embedding: bool = False
-    is_window: bool = False
 
     @property
     def beyond(self) -> str:
-        """Reason why it is more than a product that is added to the weight of a linear layer; empty
-        where it is not."""
+        """Reason why it is more than a product that is added to the weight of a linear layer or a
+        convolution; empty where it is not."""
         kinds = {
             "DoRA": self.magnitude,
             "a bias": self.whole.endswith("bias"),
             "a whole tensor": self.whole,
+            "embeddings": self.is_embedding,
         }
-        kinds |= {"a convolution": self.is_window, "embeddings": self.is_embedding}
         return next((kind for kind, there in kinds.items() if there), "")
 
 
@@ -326,7 +324,7 @@ class Adapter:
     def _factor(self, module: str, rank: int, config: Mapping[str, Any]) -> float:
         """Return the factor of a module's product by an adapter's settings, which name its rank
         too; 1 where there are none."""
-        default = _DEFAULT if config else rank
+        default = _DEFAULT if "peft_type" in config else rank
         if (named := self._number("rank_pattern", "r", module, default, config)) != rank:
             said = "says" if "r" in config else "has no r, which is"
             raise SourceError(
@@ -458,10 +456,10 @@ class Adapter:
             )
         a = self.tensors[change.a].shape
         b = self.tensors[change.b].shape
-        change.is_window = (
+        is_window = (
             len(a) == len(b) == len(info.shape) == 4 and b[2:] == (1, 1) and not change.magnitude
         )
-        if not change.is_window and (len(a) != 2 or len(b) != 2 or len(info.shape) != 2):
+        if not is_window and (len(a) != 2 or len(b) != 2 or len(info.shape) != 2):
             raise SourceError(
                 f"{self.label}: {module} is no linear layer (LoRA matrices {list(a)} and {list(b)})"
             )

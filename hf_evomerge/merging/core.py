@@ -39,8 +39,7 @@ def why_no_products(
     if base is not None and base.adapter is not None:
         return f"{base} is no plain base: it has an adapter"
     for source in sources:
-        draws = bool(source.whole.entries)
-        own = source.whole if draws else source
+        own = source.whole if source.whole.entries else source
         has_adapter = isinstance(own, Source) and own.adapter is not None
         if not (has_adapter or base_too):
             return f"{source} is no LoRA adapter"
@@ -50,12 +49,12 @@ def why_no_products(
             return f"{source} has modules after the encoder of its own"
         merged = set(merged_names(source.tensors, router))
         for name, change in source.changes.items():
-            beyond = "" if draws and change.is_window else change.beyond
+            beyond = change.beyond
             if beyond or name not in merged or classify(name)[2] == "experts":
                 more = beyond or "experts, or a router that is not merged"
                 return (
                     f"{source} changes {name} by more than the product of two factors of a "
-                    f"linear layer ({more})"
+                    f"linear layer or a convolution ({more})"
                 )
     return None
 

@@ -59,6 +59,8 @@ def why_merged(
         for name, change in source.changes.items():
             if change.transposed:
                 return f"{source} changes {name}, which is stored with its inputs as rows"
+            if len(source.tensors[name].shape) > 2:
+                return f"{source} changes {name}, a convolution"
     return None
 
 

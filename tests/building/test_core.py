@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from slowly import slow_beyond
 from tiny_adapters import save_adapter
 from tiny_models import tiny_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, ViTConfig, ViTForImageClassification
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.building.build_record import read_build_record
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, RecipeError
 from hf_evomerge.mergekit import to_mergekit
+from hf_evomerge.merging.joined import why_merged
 from hf_evomerge.recipes.recipe import Recipe
 
 # Three adapters: of other ranks and scalings, and two of them of other modules.
@@ -254,6 +255,42 @@ def test_the_same_recipe_gives_the_same_bits(families, tmp_path):
         found.append((folder / "adapter_model.safetensors").read_bytes())
     torch.set_num_threads(before)
     assert found[0] == found[1] == found[2]
+
+
+def test_a_convolution_is_a_matrix_too(tmp_path):
+    """A vision transformer's patches are merged in core space as a computation by hand does it."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1}
+    config = ViTConfig(**sizes, num_attention_heads=2, image_size=16, patch_size=8)
+    base = tmp_path / "base"
+    ViTForImageClassification(config).save_pretrained(base)
+    sources = []
+    for number in range(2):
+        save_adapter(
+            ViTForImageClassification.from_pretrained(base),
+            tmp_path / f"adapter{number}",
+            number + 1,
+            r=2 + number,
+            target_modules=["projection"],
+            task_type=None,
+        )
+        sources.append({"model": str(base), "adapter": str(tmp_path / f"adapter{number}")})
+    recipe = make_recipe(sources, method="ties", parameters=[{"density": 0.5}] * 2)
+    adapted = [open_source(source) for source in recipe.sources]
+    reason = why_merged(adapted, open_source(str(base)), "ties", {}, core=True)
+    assert str(reason).endswith("projection.weight, a convolution")  # a search merges it
+    folder = build_model(recipe, tmp_path / "out")
+    model = ViTForImageClassification.from_pretrained(base)
+    name = "vit.embeddings.patch_embeddings.projection.weight"
+    before = model.state_dict()[name].double().numpy()
+    found = PeftModel.from_pretrained(model, folder).merge_and_unload().state_dict()[name]
+    pairs = {
+        number: tuple(matrix.reshape(len(matrix), -1) for matrix in pair)
+        for number, pair in products(sources)[name].items()
+    }
+    change = by_hand(pairs, [[1.0]] * 2, 2, ties)
+    assert np.abs(change).max() > 0.01
+    assert np.abs(found.double().numpy() - before - change.reshape(before.shape)).max() < 1e-6
 
 
 def test_a_head_that_is_saved_as_the_base_has_it(families, tmp_path):

@@ -368,7 +368,7 @@ def test_a_magnitude_has_one_number_per_output(adapted):
         ),
         (
             1,
-            '{"unet.r": 2, "unet.lora_alpha": [1, 2, 3]}',
+            '{"unet.lora_alpha": [1, 2, 3]}',
             "lora_alpha of to_k is [1, 2, 3], not a finite number",
         ),
         (1, '{"unet.r": 8}', "to_k has rank 2, adapter_config.json says 8"),
