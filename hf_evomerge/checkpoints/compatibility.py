@@ -87,10 +87,10 @@ def check_mergeable(
             continue
         moves = bool(first.layer_order or source.layer_order)
         if same_depth and moves and first.layer_count != source.layer_count:
-            moved, other = (first, source) if first.layer_order else (source, first)
+            moved, plain = (first, source) if first.layer_order else (source, first)
             raise SourceError(
-                f"{moved}: its layer_replication makes {moved.layer_count} layers, and {other} has "
-                f"{other.layer_count}; merge models of as many layers"
+                f"{moved}: its layer_replication makes {moved.layer_count} layers, and {plain} has "
+                f"{plain.layer_count}; merge models of as many layers"
             )
         complaints = list(_setting_differences(first, source, same_depth, same_vocabulary))
         if same_depth:
