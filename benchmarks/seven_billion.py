@@ -56,10 +56,8 @@ def numbers(count: int, seed: int) -> torch.Tensor:
 def write_model(folder: Path, config: LlamaConfig, seed: int) -> None:
     """Write the shards of a model that was never whole in memory."""
     with torch.device("meta"):
-        shapes = {
-            name: tensor.shape
-            for name, tensor in AutoModelForCausalLM.from_config(config).state_dict().items()
-        }
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
     shard: dict[str, torch.Tensor] = {}

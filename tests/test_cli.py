@@ -308,7 +308,7 @@ def test_a_wrong_search_file_is_one_line(mistake, dry, search_settings, tmp_path
         (b"space: [ps", "not valid YAML"),
         (b"- a\n- b\n", "expected a mapping"),
         (b"\xff\xfe\x00", "cannot be read"),
-        (b"", "expected a mapping"),
+        (b"", "the file is empty"),
         (b'{"prompt": "a"}\n{"prompt": "b"}', "JSON lines hold data, which a search file names"),
     ],
     ids=["missing", "bad YAML", "a list", "binary", "empty", "JSON lines"],
@@ -525,7 +525,8 @@ def test_examples_are_copied(tmp_path, monkeypatch):
         ("--demo", "--example", "x"),
     ):
         assert "leave out models" in _error("init", *given)
-    assert "or --example NAME" in _error("init", "a", "b")
+    assert "--data FILE is missing: problems" in _error("init", "a", "b")
+    assert "two models or more and --data FILE, or --demo, or" in _error("init")
     Path("problems.jsonl").write_text("mine", encoding="utf-8")
     assert "problems.jsonl: exists already" in _error("init", "--demo")
     assert (Path("problems.jsonl").read_text(encoding="utf-8"), Path("search.yaml").exists()) == (

@@ -173,9 +173,10 @@ def init(
             base, *sources = (str(models / name) for name in ("base", "japanese", "maths"))
             write_whole(data[0], (PROBLEMS / "test.jsonl").read_text(encoding="utf-8"))
         elif not sources or not data:
-            raise EvoMergeError(
-                "give the names of two models or more and --data FILE, or --demo, or --example NAME"
-            )
+            missing = "give the names of two models or more and --data FILE"
+            if sources:
+                missing = "--data FILE is missing: problems with their answers"
+            raise EvoMergeError(f"{missing}, or --demo, or --example NAME")
         _new(out)
         # after --data, what ends in .jsonl is data too: an option takes one value
         data += [Path(name) for name in sources if name.endswith(".jsonl")]

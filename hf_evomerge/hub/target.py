@@ -120,6 +120,8 @@ def check_name(repo_id: str) -> None:
             f"{repo_id!r}: a folder of this machine; give the name on the Hub, and in a push "
             "the folder before it"
         )
+    if repo_id.startswith("YOUR-NAME/"):
+        raise HubError(f"{repo_id!r}: write your own name on the Hub, and a name for the model")
     if repo_id.count("/") != 1:
         raise HubError(f"{repo_id!r}: not a name for a repository; write it as user/name")
     ask(

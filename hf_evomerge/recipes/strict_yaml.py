@@ -92,6 +92,8 @@ def read_yaml(text: str, error: type[EvoMergeError]) -> dict[str, Any]:
         if text.lstrip().startswith("{"):
             wrong += "; JSON lines hold data, which a search file names"
         raise error(many if "single document" in str(cause) else wrong) from cause
+    if data is None:
+        raise error("the file is empty")
     if not isinstance(data, dict):
         raise error(f"expected a mapping of keys to values, found {type(data).__name__}")
     return data

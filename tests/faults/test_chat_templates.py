@@ -126,6 +126,7 @@ def test_the_space_brings_the_file_that_it_needs():
         "template": "{{ messages[0].content }}",
         "messages": [{"content": "é"}],
         "special": {},
+        "open_ended": True,
         "seconds": 5,
     }
     done = subprocess.run(

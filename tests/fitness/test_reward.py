@@ -21,6 +21,9 @@ def words(prompts, completions, **kwargs):
     seen.update(kwargs, prompts=prompts, completions=completions)
     return [len(text.split()) for text in completions]
 
+def narrow(text):
+    return [1.0]
+
 def first(completions, level, **kwargs):
     return [None if hard else 1 for hard in level]
 
@@ -105,6 +108,7 @@ def test_code_runs_with_consent_alone(model, examples, tokenizer, tmp_path):
     [
         ({"functions": ["CODE:short"]}, "reward function short: 1 numbers for 23 examples"),
         ({"functions": ["CODE:text"]}, "reward function text: expected one number per example"),
+        ({"functions": ["CODE:narrow"]}, r"write it as `def narrow\(prompts, completions, "),
         ({"functions": ["CODE:word"]}, "has no 'word'; did you mean words"),
         ({"functions": ["absent.py:words"]}, "absent.py: there is no such file in /"),
         ({"functions": ["rewards.words"]}, "write a function as FILE.py:NAME"),

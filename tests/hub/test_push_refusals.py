@@ -123,6 +123,12 @@ def test_names_that_cannot_be_are_refused(plain, lfs_api, repo_id):
         push_model(plain, repo_id, api=lfs_api)
 
 
+def test_a_placeholder_is_no_name(plain, lfs_api):
+    """The name that `next:` prints is to be replaced."""
+    with pytest.raises(HubError, match="write your own name on the Hub"):
+        push_model(plain, "YOUR-NAME/YOUR-MERGE", api=lfs_api)
+
+
 def test_a_wrong_token_is_one_line_without_it(plain, hub, lfs_api):
     """A token that the Hub does not know is refused with the way to log in, and is not shown."""
     with pytest.raises(HubError, match="hf auth login") as caught:

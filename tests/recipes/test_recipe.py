@@ -168,7 +168,7 @@ def test_numbers_are_numbers(text, value):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected a mapping of keys to values, found NoneType"),
+        ("", "the file is empty"),
         ("- a", "expected a mapping of keys to values, found list"),
         (HEAD, "neither 'merge' nor 'flow' is given; a recipe has at least one of them"),
         (MERGE, "sources: is missing"),

@@ -53,7 +53,6 @@ def test_the_best_model_with_examples_in_its_prompt_has_a_row(search_config, tmp
     assert row.seconds == pytest.approx(sum(each.seconds for each in chosen.values()))
     assert list(_stored(tmp_path, "test")) == [best]
     assert row.scores == Evaluator(config).evaluate(row.target, "test", shots=1)
-    assert any("he same examples in the prompt" in line for line in result.verdict)
     assert [(each.done, each.total) for each in told.steps] == [(n, 4) for n in range(5)]
     again = resume_search(tmp_path, build=False, callbacks=[told])
     assert len(told.steps) == 5

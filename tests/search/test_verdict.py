@@ -367,6 +367,11 @@ SEARCHES = {
         ],
         None,
     ),
+    "a task that hardly anybody solves": (
+        {"maths": 0.08, "japanese": 0.05, "average": 0.05, "alone_maths": 0.09, "ps": 0.08},
+        ["HARDLY ANYTHING here solves this task: the best, maths alone, has 0.090 right"],
+        None,
+    ),
     "a parent is enough": (
         {"maths": 0.8, "average": 0.3, "alone_maths": 0.8, "alone_japanese": 0.2, "ps": 0.79},
         ["A parent does as well: keep maths as it is; it has "],
@@ -455,7 +460,7 @@ def test_searches_whose_truth_is_known(case):
     assert len(said) >= len(sentences)
     simpler = instead(rows)
     assert (simpler and simpler.against.keep) == keep
-    assert solves_nothing(rows) == (case == "a task that nobody solves")
+    assert solves_nothing(rows) == case.endswith(("nobody solves", "anybody solves"))
 
 
 @pytest.mark.parametrize(

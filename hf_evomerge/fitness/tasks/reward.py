@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -108,6 +109,10 @@ class RewardTask(WritingTask):
         """Load the functions, and tokenise the prompts; raises `FitnessError` where a file is not
         trusted or has no such function."""
         for each in self.spec.functions:
+            if not Path(each.code).is_file():
+                raise FitnessError(
+                    f"fitness.functions: {each.code}: there is no such file{looked_in(each.code)}"
+                )
             if not self.trust_remote_code:
                 raise FitnessError(
                     f"fitness.functions: {each.code}: a reward function is code; read it, and "
@@ -122,7 +127,12 @@ class RewardTask(WritingTask):
         texts = [cut_at_stops(each.text, stops) for each in written]
         given = self._given(texts, [list(each.tokens) for each in written])
         rewards = [
-            numbers(f"reward function {each.name}", function(**given), len(texts), nothing=0.0)
+            numbers(
+                f"reward function {each.name}",
+                _called(function, each, given),
+                len(texts),
+                nothing=0.0,
+            )
             for each, function in zip(self.spec.functions, self._functions, strict=True)
         ]
         if self.spec.model is not None:
@@ -195,6 +205,18 @@ def _whole(example: Example, text: str, tokenizer: Any) -> str:
         raise FitnessError(f"fitness.model: its chat template: {cause}") from cause
 
 
+def _called(function: Reward, named: RewardFunction, given: Mapping[str, Any]) -> Any:
+    """Call a function as trl does; raises `FitnessError` where it cannot take its arguments."""
+    try:
+        inspect.signature(function).bind(**given)
+    except TypeError as cause:
+        raise FitnessError(
+            f"{named.code}: {named.name}: {one_line(cause)}; write it as "
+            f"`def {named.name}(prompts, completions, **kwargs)`"
+        ) from cause
+    return function(**given)
+
+
 def _unlogged(*_: Any) -> None:
     """Take what a function would log to trl's trainer."""
 
@@ -203,8 +225,8 @@ def _unlogged(*_: Any) -> None:
 def _function(file: str, name: str) -> Reward:
     """Run a file, and return a function of it; raises `FitnessError`."""
     spec = importlib.util.spec_from_file_location(f"rewards_{Path(file).stem}", file)
-    if spec is None or spec.loader is None or not Path(file).is_file():
-        raise FitnessError(f"fitness.functions: {file}: there is no such file{looked_in(file)}")
+    assert spec is not None  # the name ends in .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

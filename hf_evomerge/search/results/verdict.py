@@ -33,6 +33,7 @@ RULE = (
     "Better, or WORSE, means that p is below .05 and the interval excludes 0; with hardly, only "
     "one of these holds"
 )
+LITTLE = 0.1  # of accuracy: who is the best of models that solve less is no advice
 DIFFERENCE = 0.05  # of accuracy; what a reader would call better
 FORM = "do separator, chat template and end of the answer suit the models?"
 
@@ -104,13 +105,16 @@ def instead(rows: Sequence[Row]) -> Row | None:
     solves anything."""
     winner = _winner(rows)
     by = measures(*(row.scores for row in rows))
-    if winner is None or not _any_right(rows, by):
+    if winner is None:
+        return None
+    if not _any_right(rows, by) or _hardly_any_right(rows, by):
         return None
     return _simplest(rows, _others(rows, winner, by), winner, by)
 
 
 def solves_nothing(rows: Sequence[Row]) -> bool:
-    """Tell whether the winner gave no right answer, so that there is nothing to publish."""
+    """Tell whether the winner gave no right answer, or hardly any model a right one, so that there
+    is nothing to publish."""
     winner = _winner(rows)
     if winner is None:
         return True
@@ -122,7 +126,12 @@ def _winner(rows: Sequence[Row]) -> Row | None:
 
 
 def _nothing_right(rows: Sequence[Row], winner: Row, by: Sequence[Measure]) -> list[str]:
-    """Say that no answer of the winner is right, and whether any model's is."""
+    """Say that no answer of the winner is right, and whether any model's is; or that hardly any
+    answer of any model is."""
+    if _hardly_any_right(rows, by):
+        best = max(rows, key=lambda row: row.scores.accuracy or 0.0)
+        share = f"{best.scores.accuracy:.3f}"
+        return [f"HARDLY ANYTHING here solves this task: the best, {best.model}, has {share} right"]
     if column(winner.scores, by[0]).any() or (by[0] == "fitness" and winner.scores.values.any()):
         return []
     count = winner.scores.values.size
@@ -130,6 +139,11 @@ def _nothing_right(rows: Sequence[Row], winner: Row, by: Sequence[Measure]) -> l
     if _any_right(rows, by):
         more = ""
     return [f"EVERY ANSWER of {winner.model} IS WRONG ({count} of {count}){more}"]
+
+
+def _hardly_any_right(rows: Sequence[Row], by: Sequence[Measure]) -> bool:
+    """Tell whether the best model solves something, and less than a tenth."""
+    return by[0] == "accuracy" and 0 < max(row.scores.accuracy or 0.0 for row in rows) < LITTLE
 
 
 def _any_right(rows: Sequence[Row], by: Sequence[Measure]) -> bool:
