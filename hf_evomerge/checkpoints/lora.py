@@ -437,7 +437,7 @@ class Adapter:
         near = near or [there for there, other in names() if other == name and there in tensors]
         if len(near) == 1:
             return near[0]
-        what = "it belongs to another model"
+        what = "it belongs to another model, or to another class of this one"
         if self.file != WEIGHTS_FILE:
             what += (
                 ", or names modules as its trainer does: load it with diffusers, and save it with "
@@ -468,8 +468,10 @@ class Adapter:
             raise SourceError(f"{self.label}: {module} has {what}")
         change.scaling = self._factor(module, a[0], self.config)
         said = ""
-        if isinstance(self.config.get("target_modules"), list):
+        if self.config.get("target_modules") not in (None, [], "", "all-linear"):
             said = "" if self._names("target_modules", module) else "target_modules does not name"
+        if self._is_in_another_layer(module):
+            said = "layers_to_transform leaves out"
         if self._names("exclude_modules", module):
             said = "exclude_modules names"
         if said:
@@ -505,6 +507,21 @@ class Adapter:
         if isinstance(given, str):
             return _compiled(given, "{}").fullmatch(module) is not None
         return any(f".{module}".endswith(f".{name}") for name in given)
+
+    # peft finds the number of a module's layer by `layers_pattern`, names such as "layers" or "h";
+    # without it, by the first number that follows two names. A module without one is left out.
+    def _is_in_another_layer(self, module: str) -> bool:
+        """Tell whether ``layers_to_transform`` leaves a module out."""
+        layers = self.config.get("layers_to_transform")
+        if layers is None:
+            return False
+        wanted = layers if isinstance(layers, list) else [layers]
+        given = self.config.get("layers_pattern") or []
+        names = [re.escape(str(each)) for each in ([given] if isinstance(given, str) else given)]
+        for name in names or [r"[^.]*"]:
+            if found := re.match(rf".*\.{name}\.(\d+)\.", module):
+                return int(found[1]) not in wanted
+        return True
 
     def _number(
         self, patterns: str, key: str, module: str, default: float, config: Mapping[str, Any]

@@ -239,6 +239,18 @@ REFUSED = [
         "exclude_modules names model.layers.0.mlp.down_proj, for which the adapter has",
     ),
     ({"exclude_modules": r"model\..*\.q_proj"}, "exclude_modules names model.layers.0.self_attn.q"),
+    (
+        {"target_modules": r".*\.q_proj"},
+        "target_modules does not name model.layers.0.mlp.down_proj, for which the adapter has",
+    ),
+    (
+        {"layers_to_transform": [1]},
+        "layers_to_transform leaves out model.layers.0.mlp.down_proj, for which the adapter has",
+    ),
+    (
+        {"layers_to_transform": 0, "layers_pattern": "h"},
+        "layers_to_transform leaves out model.layers.0.mlp.down_proj, for which the adapter has",
+    ),
     ({"exclude_modules": "("}, "'(' is no regular expression"),
     ({"exclude_modules": 5}, "exclude_modules is 5, no list of at most 4096 names"),
     ({"alpha_pattern": {"(": 3}}, "'(' is no regular expression"),
