@@ -65,6 +65,19 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     assert run_search(config, tmp_path, build=False).rows == result.rows
 
 
+@pytest.mark.parametrize(
+    ("splits", "split"),
+    [
+        (("search", "validation", "test"), "validation"),
+        (("search", "test"), "test"),
+        (("search",), "search"),
+    ],
+)
+def test_fine_tunes_are_not_ranked_on_what_they_learned(splits, split):
+    """Where there is no validation split, trainings are ranked on the test examples."""
+    assert lora_phase._ranked_on(dict.fromkeys(splits, 5)) == split
+
+
 @pytest.mark.parametrize("of_adapters", [False, True])
 def test_lora_learns_beside_a_merge(
     of_adapters, adapters, tmp_path, search_config, monkeypatch, caplog

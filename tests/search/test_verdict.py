@@ -325,7 +325,10 @@ SEARCHES = {
                 "Needs both sources: maths alone has 0.210, japanese alone has 0.130; it beats the "
                 "best alone by 0.590 of accuracy (0.5"
             ),
-            ("Needs its sources: it beats random changes of their size by 0.700 of accuracy (0.6"),
+            (
+                "Needs more than random changes of its sources' size: it beats them by 0.700 of "
+                "accuracy (0.6"
+            ),
         ],
         None,
     ),

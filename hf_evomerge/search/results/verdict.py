@@ -215,11 +215,17 @@ def _beats(row: Row, other: Row, by: Sequence[Measure]) -> bool:
 
 # A log-likelihood tells models apart that give the same answers. Against a simpler model that is
 # no reason to keep the merge: where the accuracies are level, and closer than `DIFFERENCE`, they
-# come first, unless the simpler model has no right answer.
+# come first, unless the simpler model has no right answer. LoRA is trained, and not simpler in
+# this sense: one that is as right, and far less sure of it, has learned its examples by heart.
 def _compared(row: Row, other: Row, by: Sequence[Measure]) -> list[Comparison]:
     """Comparisons of two rows, the one that decides first."""
     compared = compare_all(row.scores, other.scores, by)
-    if other.stage not in SIMPLER or len(compared) < 2 or compared[0].measure == "accuracy":
+    if (
+        other.stage not in SIMPLER
+        or other.stage == "lora"
+        or len(compared) < 2
+        or compared[0].measure == "accuracy"
+    ):
         return compared
     fitness, accuracy = compared
     level = not accuracy.is_better and not accuracy.is_close and accuracy.difference < DIFFERENCE

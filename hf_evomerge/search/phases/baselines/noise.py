@@ -14,7 +14,7 @@ from ..winner import best_of
 AGAINST = Against(
     "random changes in place of its sources",
     worse="what was found is in the base",
-    better="needs its sources: it beats random changes of their size",
+    better="needs more than random changes of its sources' size: it beats them",
     level="random changes do as well as the sources: what was found is in the base",
     keep="fine-tune the base, or take other sources: random changes do as well as these",
 )
