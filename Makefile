@@ -57,6 +57,7 @@ docs: env
 	$(BIN)/pip install --quiet --editable ".[docs]"
 	$(BIN)/python website/notebooks.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	$(BIN)/pytest tests/website/test_site_search.py
 
 bench: env
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/performance.py --write
