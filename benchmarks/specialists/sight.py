@@ -50,8 +50,10 @@ def build_sight(text: Any, seed: int) -> LlavaForConditionalGeneration:
         image_size=SIDE,
         patch_size=SIDE,
     )
+    described = text.config.to_dict()
+    described.pop("_name_or_path", None)  # a folder of this machine
     config = LlavaConfig(
-        text_config=text.config.to_dict(), vision_config=vision, vision_feature_layer=-1, image_token_index=words,  # noqa: E501
+        text_config=described, vision_config=vision, vision_feature_layer=-1, image_token_index=words,  # noqa: E501
         image_seq_length=1, tie_word_embeddings=False,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
