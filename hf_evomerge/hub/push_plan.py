@@ -323,7 +323,7 @@ def plan_push(
 def license_for(
     parents: Sequence[SourceRef], names: PublicNames, options: PushOptions, api: HfApi
 ) -> LicenseDecision:
-    """Decide the license of a merge by those of its parents."""
+    """Decide the license of a merge from the licenses of its parents."""
     found = [license_of(for_license(ref, names), api) for ref in parents]
     return decide_license(found, options.license)
 

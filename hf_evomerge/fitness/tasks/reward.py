@@ -103,7 +103,7 @@ class RewardTask(WritingTask):
     spec: RewardSpec
 
     trust_remote_code = False
-    """Whether the files of the functions, which are code, may be run."""
+    """Consent to run the files of the functions."""
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:
         """Load the functions, and tokenise the prompts; raises `FitnessError` where a file is not
@@ -194,8 +194,7 @@ class RewardTask(WritingTask):
 
 
 def _whole(example: Example, text: str, tokenizer: Any) -> str:
-    """A prompt with its response as one text: that of the reward model's chat template, in a
-    chat."""
+    """Join a prompt and its response; in a chat, by the reward model's chat template."""
     if not example.chat:
         return example.prompt + text
     answer = {"role": "assistant", "content": text}

@@ -23,7 +23,7 @@ from .job import Job
 from .limits import Limit
 
 MakeEvaluator = Callable[[SearchConfig], Evaluator]
-"""What makes an evaluator in another process."""
+"""Factory of an evaluator in another process."""
 TICK = 0.25  # seconds between two looks at a worker
 _PATIENCE = 5.0  # seconds in which a worker that has nothing to do ends by itself
 _READY = "ready"
