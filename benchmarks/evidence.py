@@ -15,9 +15,7 @@ SmolLM2 takes 10 to 40 minutes on one core.
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import os
 import sys
 import time
@@ -31,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "search"))
 sys.path.insert(0, str(Path(__file__).parent / "pairs"))
 
+from cells import command_line
 from lab import demo
 from pairs.__main__ import OWN, PAIRS, make_lab, problems
 from real_models import MODELS, real_pair
-from report import write_into
 
 from hf_evomerge import Example, SearchConfig, run_search
 from hf_evomerge.fitness.comparison import compare
@@ -115,10 +113,10 @@ MAKERS: dict[str, tuple[Callable[[str, Path, int, int], Problem], str]] = {
 }
 
 
-def run_cell(name: str, count: int, draw: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def run_cell(name: str, count: int, draw: int, work: Path) -> dict[str, Any]:
     """Search with all baselines, and return the line of the results."""
     make, which = MAKERS[name]
-    problem = make(which, arguments.work, count, draw)
+    problem = make(which, work, count, draw)
     own = [split for split in problem.examples if split not in ("search", "validation", "test")]
     config = SearchConfig.model_validate(
         {
@@ -127,7 +125,7 @@ def run_cell(name: str, count: int, draw: int, arguments: argparse.Namespace) ->
             "optimize": "quick",
             "compute": {"seed": draw},
             "compare": {
-                "baselines": arguments.baselines,
+                "baselines": list(BASELINES),
                 # the examples are given below, and no file is read
                 "retain": {split: {"jsonl": f"{split}.jsonl"} for split in own},
             },
@@ -139,7 +137,7 @@ def run_cell(name: str, count: int, draw: int, arguments: argparse.Namespace) ->
     }
     begin = time.perf_counter()
     processor = time.process_time()
-    folder = arguments.work / "evidence" / f"{name}-{count}-{draw}"
+    folder = work / "evidence" / f"{name}-{count}-{draw}"
     result = run_search(config, folder, examples=examples, build=False)
     return {
         "pair": name,
@@ -165,29 +163,6 @@ def _line(row: Row) -> dict[str, Any]:
         "seconds": round(row.seconds, 1),
         "winner": row.winner,
     }
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """Read the lines of the results; none where there is no file."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def run_missing(arguments: argparse.Namespace) -> None:
-    """Run the cells that the results lack, one draw of everything after the other."""
-    there = {(line["pair"], line["examples"], line["draw"]) for line in read(arguments.results)}
-    for draw in arguments.draws:
-        for count in arguments.examples:
-            for name in arguments.pairs:
-                if (name, count, draw) in there:
-                    continue
-                line = run_cell(name, count, draw, arguments)
-                arguments.results.parent.mkdir(parents=True, exist_ok=True)
-                with arguments.results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-                print(f"{name}, {count} examples, draw {draw}: {line['cpu']} s", flush=True)
-                print("\n".join(line["verdict"]), flush=True)
 
 
 def _scores(row: dict[str, Any]) -> Scores:
@@ -254,31 +229,15 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    command_line(
+        __doc__,
+        results=RESULTS,
+        pairs=list(MAKERS),
+        counts=[16, 128],
+        run_cell=run_cell,
+        told=lambda line: "\n".join(line["verdict"]),
+        table=table,
     )
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="file of results, one JSON line a cell"
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run", help="run what is missing")
-    running.add_argument("--work", type=Path, default=Path("/tmp"), help="for models and studies")
-    running.add_argument("--pairs", nargs="+", choices=MAKERS, default=list(MAKERS))
-    running.add_argument("--examples", nargs="+", type=int, default=[16, 128])
-    running.add_argument("--draws", nargs="+", type=int, default=[1, 2, 3])
-    running.add_argument("--baselines", nargs="+", choices=BASELINES, default=list(BASELINES))
-    telling = commands.add_parser("table", help="print the results as Markdown")
-    telling.add_argument(
-        "--into", type=Path, help="a document to write them into, between the comments `evidence`"
-    )
-    arguments = parser.parse_args()
-    if arguments.command == "run":
-        run_missing(arguments)
-        return
-    text = table(read(arguments.results))
-    print(text)
-    if arguments.into:
-        write_into(arguments.into, "evidence", text)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ Results are appended as they come, one JSON line a cell; what is there is not ru
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +22,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evidence import read
+import evidence  # noqa: F401  where the other scripts are
+from cells import command_line
 from lab import demo
 from pairs.__main__ import PAIRS, make_lab
 from pairs.__main__ import problems as pair_problems
-from report import write_into
 from specialists.language import problems
 from specialists.texts import TextKind, write
 
@@ -221,21 +219,6 @@ def _line(scores: Scores) -> dict[str, Any]:
     return {"right": right, "values": values}
 
 
-def run_missing(arguments: argparse.Namespace) -> None:
-    """Run the cells that the results lack, one draw of everything after the other."""
-    there = {(line["pair"], line["examples"], line["draw"]) for line in read(arguments.results)}
-    for draw in arguments.draws:
-        for count in arguments.examples:
-            for name in arguments.pairs:
-                if (name, count, draw) in there:
-                    continue
-                line = run_cell(name, count, draw, arguments.work)
-                with arguments.results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-                print(f"{name}, {count} examples, draw {draw}: {line['cpu']} s", flush=True)
-                print(table([line]), flush=True)
-
-
 def shares(row: Mapping[str, Any], rows: Mapping[str, Any]) -> list[float]:
     """Share of the better parent's accuracy that a row keeps, of the first and the second skill."""
     kept = []
@@ -284,28 +267,15 @@ def _mean(values: Sequence[float]) -> float:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    command_line(
+        __doc__,
+        results=RESULTS,
+        pairs=list(MAKERS),
+        counts=[16, 64],
+        run_cell=run_cell,
+        told=lambda line: table([line]),
+        table=table,
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file of results")
-    commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run", help="run what is missing")
-    running.add_argument("--work", type=Path, default=Path("/tmp"), help="for models and studies")
-    running.add_argument("--pairs", nargs="+", choices=MAKERS, default=list(MAKERS))
-    running.add_argument("--examples", nargs="+", type=int, default=[16, 64])
-    running.add_argument("--draws", nargs="+", type=int, default=[1, 2, 3])
-    telling = commands.add_parser("table", help="print the results as Markdown")
-    telling.add_argument(
-        "--into", type=Path, help="a document to write them into, between the comments `skills`"
-    )
-    arguments = parser.parse_args()
-    if arguments.command == "run":
-        run_missing(arguments)
-        return
-    text = table(read(arguments.results))
-    print(text)
-    if arguments.into:
-        write_into(arguments.into, "skills", text)
 
 
 if __name__ == "__main__":
