@@ -1,8 +1,10 @@
 """LoRA fine-tunes that a search is compared with."""
 
 import json
+import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example
+from hf_evomerge.fitness.scores import Scores
 from hf_evomerge.recipes.recipe import FlowPart, Recipe, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.phases.baselines import lora as lora_phase
 from hf_evomerge.search.phases.baselines import merge_lora
 from hf_evomerge.search.phases.baselines.finetune import Lora, LoraAscent, fine_tune
-from hf_evomerge.search.phases.baselines.lora import LoraTrainer
+from hf_evomerge.search.phases.baselines.lora import LoraTrainer, LoraTrainings
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
@@ -26,6 +29,7 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     """Every start is screened by a short training; the best of the whole ones has one row, which
     loads and says what was spent."""
     monkeypatch.setattr(lora_phase, "RATES", (1e-4, 1e-2))
+    monkeypatch.setattr(lora_phase, "HIGHER", ())
     monkeypatch.setattr(lora_phase, "TRIED", (1e-2,))
     config = search_config(
         compare={"baselines": ["lora"], "retain": {"old": {"jsonl": str(tiny / "test.jsonl")}}}
@@ -63,6 +67,39 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     adapted = SourceRef(model=str(plain), adapter=str(folder / f"lora-{rate}-8"))
     assert Evaluator(config).evaluate(adapted, "test") == row.scores
     assert run_search(config, tmp_path, build=False).rows == result.rows
+
+
+@pytest.mark.parametrize(
+    ("best", "trained"), [(5e-4, []), (1e-3, [3e-3]), (3e-3, [3e-3, 1e-2]), (1e-2, [3e-3, 1e-2])]
+)
+def test_rates_go_on_while_the_highest_is_the_best(
+    best, trained, tmp_path, search_config, monkeypatch
+):
+    """A higher rate is trained only where the highest one so far is the best on validation."""
+    monkeypatch.setattr(LoraTrainer, "_train", lambda *args: None)
+    asked = []
+
+    def evaluate(models, split, phase, more=0):
+        rates = [float(label.split(":")[-2]) for label in models]
+        asked.extend(rates)
+        means = [-abs(math.log(rate / best)) for rate in rates]
+        return {label: Scores([mean]) for label, mean in zip(models, means, strict=True)}
+
+    config = search_config("ps")
+    run = SimpleNamespace(
+        config=config,
+        evaluator=Evaluator(config),
+        study=SimpleNamespace(folder=tmp_path),
+        sources=SimpleNamespace(layers=[]),
+        searched=8.0,
+        sizes={"search": 5, "validation": 6},
+        evaluate=evaluate,
+        report=lambda *args, **more: None,
+        rows=[],
+    )
+    LoraTrainings().run(run)
+    assert [rate for rate in dict.fromkeys(asked) if rate > 1e-3] == trained
+    assert f"rate {best:g} " in run.rows[0].model
 
 
 @pytest.mark.parametrize(

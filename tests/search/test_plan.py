@@ -100,7 +100,7 @@ def test_a_plan_warns(search_config, search_settings):
     text = {phase.name: phase.text for phase in plan.phases}
     assert text["lora"] == (
         "5 trainings of 8 evaluations each, and 8 of 2 that say from which of 4 starts: "
-        "56 evaluations"
+        "56 evaluations; up to 2 more trainings where the highest rate is the best"
     )
     assert text["test"] == "6 models on 6 test + 6 retain:general examples: all rows of the table"
 

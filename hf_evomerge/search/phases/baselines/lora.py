@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RATES = (1e-4, 3e-4, 5e-4, 1e-3)
+HIGHER = (3e-3, 1e-2)  # tried one by one, each while the highest rate so far is the best one
 TRIED = (3e-4, 1e-3)  # rates of the short trainings
 SHARE = 0.25  # of the steps of a whole training, which a short one has
 Starts = Mapping[str, tuple[str, SourceRef | Recipe]]
@@ -53,7 +54,8 @@ Starts = Mapping[str, tuple[str, SourceRef | Recipe]]
 # Trainings are of (start, rate). Starts are screened, rates are not:
 #
 #   1. every start is trained for a quarter of the steps, its whole schedule in them, at two rates;
-#   2. the best start (by its better rate) is trained in full at every rate;
+#   2. the best start (by its better rate) is trained in full at every rate, and at a higher one
+#      as long as the highest is the best: small models want more than is usual for LoRA;
 #   3. the second best start is trained in full at the rate that was best in 2.
 #
 # The best of 2 and 3 has the row. Every comparison is by the examples that models are chosen on.
@@ -89,7 +91,8 @@ class LoraTrainings(Phase):
         cost = spent * (short * SHARE + whole)
         text = (
             f"{whole} trainings of {spent} evaluations each, and {short} of {spent * SHARE:g} that "
-            f"say from which of {starts} starts: {cost:g} evaluations"
+            f"say from which of {starts} starts: {cost:g} evaluations; up to {len(HIGHER)} more "
+            "trainings where the highest rate is the best"
         )
         scores = (short + whole) * sizes[_ranked_on(sizes)]
         seconds = (cost * sizes["search"] + scores) * planner.second
@@ -126,6 +129,12 @@ class LoraTrainings(Phase):
         tried = train([(label, rate) for label in starts for rate in TRIED], SHARE * cost)
         first, *others = dict.fromkeys(each.start for each in tried) or starts
         finished = train([(first, rate) for rate in RATES], cost)
+        rates: tuple[float, ...] = RATES
+        while finished and finished[0].rate == rates[-1] and len(rates) < len(RATES + HIGHER):
+            rates = (RATES + HIGHER)[: len(rates) + 1]
+            trainer.total += cost
+            finished += train([(first, rates[-1])], cost)
+            finished.sort(key=lambda each: -each.fitness)
         if finished and others:
             finished += train([(others[0], finished[0].rate)], cost)
         if not finished:
