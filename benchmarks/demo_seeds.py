@@ -46,7 +46,9 @@ def main() -> None:
         folder = arguments.out / f"family-{seed}"
         train_family(folder, seed, sight=arguments.vlm)
         run, out = (run_pictures, f"vlm-{seed}") if arguments.vlm else (run_demo, f"demo-{seed}")
-        how = {"family": folder, "workers": arguments.workers, "evaluations": arguments.evaluations}
+        how = {"family": folder, "workers": arguments.workers}
+        if arguments.evaluations is not None:
+            how["evaluations"] = arguments.evaluations
         results[seed] = run(arguments.out / out, **how)
     print("\n" + table(results))
 

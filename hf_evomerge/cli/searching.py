@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..demo import EVALUATIONS
 from ..errors import EvoMergeError
 from ..lines import callable_here, echo, say
 from ..recipes.whole_file import write_whole
@@ -51,13 +52,8 @@ def demo(
         int, typer.Option(min=1, max=1024, help="Processes that evaluate at the same time.")
     ] = min(2, os.cpu_count() or 1),
     evaluations: Annotated[
-        int | None,
-        typer.Option(
-            min=8,
-            help="Budget of each search, in scores of all search problems.",
-            show_default="150",
-        ),
-    ] = None,
+        int, typer.Option(min=8, help="Budget of each search, in scores of all search problems.")
+    ] = EVALUATIONS,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the searches.")] = 0,
     push_to: Annotated[
         str | None,

@@ -26,13 +26,13 @@ from ..search.results.result import Result
 from ..search.results.table import Row, rows_table
 from ..search.results.verdict import verdict
 from ..search.run import run_search
+from . import EVALUATIONS
 
 SPECIALISTS = Path(__file__).parent / "specialists"
 # what `benchmarks/specialists/language.py` makes up for each split
 PROBLEMS = Path(__file__).parent / "problems"
 RELOAD = Path(__file__).parent / "reload.py"
 SIZES = {"search": 128, "validation": 256, "test": 500}
-EVALUATIONS = 100
 ABOUT = (
     "Solves word problems in Japanese and answers in Japanese: with numbers to 10, in a toy "
     "language of 170 words."
@@ -50,7 +50,7 @@ def run_demo(
     out: str | Path,
     *,
     workers: int = 1,
-    evaluations: int | None = None,
+    evaluations: int = EVALUATIONS,
     seed: int = 0,
     family: str | Path = SPECIALISTS,
     sizes: dict[str, int] | None = None,
@@ -61,8 +61,8 @@ def run_demo(
     Args:
         out: The folder to write; searches that are finished there already are not run again.
         workers: Processes that evaluate side by side.
-        evaluations: Budget of each search, in scores of all search problems; 100 by default. The
-            random search and PS+DFS have as much as PS alone.
+        evaluations: Budget of each search, in scores of all search problems. The random
+            search and PS+DFS have as much as PS alone.
         seed: Seed of the searches. The problems are the same for all.
         family: A folder with the models ``base``, ``japanese`` and ``maths``.
         sizes: Problems per split.
@@ -86,7 +86,7 @@ def run_demo(
     results: dict[str, Result] = {}
     for space in SPACES:
         say(f"\n{space} search: {out / space}", err=True, bold=True)
-        config = demo_config(space, data, evaluations or EVALUATIONS, seed, Path(family))
+        config = demo_config(space, data, evaluations, seed, Path(family))
         with LiveTable(config=config) as table:
             results[space] = run_search(config, out / space, workers=workers, callbacks=[table])
     rows = comparison(results)

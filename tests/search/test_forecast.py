@@ -2,8 +2,9 @@
 
 import pytest
 
-from hf_evomerge.search.callbacks import SearchCallback
+from hf_evomerge.search.callbacks import Progress, SearchCallback
 from hf_evomerge.search.phases.forecast import Forecast, PhasePlan
+from hf_evomerge.search.phases.phase import SearchRun
 from hf_evomerge.search.run import run_search
 
 TITLES = {
@@ -57,6 +58,19 @@ class Reports(SearchCallback):
 
     def on_progress(self, study, progress):
         self.all.append(progress)
+
+
+@pytest.mark.parametrize(("fresh", "seconds", "left"), [(1, 60, 110), (0.1, 60, 110), (0, 0, None)])
+def test_a_search_that_goes_on_keeps_its_pace(fresh, seconds, left, search_config):
+    """After a resume the loading of models does not count as the time of one trial: the processes
+    before tell the pace. What is only read again tells nothing."""
+    reports = Reports()
+    run = SearchRun(search_config("ps"), None, None, None, callbacks=[reports])
+    run.forecast = Forecast({"parents": "", "ps": ""}, [PhasePlan("ps", "", 48)])
+    run.forecast.enter("ps")
+    progress = Progress("ps", 40, 50, seconds=seconds, seconds_before=380, fresh=fresh)
+    run.report(progress, size=1)
+    assert reports.all[0].left == (left if left is None else pytest.approx(left))
 
 
 @pytest.mark.parametrize("by", ["gradient", "cma"])

@@ -258,11 +258,14 @@ class SearchRun:
         """
         if self.forecast is not None:
             # the first gradient step, which is slow and a small part of an evaluation, says nothing
-            fresh = progress.fresh if progress.fresh >= 1 else 0.0
+            seen = progress.fresh if progress.fresh >= 1 else 0.0
+            # of a search that goes on neither does its first trial, most of which is loading
+            if progress.seconds_before and progress.fresh:
+                seen = progress.done
             left = self.forecast.left(
                 progress.phase,
-                fresh * size,
-                progress.seconds,
+                seen * size,
+                progress.seconds_before + progress.seconds,
                 rest=(progress.total - progress.done) * size,
                 more=more,
             )
