@@ -9,11 +9,13 @@ winner of DFS published, rebuilt and loaded from the Hub.
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 from ..errors import EvoMergeError
@@ -60,7 +62,7 @@ def run_demo(
 
     Args:
         out: The folder to write; searches that are finished there already are not run again.
-        workers: Processes that evaluate side by side.
+        workers: Processes that evaluate side by side; with two or more, PS runs beside the others.
         evaluations: Budget of each search, in scores of all search problems. The random
             search and PS+DFS have as much as PS alone.
         seed: Seed of the searches. The problems are the same for all.
@@ -83,10 +85,20 @@ def run_demo(
         check_login(default_api(), push_to)
     out = Path(out)
     data = write_problems(out / "data", sizes or SIZES)
+    configs = {
+        space: demo_config(space, data, evaluations, seed, Path(family)) for space in SPACES
+    }
+    first, *others = SPACES
+    beside = get_context("spawn").Process(
+        target=_search_quietly, args=([configs[space] for space in others], out), daemon=True
+    )
+    if workers > 1:
+        beside.start()
     results: dict[str, Result] = {}
-    for space in SPACES:
+    for space, config in configs.items():
+        if workers > 1 and space != first:
+            beside.join()
         say(f"\n{space} search: {out / space}", err=True, bold=True)
-        config = demo_config(space, data, evaluations, seed, Path(family))
         with LiveTable(config=config) as table:
             results[space] = run_search(config, out / space, workers=workers, callbacks=[table])
     rows = comparison(results)
@@ -111,6 +123,16 @@ def run_demo(
     )
     say(f"{said}\nsearch by hand: hf-evomerge init --demo")
     return rows
+
+
+# The steps of a search by gradient wait for each other, so a second worker has nothing to do. The
+# searches of the demo do not: the first is shown while the others run in another process. What that
+# process has finished, or began and could not finish, is then taken up here like any study.
+def _search_quietly(configs: Sequence[SearchConfig], out: Path) -> None:
+    """Run searches one after the other, without a word."""
+    logging.disable()
+    for config in configs:
+        run_search(config, out / config.space)
 
 
 def write_problems(folder: Path, sizes: dict[str, int]) -> dict[str, Path]:

@@ -96,6 +96,14 @@ def test_the_table_is_complete(demo):
     assert not any(row.evaluations for row in rows[:4])
 
 
+@pytest.mark.slow
+def test_searches_beside_each_other_are_the_same(demo, tmp_path):
+    """With two workers PS runs beside the other searches, and every model scores the same."""
+    _, rows = demo
+    beside = run_demo(tmp_path, workers=2, evaluations=EVALUATIONS, sizes=SIZES)
+    assert [(row.model, row.scores) for row in beside] == [(row.model, row.scores) for row in rows]
+
+
 def test_winners_pictures_and_recipes_are_there(demo):
     """Each search leaves its model, its recipe and its pictures, and each winner scores what the
     table says of it."""
