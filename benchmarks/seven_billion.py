@@ -1,8 +1,10 @@
-"""Measures time and memory of merging two models of 7 billion parameters, and three adapters.
+"""Measures time and memory of merging two models of 7 billion parameters, and three adapters,
+and of searching a merge of the adapters.
 
 Writes two checkpoints of Llama-2-7B's shape in bfloat16 and three LoRA adapters of rank 16 of the
-first, all of random numbers, and merges them with the command line: what ``--dry-run`` says, wall
-and processor time, and the largest memory of the process's own (mapped files are not counted).
+first, all of random numbers. Merges them with the command line, and searches a merge of the
+adapters by gradient, on 8 examples of 60 tokens: what ``--dry-run`` says, wall and processor time,
+and the largest memory of the process's own (mapped files are not counted).
 Needs 42 GB of disk, which are free again at the end.
 
     python benchmarks/seven_billion.py --work /tmp/seven
@@ -13,8 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import shutil
+import string
 import subprocess
 import sys
 import threading
@@ -24,7 +28,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 SHAPES: dict[str, dict[str, int]] = {
     "7B": {
@@ -110,6 +117,24 @@ def write_adapter(folder: Path, base: Path, config: LlamaConfig, seed: int) -> N
     (folder / "adapter_config.json").write_text(json.dumps(settings))
 
 
+def write_problems(folder: Path, work: Path) -> Path:
+    """Write a tokenizer of letters for a model, and problems for it."""
+    letters = string.ascii_lowercase + " "
+    tokenizer = Tokenizer(WordLevel({letter: number for number, letter in enumerate(letters)}))
+    tokenizer.pre_tokenizer = Split("", "isolated")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="z", pad_token="z"
+    ).save_pretrained(folder)
+    draw = random.Random(0)
+    lines = []
+    for _ in range(8):
+        prompt, answer = ("".join(draw.choices(letters, k=count)) for count in (50, 10))
+        lines.append(json.dumps({"prompt": prompt, "answer": answer}))
+    file = work / "problems.jsonl"
+    file.write_text("\n".join(lines))
+    return file
+
+
 def measured(*words: str) -> dict[str, Any]:
     """Run the program: what it said, seconds, and its own largest memory in GB."""
     command = [sys.executable, "-m", "hf_evomerge", *words]
@@ -151,9 +176,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--shape", choices=SHAPES, default="7B")
+    parser.add_argument("--only", choices=["models", "adapters", "search"], help="one of the three")
     options = parser.parse_args()
     work: Path = options.work
-    config = LlamaConfig(**SHAPES[options.shape], tie_word_embeddings=False, dtype="bfloat16")
+    config = LlamaConfig(
+        **SHAPES[options.shape],
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    )
     try:
         for number, name in enumerate("ab"):
             started = time.monotonic()
@@ -174,12 +205,29 @@ def main() -> None:
             "merge": {"method": "task_arithmetic", "parameters": [{"weight": 0.5}] * 3},
             "dtype": "bfloat16",
         }
-        for name, recipe in (("models", models), ("adapters", adapters)):
+        problems = write_problems(work / "a", work)
+        search = {
+            "space": "ps",
+            "sources": adapters["sources"],
+            "base": adapters["base"],
+            "optimize": [{"by": "gradient", "evaluations": 8}],
+            "fitness": {"task": "likelihood", "separator": ""},
+            "data": {"search": {"jsonl": str(problems)}},
+            "compare": {"baselines": []},
+            "output": {"dtype": "bfloat16"},
+        }
+        for name, command, settings in (
+            ("models", "merge", models),
+            ("adapters", "merge", adapters),
+            ("search", "search", search),
+        ):
+            if options.only not in (None, name):
+                continue
             file = work / f"{name}.yaml"
-            file.write_text(json.dumps(recipe))
+            file.write_text(json.dumps(settings))
             out = str(work / f"out-{name}")
             for more in (("--dry-run",), ()):
-                found = measured("merge", str(file), "--out", out, *more)
+                found = measured(command, str(file), "--out", out, *more)
                 print(json.dumps({"load": os.getloadavg(), **found}), flush=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
