@@ -2,11 +2,14 @@
 
 A cell is a pair, a number of search examples and a draw of them. Each cell is one search with
 `optimize: quick`, as `init` writes it, and every baseline of `compare`. Validation has 32 problems,
-the test split 200; 50 problems of each parent's own skill say what is kept of it.
+the test split 200; 50 problems of each parent's own skill say what is kept of it. A pair's weights
+are merged; `PAIR:dfs` and `PAIR:hybrid` search paths, and weights then paths, beside the controls
+that differ by space.
 
     python benchmarks/pairs train --work /tmp/pairs --gguf SmolLM2-135M-Instruct.Q4_1.gguf
     python benchmarks/real_models.py train --work /tmp/real --gguf SmolLM2-135M-Instruct.Q4_1.gguf
     python benchmarks/evidence.py run --pairs trips demo --examples 16 --draws 1 2 3
+    python benchmarks/evidence.py run --pairs travel:dfs --examples 16 --draws 1
     python benchmarks/evidence.py table --into benchmarks/pages/evidence.md
 
 Results are appended as they come, one JSON line a cell; what is there is not run again. A cell of
@@ -42,7 +45,12 @@ from hf_evomerge.search.results.table import Row
 RESULTS = Path(__file__).parent / "results" / "search" / "evidence.jsonl"
 VALIDATION = 32
 TEST = 200
-BASELINES = ("average", "prompt", "alone", "noise", "lora", "merge+lora")
+BASELINES = {
+    "ps": ["average", "prompt", "alone", "noise", "lora", "merge+lora"],
+    "dfs": ["average", "alone", "noise"],
+    "hybrid": ["average", "alone", "noise"],
+}
+MERGE = "merge"  # the stage that won: ps, or dfs
 ROWS = {
     "base": "base",
     "source": "best parent",
@@ -52,7 +60,7 @@ ROWS = {
     "noise": "noise in place of the parents",
     "lora": "LoRA, best start and rate",
     "together": "merge with LoRA beside it",
-    "ps": "**merge**",
+    MERGE: "**merge**",
 }
 
 
@@ -111,21 +119,23 @@ MAKERS: dict[str, tuple[Callable[[str, Path, int, int], Problem], str]] = {
     "smollm2": (whole_models, "smollm2"),
     "gemma": (whole_models, "gemma"),
 }
+NAMES = [name if space == "ps" else f"{name}:{space}" for name in MAKERS for space in BASELINES]
 
 
 def run_cell(name: str, count: int, draw: int, work: Path) -> dict[str, Any]:
     """Search with all baselines, and return the line of the results."""
-    make, which = MAKERS[name]
+    pair, _, space = name.partition(":")
+    make, which = MAKERS[pair]
     problem = make(which, work, count, draw)
     own = [split for split in problem.examples if split not in ("search", "validation", "test")]
     config = SearchConfig.model_validate(
         {
             **problem.settings,
-            "space": "ps",
+            "space": space or "ps",
             "optimize": "quick",
             "compute": {"seed": draw},
             "compare": {
-                "baselines": list(BASELINES),
+                "baselines": BASELINES[space or "ps"],
                 # the examples are given below, and no file is read
                 "retain": {split: {"jsonl": f"{split}.jsonl"} for split in own},
             },
@@ -137,7 +147,7 @@ def run_cell(name: str, count: int, draw: int, work: Path) -> dict[str, Any]:
     }
     begin = time.perf_counter()
     processor = time.process_time()
-    folder = work / "evidence" / f"{name}-{count}-{draw}"
+    folder = work / "evidence" / f"{name.replace(':', '-')}-{count}-{draw}"
     result = run_search(config, folder, examples=examples, build=False)
     return {
         "pair": name,
@@ -173,8 +183,10 @@ def _cell(lines: Sequence[dict[str, Any]], stage: str) -> str:
     """Accuracy and log-likelihood of a row, over the draws, and the merge's lead over it."""
     found = []
     for line in lines:
+        merge = next(row for row in line["rows"] if row["winner"])
         rows = [row for row in line["rows"] if row["stage"] == stage]
-        merge = next(row for row in line["rows"] if row["stage"] == "ps")
+        if stage == MERGE:
+            rows = [merge]
         if rows:
             found.append((max(rows, key=lambda row: _scores(row).mean or 0.0), merge))
     if not found:
@@ -184,7 +196,7 @@ def _cell(lines: Sequence[dict[str, Any]], stage: str) -> str:
     text = f"{_mean(rights):.3f}; {_mean(values):.2f}"
     kept = [sum(row["kept"].values()) / len(row["kept"]) for row, _ in found if row["kept"]]
     text += f"; keeps {_mean(kept):.2f}" if kept else ""
-    if stage == "ps":
+    if stage == MERGE:
         return text
     leads = [compare(_scores(merge), _scores(row), "accuracy") for row, merge in found]
     above = sum(lead.low > 0 for lead in leads if lead is not None)
@@ -207,7 +219,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     texts = []
     for count in sorted({line["examples"] for line in lines}):
         there = [line for line in lines if line["examples"] == count]
-        names = [name for name in MAKERS if any(line["pair"] == name for line in there)]
+        names = [name for name in NAMES if any(line["pair"] == name for line in there)]
         rows = [["", *names]]
         of_pair = {name: [line for line in there if line["pair"] == name] for name in names}
         rows += [
@@ -232,7 +244,7 @@ def main() -> None:
     command_line(
         __doc__,
         results=RESULTS,
-        pairs=list(MAKERS),
+        pairs=NAMES,
         counts=[16, 128],
         run_cell=run_cell,
         told=lambda line: "\n".join(line["verdict"]),
