@@ -85,9 +85,7 @@ def run_demo(
         check_login(default_api(), push_to)
     out = Path(out)
     data = write_problems(out / "data", sizes or SIZES)
-    configs = {
-        space: demo_config(space, data, evaluations, seed, Path(family)) for space in SPACES
-    }
+    configs = {space: demo_config(space, data, evaluations, seed, Path(family)) for space in SPACES}
     first, *others = SPACES
     beside = get_context("spawn").Process(
         target=_search_quietly, args=([configs[space] for space in others], out), daemon=True

@@ -222,8 +222,17 @@ def test_numbers_that_change_nothing_leave_the_genome(method):
     for name in {each.parameter for each in space.coordinates}:
         assert merge.parameters[1][name] == {"blocks.1": 0.5, "head": 0.5, "default": 0.0}
     assert space.notes() == [
-        "ps: nothing of source-0 is evolved in embed, head: its tensors are the base's there",
-        "ps: nothing of source-1 is evolved in embed, blocks.0: its tensors are the base's there",
+        "ps: nothing of source-0 is evolved in embed, head: the tensors are the base's there",
+        "ps: nothing of source-1 is evolved in embed, blocks.0: the tensors are the base's there",
+    ]
+
+
+def test_what_is_not_evolved_is_said_once():
+    """Adapters of the same layers share a line."""
+    space = ParameterSpace(_config(), 2, TENSORS, [FROZEN[0], FROZEN[0]])
+    assert space.notes() == [
+        "ps: nothing of source-0, source-1 is evolved in embed, head: the tensors are the base's "
+        "there"
     ]
 
 

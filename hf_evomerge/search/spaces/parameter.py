@@ -252,20 +252,19 @@ class ParameterSpace:
         return [name for name in evolved if name not in smooth]
 
     def notes(self) -> list[str]:
-        """Say what is not evolved, and why: one line per source."""
-        lines = []
+        """Say what is not evolved, and why: one line for all sources of which it is the same."""
+        sources: dict[tuple[str, ...], list[str]] = {}
         for source, number in enumerate(self.config.merge_sources):
-            if groups := list(
-                dict.fromkeys(each.key or "all" for each in self.idle if each.source == source)
-            ):
-                shown = ", ".join(groups[:6]) + (
-                    f" and {len(groups) - 6} more" if len(groups) > 6 else ""
-                )
-                label = self.config.source_names[number]
-                lines.append(
-                    f"ps: nothing of {label} is evolved in {shown}: its tensors are the "
-                    "base's there"
-                )
+            groups = dict.fromkeys(each.key or "all" for each in self.idle if each.source == source)
+            sources.setdefault(tuple(groups), []).append(self.config.source_names[number])
+        sources.pop((), None)
+        lines = []
+        for names, labels in sources.items():
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            lines.append(
+                f"ps: nothing of {', '.join(labels)} is evolved in {', '.join(names[:6])}{more}: "
+                "the tensors are the base's there"
+            )
         return lines
 
     def start(self) -> Start:
