@@ -99,6 +99,21 @@ def ask(
             time.sleep(seconds)
 
 
+def unreachable(api: HfApi, repo_id: str) -> str | None:
+    """Say why no connection to the Hub can be made, after one attempt; None where there is one."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx
+
+    try:
+        with bounded():
+            api.model_info(repo_id)
+    except Exception as error:
+        cause = root_of(error)
+        if isinstance(cause, (OfflineModeIsEnabled, httpx.ConnectError, httpx.ConnectTimeout)):
+            return one_line(cause, 120)
+    return None
+
+
 def repo_info(
     api: HfApi,
     repo_id: str,

@@ -46,6 +46,7 @@ _SHARE_ALIKE = (
 )
 UNKNOWN = "unknown"
 OTHER = "other"
+NOT_ASKED = "its card was not looked up"
 _LANGUAGES = 4  # more say little of a merge
 _OF_THE_PARENTS = "licenses-of-the-parents"  # the Hub wants a name where the license is `other`
 
@@ -195,9 +196,9 @@ def _conflict(parents: Sequence[ParentLicense]) -> str | None:
     return None
 
 
-def license_of(ref: SourceRef, api: HfApi) -> ParentLicense:
+def license_of(ref: SourceRef, api: HfApi | None) -> ParentLicense:
     """The license that a parent's card states; ``unknown``, with a note, where there is none to
-    read.
+    read. Without a client only folders are read.
 
     Raises:
         HubError: The Hub does not answer, so that it is not known whether there is one.
@@ -213,6 +214,8 @@ def license_of(ref: SourceRef, api: HfApi) -> ParentLicense:
             if not (folder / "README.md").is_file():
                 return ParentLicense(name, note="the folder has no README.md")
             data = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict()
+        elif api is None:
+            return ParentLicense(name, note=NOT_ASKED)
         else:
             what = f"{ref.model}: its license cannot be read"
             card = ask(what, lambda: api.model_info(ref.model, revision=ref.revision).card_data)

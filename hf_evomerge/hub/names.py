@@ -33,12 +33,13 @@ class PublicNames:
 
     `published` are the repositories where local folders were published, by folder. What is there
     must be what is in the folder. A repository without a commit is pinned to what it holds now.
+    Without a client, names are not looked up and no commit is added.
 
     Raises:
         HubError: A repository cannot be read, or does not hold the folder's weights.
     """
 
-    def __init__(self, api: HfApi, published: Mapping[str, str] | None = None) -> None:
+    def __init__(self, api: HfApi | None, published: Mapping[str, str] | None = None) -> None:
         self._api = api
         self._published = {
             named_folder(str(folder)).resolve(): repo_id
@@ -63,32 +64,34 @@ class PublicNames:
         """A checkpoint or an adapter by itself, by repository and commit."""
         from huggingface_hub.file_download import REGEX_COMMIT_HASH
 
+        api = self._api
         if is_folder(ref.model):
             folder = named_folder(ref.model)
             repo_id = self._published.get(folder.resolve())
-            return ref.hidden() if repo_id is None else self._same_weights(folder, repo_id)
-        if REGEX_COMMIT_HASH.fullmatch(ref.revision or "") and "/" in ref.model:
+            if repo_id is None:
+                return ref.hidden()
+            return SourceRef(model=repo_id) if api is None else _same_weights(folder, repo_id, api)
+        if api is None or (REGEX_COMMIT_HASH.fullmatch(ref.revision or "") and "/" in ref.model):
             return ref
         what = f"{ref.model}: cannot be pinned to a commit"
         info = ask(
-            what, lambda: self._api.model_info(ref.model, revision=ref.revision)
+            what, lambda: api.model_info(ref.model, revision=ref.revision)
         )  # `gpt2` gets its slash
         return ref.model_copy(update={"model": info.id, "revision": str(info.sha)})
 
-    def _same_weights(self, folder: Path, repo_id: str) -> SourceRef:
-        """The repository's head, if its weights are those of the folder."""
-        info = repo_info(self._api, repo_id)
-        there = large_files(info)
-        adapters = [
-            folder / name for name in (WEIGHTS_FILE, PICTURE_FILE) if (folder / name).is_file()
-        ]
-        for name, sha in hashes(folder, adapters or weight_files(folder)).items():
-            if there.get(name) != sha:
-                raise HubError(
-                    f"{repo_id}: {name} there is not the one in {folder}; push the folder "
-                    "there, or leave it out"
-                )
-        return SourceRef(model=repo_id, revision=str(info.sha))
+
+def _same_weights(folder: Path, repo_id: str, api: HfApi) -> SourceRef:
+    """The repository's head, if its weights are those of the folder."""
+    info = repo_info(api, repo_id)
+    there = large_files(info)
+    adapters = [folder / name for name in (WEIGHTS_FILE, PICTURE_FILE) if (folder / name).is_file()]
+    for name, sha in hashes(folder, adapters or weight_files(folder)).items():
+        if there.get(name) != sha:
+            raise HubError(
+                f"{repo_id}: {name} there is not the one in {folder}; push the folder "
+                "there, or leave it out"
+            )
+    return SourceRef(model=repo_id, revision=str(info.sha))
 
 
 def weight_files(folder: Path) -> Sequence[Path]:

@@ -9,20 +9,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from ..checkpoints.client import ask, default_api
+from ..checkpoints.client import ask, default_api, unreachable
 from ..errors import HubError
 from ..recipes.recipe import SourceRef
 from ..record import STUDY_JSON
 from ..search.study.study import Study
 from .card import check_metadata, metadata_text
 from .commit import Commit, Target, commit_files, make_repo
+from .licenses import NOT_ASKED
 from .names import PublicNames
 from .push_plan import PushOptions, PushPlan, files_there, is_ours, license_for, plan_push
 from .space import push_space
@@ -118,7 +119,8 @@ def preview_push(
     api: HfApi | None = None,
 ) -> PushPlan:
     """Plan what `push_model` would do, with the same arguments and errors; reads the Hub and
-    changes nothing. Needs no login.
+    changes nothing. Needs no login; where the Hub cannot be reached, a warning says what was not
+    looked up.
 
     Example:
         >>> print(preview_push("my-search", "me/my-merge"))  # doctest: +SKIP
@@ -126,8 +128,21 @@ def preview_push(
     options = options or PushOptions()
     api = api or default_api()
     check_name(repo_id)
+    reason = unreachable(api, repo_id)
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
-        return plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
+        plan = plan_push(
+            folder, repo_id, options, api=None if reason else api, scratch=Path(scratch)
+        )
+    if reason is None:
+        return plan
+    unread = dict.fromkeys(
+        parent.model for parent in plan.license.parents if parent.note == NOT_ASKED
+    )
+    asked = [f"what {repo_id} holds", "whether the Hub takes the card"]
+    if unread:
+        asked.append(f"licenses of the parents {', '.join(unread)}")
+    warning = f"not asked: {'; '.join(asked)}; the Hub cannot be reached ({reason})"
+    return replace(plan, warnings=(warning, *plan.warnings))
 
 
 def check_push(

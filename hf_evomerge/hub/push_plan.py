@@ -29,7 +29,7 @@ from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
 from ..record import STUDY_JSON
 from .card import CardFacts, check_metadata, read_json, render_card
 from .commit import Content
-from .licenses import UNKNOWN, LicenseDecision, decide_license, languages_of, license_of
+from .licenses import NOT_ASKED, UNKNOWN, LicenseDecision, decide_license, languages_of, license_of
 from .names import PublicNames, hashes, weight_files
 from .record import IMAGES_FOLDER, TRIALS_FILE, write_record
 from .space import check_space, has_space, space_files
@@ -197,11 +197,12 @@ class PushPlan:
 #   of an earlier push          removed: old shards would be taken for this model's
 #   any other                   left; without --replace they must be none, unless a push filled it
 def plan_push(
-    folder: str | Path, repo_id: str, options: PushOptions, *, api: HfApi, scratch: Path
+    folder: str | Path, repo_id: str, options: PushOptions, *, api: HfApi | None, scratch: Path
 ) -> PushPlan:
     """Make everything that `push_model` sends, in the empty folder `scratch`, and send nothing.
 
-    The plan needs the folder until it is carried out.
+    The plan needs the folder until it is carried out. Without a client it says what can be known
+    without the Hub.
     """
     model, search = find_model(Path(folder))
     draws = (model / INDEX).is_file()
@@ -216,7 +217,7 @@ def plan_push(
             f"{model}: a LoRA of a pipeline, which a Space cannot show; push it without --space, "
             "or merge again with --whole"
         )
-    there = files_there(api, repo_id, options)
+    there = [] if api is None else files_there(api, repo_id, options)
     weights = weight_files(model)
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
@@ -265,15 +266,16 @@ def plan_push(
         shutil.copyfile(model / INDEX, scratch / INDEX)
     facts = CardFacts.of_folder(scratch)
     known = options.card and bool(there)
-    if options.space or (known and has_space(repo_id, api)):
+    if options.space or (known and api and has_space(repo_id, api)):
         facts = replace(facts, space=repo_id)
-    if options.trials or (known and search and has_trials(repo_id, api)):
+    if options.trials or (known and api and search and has_trials(repo_id, api)):
         facts = replace(facts, trials=repo_id)
     if options.card:
         card = render_card(
             facts, repo_id, license, languages=options.languages or languages_of(license.parents)
         )
-        check_metadata(card, repo_id, api)
+        if api is not None:
+            check_metadata(card, repo_id, api)
         (scratch / CARD).write_text(card, encoding="utf-8")
     files.update(
         {
@@ -321,10 +323,12 @@ def plan_push(
 
 
 def license_for(
-    parents: Sequence[SourceRef], names: PublicNames, options: PushOptions, api: HfApi
+    parents: Sequence[SourceRef], names: PublicNames, options: PushOptions, api: HfApi | None
 ) -> LicenseDecision:
     """Decide the license of a merge from the licenses of its parents."""
     found = [license_of(for_license(ref, names), api) for ref in parents]
+    if options.license is None and any(parent.note == NOT_ASKED for parent in found):
+        return LicenseDecision(UNKNOWN, "Licenses of parents were not looked up.", tuple(found))
     return decide_license(found, options.license)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from classes import edit_json
 from hub_fixtures import commit_titles, upload_models
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, hf_hub_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge.building.build_record import write_build_record
@@ -228,6 +228,28 @@ def test_a_dry_run_lists_everything_and_changes_nothing(hybrid_search, hub, lfs_
     push_model(hybrid_search, "local/merge", api=lfs_api)
     for name in set(lfs_api.list_repo_files("local/merge")) - {".gitattributes"}:
         assert f"  {name}\n" in text + "\n"
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_dry_run_without_the_hub_names_what_it_did_not_ask(
+    offline, plain, tiny, lfs_api, waits, monkeypatch
+):
+    """Without a connection the plan lists the files and one warning says what was not looked up; a
+    push is one error."""
+    upload_models(lfs_api, tiny / "a", licenses=["mit"])
+    options = PushOptions(published={str(tiny / "a"): "local/a"})
+    known = preview_push(plain, "local/merge", options, api=lfs_api)
+    nowhere = HfApi(endpoint="http://127.0.0.1:9", token="hf_local")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    plan = preview_push(plain, "local/merge", options, api=nowhere)
+    assert set(plan.files) == set(known.files)
+    assert "license unknown" in str(plan)
+    said = "not asked: what local/merge holds; whether the Hub takes the card; licenses of the "
+    assert plan.warnings[0].startswith(f"{said}parents local/a; the Hub cannot be reached (")
+    assert plan.warnings[1:] == known.warnings[:1]  # the other one judges the licenses
+    assert not waits
+    with pytest.raises(HubError, match="cannot be used"):
+        push_model(plain, "local/merge", options, api=nowhere)
 
 
 def test_without_a_record_of_the_build_nothing_is_claimed(plain, lfs_api):
