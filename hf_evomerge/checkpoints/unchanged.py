@@ -62,7 +62,7 @@ def twins(sources: Sequence[Parent], names: Sequence[str], *, download: bool) ->
                 lines.append(
                     f"sources: {names[earlier]} and {names[later]} are the same model, every "
                     "weight alike: there is nothing to "
-                    "merge between them; name another fine-tune, or leave one out"
+                    "merge between them; name another model, or leave one out"
                 )
                 break
     return lines

@@ -66,8 +66,8 @@ class Relatedness:
             pair, most = max(cosines.items(), key=lambda item: item[1])
             if self.task_vectors and most > ALIKE:
                 found.append(
-                    f"{' and '.join(pair)} differ from the base in the same direction: is it "
-                    "their base?"
+                    f"{' and '.join(pair)} differ from the base in the same direction (cosine "
+                    f"{most:.2f}; fine-tunes of one base have nearly 0): is it their base?"
                 )
             if not self.task_vectors and (least := min(cosines.values())) < APART:
                 found.append(

@@ -9,7 +9,7 @@ from typing import Any
 from ..checkpoints.unchanged import twins
 from ..errors import SearchError, optional
 from ..fitness import Example, check_disjoint
-from ..merging.registry import in_core
+from ..merging.registry import get_method, in_core
 from .evaluation.devices import check_device, devices_of, product_seconds
 from .evaluation.evaluator import Evaluator
 from .file.config import SearchConfig
@@ -68,7 +68,12 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         )
     # the head of a cluster reads nothing for paths
     reads = config.space != "dfs" and evaluator.sources.weights
-    findings.warnings += twins(list(evaluator.sources), config.source_names, download=reads)
+    models = list(evaluator.sources)
+    names = config.source_names
+    if config.space == "ps" and get_method(config.merge.method).task_vectors:
+        models = evaluator.sources.all  # ends with the base
+        names = [*names, "the base"]
+    findings.warnings += twins(models, names, download=reads)
     if reads and not evaluator.sources.runs_unmerged(
         config.merge_part()
     ):  # which would compute every whole weight

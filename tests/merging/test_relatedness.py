@@ -16,5 +16,5 @@ def test_a_base_that_was_swapped_with_a_source(base, asks):
     start, ends = (root, (japanese, maths)) if base == "the base" else (japanese, (root, maths))
     related = Relatedness(["first", "second"], task_vectors=True)
     related.add(start, [end - start for end in ends])
-    asked = "first and second differ from the base in the same direction: is it their base?"
-    assert (asked in related.warnings()) is asks
+    asked = "first and second differ from the base in the same direction"
+    assert any(asked in line for line in related.warnings()) is asks

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from hf_evomerge.building.build import check_recipe
 from hf_evomerge.cli import app
+from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
@@ -203,6 +204,43 @@ def test_what_is_doubtful_is_said(tiny, tmp_path, search_config, caplog):
     told = [line for line in said if line in warnings and "no model answers" not in line]
     assert told == [warnings[0], *found]
     assert not any(record.getMessage() in warnings for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("base", []),
+        ("maths", ["sources: maths and the base are the same model, every weight alike"]),
+        ("third", ["japanese and maths differ from the base in the same direction"]),
+    ],
+)
+def test_another_base_than_theirs_is_named(base, said, search_config, tmp_path):
+    """A dry run warns of a base that is a source, or another fine-tune; not of the demo's."""
+    folder = shutil.copytree(SPECIALISTS, tmp_path / "models")
+    root, japanese = (
+        load_file(folder / name / "model.safetensors") for name in ("base", "japanese")
+    )
+    third = {
+        name: tensor + torch.randn_like(tensor) * (japanese[name] - tensor).std()
+        for name, tensor in root.items()
+    }
+    shutil.copytree(folder / "base", folder / "third")
+    save_file(third, folder / "third" / "model.safetensors", metadata={"format": "pt"})
+    config = search_config(
+        "ps",
+        sources=[{"model": str(folder / name)} for name in ("japanese", "maths")],
+        base={"model": str(folder / base)},
+    )
+    warnings = plan_search(config).warnings
+    about_base = [line for line in warnings if "base" in line]
+    assert len(about_base) == len(said)
+    assert all(map(str.startswith, about_base, said))
+
+
+def test_adapters_of_one_base_raise_no_doubt_of_it(search_config, adapters):
+    """A dry run over LoRA adapters has no warning of their base."""
+    warnings = plan_search(search_config("ps", **adapters)).warnings
+    assert not [line for line in warnings if "base" in line]
 
 
 def test_a_person_chooses_among_pictures_alone(search_config):
