@@ -75,7 +75,8 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
 def test_rates_go_on_while_the_highest_is_the_best(
     best, trained, tmp_path, search_config, monkeypatch
 ):
-    """A higher rate is trained only where the highest one so far is the best on validation."""
+    """A higher rate is trained only where the highest one so far is the best on validation; the
+    row has whole evaluations."""
     monkeypatch.setattr(LoraTrainer, "_train", lambda *args: None)
     asked = []
 
@@ -91,7 +92,7 @@ def test_rates_go_on_while_the_highest_is_the_best(
         evaluator=Evaluator(config),
         study=SimpleNamespace(folder=tmp_path),
         sources=SimpleNamespace(layers=[]),
-        searched=8.0,
+        searched=7.88,
         sizes={"search": 5, "validation": 6},
         evaluate=evaluate,
         report=lambda *args, **more: None,
@@ -100,6 +101,7 @@ def test_rates_go_on_while_the_highest_is_the_best(
     LoraTrainings().run(run)
     assert [rate for rate in dict.fromkeys(asked) if rate > 1e-3] == trained
     assert f"rate {best:g} " in run.rows[0].model
+    assert "on validation examples, 8 evaluations each" in run.rows[0].model
 
 
 @pytest.mark.parametrize(

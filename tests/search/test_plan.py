@@ -94,13 +94,15 @@ def test_a_plan_warns(search_config, search_settings):
     assert "ps" not in "".join(plan_search(search_config("ps")).warnings)
     plan = plan_search(
         search_config(
-            "ps", compare={"baselines": ["average", "lora"], "retain": {"general": data["test"]}}
+            "ps",
+            optimize=[{"evaluations": 9, "population": 4}],
+            compare={"baselines": ["average", "lora"], "retain": {"general": data["test"]}},
         )
     )
     text = {phase.name: phase.text for phase in plan.phases}
     assert text["lora"] == (
-        "5 trainings of 8 evaluations each, and 8 of 2 that say from which of 4 starts: "
-        "56 evaluations; up to 2 more trainings where the highest rate is the best"
+        "5 trainings of 9 evaluations each, and 8 of a quarter of that, which say from which of 4 "
+        "starts: 63 evaluations; up to 2 more trainings where the highest rate is the best"
     )
     assert text["test"] == "6 models on 6 test + 6 retain:general examples: all rows of the table"
 

@@ -90,8 +90,8 @@ class LoraTrainings(Phase):
         short, whole = _counts(starts)
         cost = spent * (short * SHARE + whole)
         text = (
-            f"{whole} trainings of {spent} evaluations each, and {short} of {spent * SHARE:g} that "
-            f"say from which of {starts} starts: {cost:g} evaluations; up to {len(HIGHER)} more "
+            f"{whole} trainings of {spent} evaluations each, and {short} of a quarter of that, which "
+            f"say from which of {starts} starts: {cost:.0f} evaluations; up to {len(HIGHER)} more "
             "trainings where the highest rate is the best"
         )
         scores = (short + whole) * sizes[_ranked_on(sizes)]
@@ -143,7 +143,7 @@ class LoraTrainings(Phase):
         best = max(finished, key=lambda each: each.fitness)
         favour = ", which favours it" if split == "test" else ""
         shown = (
-            f"{best.name} (best of {len(finished)} on {split} examples{favour}, {cost:g} "
+            f"{best.name} (best of {len(finished)} on {split} examples{favour}, {cost:.0f} "
             "evaluations each)"
         )
         run.rows.append(
