@@ -109,6 +109,12 @@ class Source(Parent):
                 self.beside, trust_remote_code=self.trust_remote_code
             )
         except Exception as cause:  # anything, as for the config
+            vocabularies = ("tokenizer.json", "*.model", "*.tiktoken", "*.py")
+            if not any(file for name in vocabularies for file in self.beside.glob(name)):
+                raise SourceError(
+                    f"{self}: has no tokenizer.json; copy tokenizer.json and tokenizer_config.json "
+                    "of its base beside the weights"
+                ) from cause
             raise SourceError(f"{self}: its tokenizer cannot be read: {one_line(cause)}") from cause
 
     @cached_property

@@ -157,6 +157,20 @@ def test_pickles_are_refused(folder):
         open_source(str(folder))
 
 
+def test_a_missing_tokenizer_is_named_with_what_to_do(folder):
+    """A model without a tokenizer file says which files to copy; one with a file that cannot be
+    read says why not."""
+    with pytest.raises(SourceError) as caught:
+        open_source(str(folder)).tokenizer()
+    assert str(caught.value) == (
+        f"{folder}: has no tokenizer.json; copy tokenizer.json and tokenizer_config.json of its "
+        "base beside the weights"
+    )
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(SourceError, match="its tokenizer cannot be read: "):
+        open_source(str(folder)).tokenizer()
+
+
 def test_missing_files_are_refused(folder):
     """A folder without config, without weights, or with an adapter alone is refused with what is
     missing."""

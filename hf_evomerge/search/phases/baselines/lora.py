@@ -90,9 +90,9 @@ class LoraTrainings(Phase):
         short, whole = _counts(starts)
         cost = spent * (short * SHARE + whole)
         text = (
-            f"{whole} trainings of {spent} evaluations each, and {short} of a quarter of that, which "
-            f"say from which of {starts} starts: {cost:.0f} evaluations; up to {len(HIGHER)} more "
-            "trainings where the highest rate is the best"
+            f"{whole} trainings of {spent} evaluations each, and {short} of a quarter of that, "
+            f"which say from which of {starts} starts: {cost:.0f} evaluations; up to {len(HIGHER)} "
+            "more trainings where the highest rate is the best"
         )
         scores = (short + whole) * sizes[_ranked_on(sizes)]
         seconds = (cost * sizes["search"] + scores) * planner.second
