@@ -97,7 +97,7 @@ class RewardSpec(WritingSpec):
 @register_task("reward")
 class RewardTask(WritingTask):
     """Weighted sum of rewards of each response; a function that returns None for one adds nothing
-    there, as in trl."""
+    there, as in trl. The results show each of several by its name, without its weight."""
 
     spec_type: ClassVar[type[TaskSpec]] = RewardSpec
     spec: RewardSpec
@@ -143,7 +143,12 @@ class RewardTask(WritingTask):
             for place, reward in enumerate(column):
                 values[place] += weight * reward
         cut = [not each.ended and not has_stop(each.text, stops) for each in written]
-        return Scores(values, outputs=texts, truncated=cut)
+        names = [each.name for each in self.spec.functions]
+        if self.spec.model is not None:
+            names.append("reward model")
+        several = 1 < len(rewards) == len(set(names))
+        others = dict(zip(names, map(Scores, rewards), strict=True)) if several else {}
+        return Scores(values, outputs=texts, truncated=cut, others=others)
 
     # trl gives a function, by keyword: the prompts and completions, as texts or as messages; the
     # completions' tokens; each other column of the data; and its trainer's state and loggers.

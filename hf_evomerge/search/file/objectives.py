@@ -72,7 +72,7 @@ def name_of(objective: AnyObjective) -> str:
 def values(scores: Scores, names: Sequence[str]) -> dict[str, float | None]:
     """The value of the fitness and of the other objectives, by name, as people read them; None
     where there is none."""
-    by_name = {FITNESS: scores, **scores.others}
+    by_name = {**scores.others, FITNESS: scores}
     return {name: by_name[name].mean if name in by_name else None for name in names}
 
 
