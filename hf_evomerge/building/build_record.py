@@ -13,20 +13,16 @@ from ..recipes.recipe import RECIPE_FILE, Built
 
 BUILD_FILE = "build.json"
 _RECORDED = (
-    *(
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "config.json",
-        "adapter_config.json",
-        RECIPE_FILE,
-        "*.py",
-    ),
-    *(
-        "model_index.json",
-        "*/*.safetensors",
-        "*/*.safetensors.index.json",
-        "*/config.json",
-    ),  # of pipelines
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "adapter_config.json",
+    RECIPE_FILE,
+    "*.py",
+    "model_index.json",
+    "*/*.safetensors",
+    "*/*.safetensors.index.json",
+    "*/config.json",  # of pipelines
 )
 _LIBRARIES = ("hf-evomerge", "huggingface_hub", "safetensors", "torch", "transformers")
 

@@ -27,21 +27,20 @@ _SAME_SETTINGS = (
     "num_experts_per_tok",
 )
 _KEPT_FROM_FIRST = (
-    *("rope_parameters", "partial_rotary_factor", "sliding_window", "max_position_embeddings"),
-    *(
-        "rms_norm_eps",
-        "layer_norm_eps",
-        "layer_norm_epsilon",
-        "norm_eps",
-        "norm_epsilon",
-        "logits_scaling",
-    ),
-    *(
-        "prompts",
-        "default_prompt_name",
-        "similarity_fn_name",
-        "max_seq_length",
-    ),  # of sentence-transformers
+    "rope_parameters",
+    "partial_rotary_factor",
+    "sliding_window",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "norm_eps",
+    "norm_epsilon",
+    "logits_scaling",
+    "prompts",
+    "default_prompt_name",
+    "similarity_fn_name",
+    "max_seq_length",  # of sentence-transformers
 )
 _SHOWN = 6
 _OTHER_VOCABULARY = (

@@ -42,15 +42,17 @@ _BLOCK = 1 << 16
 # that starts from a changed
 # base (init_lora_weights: pissa and the like) is refused as well.
 _REFUSED = (
-    *("lora_bias", "trainable_token_indices", "target_parameters", "use_qalora", "use_bdlora"),
-    *(
-        "alora_invocation_tokens",
-        "arrow_config",
-        "kasa_config",
-        "velora_config",
-        "monteclora_config",
-        "megatron_config",
-    ),
+    "lora_bias",
+    "trainable_token_indices",
+    "target_parameters",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+    "megatron_config",
 )
 _MERGED = ("trainable_token_indices", "target_parameters")  # which peft can, for any base
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")

@@ -18,8 +18,11 @@ from ..errors import EvoMergeError
 from .inside import check_inside
 
 PROCESSOR = (
-    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
-    *("chat_template*", "additional_chat_templates/*.jinja"),
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
 )
 MODULES = (
     "[0-9]_*/config.json",
@@ -33,15 +36,15 @@ SENTENCE = (
 )
 COMPANIONS = (
     "generation_config.json",
-    *(
-        "tokenizer*.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.*",
-        "merges.txt",
-        "*.tiktoken",
-    ),
-    *("tokenizer.model", "spiece.model", "sentencepiece*.model"),
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.tiktoken",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece*.model",
     *PROCESSOR,
     *SENTENCE,
 )

@@ -272,8 +272,10 @@ def push_and_report(folder: Path, repo_id: str, options: PushOptions) -> None:
 
 def _folders(pairs: list[str]) -> dict[str, str]:
     """FOLDER=user/name, as a mapping."""
+    folders = {}
     for pair in pairs:
         folder, _, repo_id = pair.rpartition("=")
         if not folder or not repo_id:
             raise EvoMergeError(f"--published {pair}: write it as FOLDER=user/name")
-    return {pair.rpartition("=")[0]: pair.rpartition("=")[2] for pair in pairs}
+        folders[folder] = repo_id
+    return folders

@@ -43,7 +43,15 @@ _SPLITS = {
     "search": "problems of the search itself",
 }
 _OF_FACTS = (
-    *("kind", "architecture", "sees", "task", "draws", "adapts", "images", "study", "space"),
+    "kind",
+    "architecture",
+    "sees",
+    "task",
+    "draws",
+    "adapts",
+    "images",
+    "study",
+    "space",
     "trials",
 )
 _SHARE = re.compile(r"by \d+\.\d+ of accuracy( \(-?\d+\.\d+ to -?\d+\.\d+\))?")

@@ -170,7 +170,7 @@ def _upload(
 def _is_same(stored: RepoSibling, content: Content) -> bool:
     from huggingface_hub.utils.sha import git_hash
 
-    if stored.size != (len(content) if isinstance(content, bytes) else content.stat().st_size):
+    if stored.size != size_of(content):
         return False
     if stored.lfs is not None:
         return stored.lfs.sha256 == (
@@ -179,6 +179,11 @@ def _is_same(stored: RepoSibling, content: Content) -> bool:
     return stored.blob_id == git_hash(
         content if isinstance(content, bytes) else content.read_bytes()
     )
+
+
+def size_of(content: Content) -> int:
+    """Bytes of a file to send."""
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def _url(api: HfApi, target: Target) -> str:

@@ -28,8 +28,18 @@ if TYPE_CHECKING:
 
 # Identifiers are those of https://huggingface.co/docs/hub/repositories-licenses
 PERMISSIVE = (
-    *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear"),
-    *("isc", "ncsa", "zlib", "unlicense", "cc0-1.0", "postgresql"),
+    "apache-2.0",
+    "mit",
+    "bsd",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "bsd-3-clause-clear",
+    "isc",
+    "ncsa",
+    "zlib",
+    "unlicense",
+    "cc0-1.0",
+    "postgresql",
 )
 _SHARE_ALIKE = (
     "cc-by-sa",
@@ -221,11 +231,7 @@ def license_of(ref: SourceRef, api: HfApi | None) -> ParentLicense:
             card = ask(what, lambda: api.model_info(ref.model, revision=ref.revision).card_data)
             data = card.to_dict() if card is not None else {}
     except (HubError, OSError, ValueError, yaml.YAMLError) as error:
-        cause = (
-            error.__cause__
-            if isinstance(error, HubError) and error.__cause__ is not None
-            else error
-        )
+        cause = error.__cause__ or error
         if is_passing(cause):
             raise HubError(f"{error}; try again later") from cause
         return ParentLicense(name, note=f"its card cannot be read: {one_line(cause, 120)}")

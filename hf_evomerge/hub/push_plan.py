@@ -7,7 +7,7 @@ What the plan does not list does not leave this machine at all.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -28,13 +28,13 @@ from ..pictures.scene import listed
 from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
 from ..record import STUDY_JSON
 from .card import CardFacts, check_metadata, read_json, render_card
-from .commit import Content
+from .commit import Content, size_of
 from .licenses import NOT_ASKED, UNKNOWN, LicenseDecision, decide_license, languages_of, license_of
 from .names import PublicNames, hashes, weight_files
 from .record import IMAGES_FOLDER, TRIALS_FILE, write_record
-from .space import check_space, has_space, space_files
-from .target import ATTRIBUTES, CARD, check_private, find_model, refuse_others
-from .trials import check_trials, has_trials, trials_card
+from .space import SETTINGS_FILE, check_space, space_files
+from .target import ATTRIBUTES, CARD, check_private, find_model, holds, refuse_others
+from .trials import check_trials, trials_card
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -44,25 +44,27 @@ _CODE = tuple(
 )
 # Weights in another format, which would be those of another model.
 _STALE = (
-    *("pytorch_model*.bin", "pytorch_model.bin.index.json", "diffusion_pytorch_model*.bin"),
-    *("adapter_model.bin", "tf_model.h5", "flax_model.msgpack"),
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model*.bin",
+    "adapter_model.bin",
+    "tf_model.h5",
+    "flax_model.msgpack",
 )
 # What an earlier push may have left and a later one must not: other shards, tokenizer, code and
 # record of another winner; and the config of another kind of model, for which this one would be
 # taken.
 _OURS = (
-    *(
-        "*.safetensors",
-        "*.safetensors.index.json",
-        CONFIG_FILE,
-        INDEX,
-        "config.json",
-        *COMPANIONS,
-        *_CODE,
-        RECIPE_FILE,
-        STUDY_JSON,
-        TRIALS_FILE,
-    ),
+    "*.safetensors",
+    "*.safetensors.index.json",
+    CONFIG_FILE,
+    INDEX,
+    "config.json",
+    *COMPANIONS,
+    *_CODE,
+    RECIPE_FILE,
+    STUDY_JSON,
+    TRIALS_FILE,
     *_STALE,
     *(
         f"{IMAGES_FOLDER}/{name}.png"
@@ -73,14 +75,13 @@ _PARTS = tuple(
     f"*/{pattern}" for pattern in ("*.safetensors", *SMALL_FILES, *_STALE)
 )  # of a pipeline
 _NOTES = (
-    *(
-        INDEX,
-        "config.json",
-        "scheduler_config.json",
-        "generation_config.json",
-        "preprocessor_config.json",
-    ),
-    *("tokenizer_config.json", "special_tokens_map.json"),
+    INDEX,
+    "config.json",
+    "scheduler_config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
 )
 _NOTED = (
     "name_or_path",
@@ -207,16 +208,17 @@ def plan_push(
     model, search = find_model(Path(folder))
     draws = (model / INDEX).is_file()
     config = config_name(model)
-    if options.space and read_json(model / config).get(LAYERS):
-        raise HubError(
-            f"{model}: an adapter that moves layers, which a Space cannot show beside its base; "
-            "push it without --space, or merge again with --whole"
-        )
-    if options.space and not draws and "_class_name" in read_json(model / config):
-        raise HubError(
-            f"{model}: a LoRA of a pipeline, which a Space cannot show; push it without --space, "
-            "or merge again with --whole"
-        )
+    if options.space:
+        settings = read_json(model / config)
+        hidden = None
+        if settings.get(LAYERS):
+            hidden = "an adapter that moves layers, which a Space cannot show beside its base"
+        elif not draws and "_class_name" in settings:
+            hidden = "a LoRA of a pipeline, which a Space cannot show"
+        if hidden is not None:
+            raise HubError(
+                f"{model}: {hidden}; push it without --space, or merge again with --whole"
+            )
     there = [] if api is None else files_there(api, repo_id, options)
     weights = weight_files(model)
     recipe = Recipe.load(model / RECIPE_FILE)
@@ -224,17 +226,11 @@ def plan_push(
     license = license_for(recipe.parents, names, options, api)
     built = _built(model, weights)
     parts = tuple(file.name for file in sorted(model.iterdir()) if file.is_dir()) if draws else ()
-    ours = {file.relative_to(model).as_posix(): file for file in weights}
+    ours = _by_name(model, weights)
     for pattern in (
         (INDEX, *_PARTS[1:]) if draws else ("*.safetensors.index.json", *COMPANIONS, *_CODE)
     ):
-        ours.update(
-            {
-                file.relative_to(model).as_posix(): file
-                for file in sorted(model.glob(pattern))
-                if file.is_file()
-            }
-        )
+        ours |= _by_name(model, model.glob(pattern))
     for file in ours.values():
         check_inside(
             model, file
@@ -266,9 +262,9 @@ def plan_push(
         shutil.copyfile(model / INDEX, scratch / INDEX)
     facts = CardFacts.of_folder(scratch)
     known = options.card and bool(there)
-    if options.space or (known and api and has_space(repo_id, api)):
+    if options.space or (known and api and holds(repo_id, "space", SETTINGS_FILE, api)):
         facts = replace(facts, space=repo_id)
-    if options.trials or (known and api and search and has_trials(repo_id, api)):
+    if options.trials or (known and api and search and holds(repo_id, "dataset", TRIALS_FILE, api)):
         facts = replace(facts, trials=repo_id)
     if options.card:
         card = render_card(
@@ -277,19 +273,10 @@ def plan_push(
         if api is not None:
             check_metadata(card, repo_id, api)
         (scratch / CARD).write_text(card, encoding="utf-8")
-    files.update(
-        {
-            str(file.relative_to(scratch)): file
-            for file in sorted(scratch.rglob("*"))
-            if file.is_file()
-        }
-    )
+    files |= _by_name(scratch, scratch.rglob("*"))
     others = [name for name in there if name not in files and name != ATTRIBUTES]
     removed = tuple(name for name in others if is_ours(name, parts))
-    sizes = {
-        name: len(data) if isinstance(data, bytes) else data.stat().st_size
-        for name, data in files.items()
-    }
+    sizes = {name: size_of(content) for name, content in files.items()}
     warnings = _warnings(recipe, names, license)
     if options.card and facts.study is not None and not facts.study.settings.about:
         warnings.append(
@@ -320,6 +307,11 @@ def plan_push(
         space=space,
         trials=trials,
     )
+
+
+def _by_name(folder: Path, paths: Iterable[Path]) -> dict[str, Path]:
+    """Map the names of files in a folder to the files, in order."""
+    return {file.relative_to(folder).as_posix(): file for file in sorted(paths) if file.is_file()}
 
 
 def license_for(

@@ -7,7 +7,7 @@ trusted. Says nothing of the tokenizer and the card.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -73,16 +73,12 @@ class Reproduction:
                 if self.tensors == 0
                 else f"every one of {self.tensors} tensors, in other files"
             )
-            lines = [
-                f"{where}: the same bits, {how}",
-                *(f"  {sha}  {name}" for name, sha in self.files.items()),
-            ]
-            return _printable([*lines, *(f"CODE NOT COMPARED: {line}" for line in self.uncompared)])
-        lines = (
-            [f"{where}: {len(self.differences)} of {self.tensors} tensors differ"]
-            if self.differences
-            else []
-        )
+            lines = [f"{where}: the same bits, {how}"]
+            lines += [f"  {sha}  {name}" for name, sha in self.files.items()]
+        elif self.differences:
+            lines = [f"{where}: {len(self.differences)} of {self.tensors} tensors differ"]
+        else:
+            lines = []
         for difference in self.differences[:20]:
             largest = "" if difference.largest is None else f", by at most {difference.largest:.3g}"
             lines.append(f"  {difference.name}: {difference.what}{largest}")
@@ -93,19 +89,15 @@ class Reproduction:
             lines += [f"  {setting}" for setting in self.settings]
         lines += [f"CODE DIFFERS: {line}" for line in self.code]
         lines += [f"CODE NOT COMPARED: {line}" for line in self.uncompared]
+        versions = {} if self.same else self.versions
         lines += [
             f"  built with {name} {then}, rebuilt with {now}"
-            for name, (then, now) in self.versions.items()
+            for name, (then, now) in versions.items()
         ]
-        return _printable(lines)
-
-
-def _printable(lines: Sequence[str]) -> str:
-    """Lines that are not all ours."""
-    shown = []
-    for line in lines:
-        shown.append("".join(c if c.isprintable() else "?" for c in line))
-    return "\n".join(shown)
+        shown = []
+        for line in lines:  # not all of it ours
+            shown.append("".join(c if c.isprintable() else "?" for c in line))
+        return "\n".join(shown)
 
 
 # What is trusted and what is checked. The recipe names parents by commit and says which weights

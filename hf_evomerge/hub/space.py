@@ -44,8 +44,9 @@ LEFT_OUT = frozenset(
         "hub",
         "mergekit",
         "merging",
+        "routing",
+        "search",
     }
-    | {"routing", "search"}
 )
 """The rooms of the package that the app does without. All others are uploaded beside it, so that it
 needs no release."""
@@ -108,12 +109,6 @@ def check_space(repo_id: str, api: HfApi, *, private: bool = False) -> None:
             f"{repo_id}: {what}; give the Space another name with `hf-evomerge space`, or empty it"
         )
     check_private(repo_id, info, "the Space", private=private)
-
-
-def has_space(repo_id: str, api: HfApi) -> bool:
-    """Tell whether a Space of this name is there that shows a model; raises `HubError` where the
-    Hub cannot be asked."""
-    return SETTINGS_FILE in names_in(find_repo(repo_id, "space", api))
 
 
 def space_files(
@@ -186,33 +181,34 @@ def run_space(
         HubError: There is no such folder, gradio is not installed, or the app ended with an error.
             Of a repository that is not there the page tells.
     """
-    if not Path(model).is_dir():
+    place = Path(model)
+    built = place / "model"
+    if not place.is_dir():
         if is_folder(model) or model.count("/") != 1:
             raise HubError(
                 f"{model}: there is no such folder; give a study, a model's folder, or a "
                 "repository such as user/name"
             )
-    elif not any((Path(model) / name).is_file() for name in (config_name(Path(model)), STUDY_FILE)):
+    elif not any((place / name).is_file() for name in (config_name(place), STUDY_FILE)):
         raise HubError(
             f"{model}: holds no model and no study; give the folder of one, or a repository "
             "such as user/name"
         )
     optional("gradio", "space", "the page", HubError)
-    for folder in (Path(model), Path(model) / "model"):
+    for folder in (place, built):
         for package, extra in _extras(os.listdir(folder) if folder.is_dir() else ()).items():
             optional(package, extra, "the page of this model", HubError)
     command = [sys.executable, str(bundled(SPACE_FOLDER) / "app.py")]
     with TemporaryDirectory(prefix="evomerge-space-") as scratch:
         shown: str | Path = model
-        if Path(model).is_dir():
-            built = Path(model) / "model"
+        if place.is_dir():
             pipelines = [
-                folder.resolve() for folder in (Path(model), built) if (folder / INDEX).is_file()
+                folder.resolve() for folder in (place, built) if (folder / INDEX).is_file()
             ]
             shown = (
                 pipelines[0]
                 if pipelines
-                else with_record(Path(model), Path(scratch) / Path(model).resolve().name)
+                else with_record(place, Path(scratch) / place.resolve().name)
             )
         settings = {
             "EVOMERGE_MODEL": str(shown),

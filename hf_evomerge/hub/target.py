@@ -72,6 +72,11 @@ def names_in(info: Any) -> list[str]:
     return [file.rfilename for file in (info and info.siblings) or []]
 
 
+def holds(repo_id: str, kind: str, name: str, api: HfApi) -> bool:
+    """Tell whether a ``dataset`` or ``space`` is there and has a file of this name."""
+    return name in names_in(find_repo(repo_id, kind, api))
+
+
 def refuse_others(repo_id: str, names: Sequence[str]) -> NoReturn:
     """Refuse a repository with files of somebody else: `HubError`."""
     shown = [name for name in names if name != ATTRIBUTES]

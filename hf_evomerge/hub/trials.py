@@ -129,11 +129,6 @@ def check_trials(repo_id: str, api: HfApi, *, private: bool, replace: bool) -> N
     check_private(repo_id, info, "the data set", private=private)
 
 
-def has_trials(repo_id: str, api: HfApi) -> bool:
-    """Tell whether the trials of a search were published under this name."""
-    return TRIALS_FILE in names_in(find_repo(repo_id, "dataset", api))
-
-
 def trials_card(
     record: Record,
     repo_id: str,
