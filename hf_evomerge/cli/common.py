@@ -89,8 +89,7 @@ Ray = Annotated[
     typer.Option(
         "--ray",
         help="Evaluate on every device of a Ray cluster: the one that RAY_ADDRESS names, or that "
-        "runs here, or a new one. The "
-        "trials are the same.",
+        "runs here, or a new one. The trials are the same.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -175,12 +174,10 @@ def one_line_errors(*, again: bool = False) -> Iterator[None]:
             error
         ):
             raise
-        hint = (
-            "; choose another place, or see who may write there"
-            if isinstance(error, _IN_THE_WAY)
-            else ""
-        )
-        if isinstance(error, MachineError):
+        hint = ""
+        if isinstance(error, _IN_THE_WAY):
+            hint = "; choose another place, or see who may write there"
+        elif isinstance(error, MachineError):
             hint = (
                 "; free memory, threads or room, or use fewer workers, and run the same command "
                 "again"

@@ -198,10 +198,12 @@ def card_metadata(
     evaluations = _evaluations(record)
     parents = list(dict.fromkeys(ref.model for ref in facts.recipe.parents if ref.is_on_hub))
     relation = "merge" if parents else None
-    library = "diffusers" if facts.draws else "transformers"
+    library = "transformers"
     if facts.adapts:
         relation = "adapter"
-        library = "diffusers" if facts.draws else "peft"
+        library = "peft"
+    if facts.draws:
+        library = "diffusers"
     return ModelCardData(
         base_model=facts.adapts or parents or None,
         base_model_relation=relation,

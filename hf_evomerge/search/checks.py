@@ -69,11 +69,9 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     # the head of a cluster reads nothing for paths
     reads = config.space != "dfs" and evaluator.sources.weights
     models = list(evaluator.sources)
-    names = config.source_names
     if config.space == "ps" and get_method(config.merge.method).task_vectors:
         models = evaluator.sources.all  # ends with the base
-        names = [*names, "the base"]
-    findings.warnings += twins(models, names, download=reads)
+    findings.warnings += twins(models, [*config.source_names, "the base"], download=reads)
     if reads and not evaluator.sources.runs_unmerged(
         config.merge_part()
     ):  # which would compute every whole weight
@@ -104,9 +102,8 @@ def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> 
         )
         if not here or packed or config.space != "ps" or config.compute.device != "auto":
             raise SearchError(
-                "compute.device_map: goes with space: ps over whole language models and "
-                "device: auto, on one machine without "
-                "--ray; leave it out"
+                "compute.device_map: goes with space: ps over whole language models and device: "
+                "auto, on one machine without --ray; leave it out"
             )
 
 

@@ -298,10 +298,9 @@ def _differs(study: Study, out: Path, now: SearchConfig) -> bool:
     for stage in _raised(before, now):
         if stage.algorithm == "gradient":
             raise SearchError(
-                f"{out}: {stage} goes by gradient, whose rate falls over its "
-                f"{stage.evaluations} evaluations, so it is given "
-                f"no more; begin another search at its winner: {out / MODEL_FOLDER} as a "
-                "source, merge.starts: [sources]"
+                f"{out}: {stage} goes by gradient, whose rate falls over its {stage.evaluations} "
+                "evaluations, so it is given no more; begin another search at its winner: "
+                f"{out / MODEL_FOLDER} as a source, merge.starts: [sources]"
             )
         later = before.stages[before.stages.index(stage) + 1 :]
         after = next((each for each in later if study.trials(each.name)), None)

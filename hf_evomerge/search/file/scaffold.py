@@ -432,18 +432,16 @@ class _Problems:
         example = '{"prompt": "2 + 3 =", "answer": 5}'
         if chat := record.keys() & {"messages", "conversations"}:
             raise FitnessError(
-                f"{self.file}: {min(chat)} holds whole chats; write each problem as "
-                f"{example}; `chat: true` puts the prompt "
-                "into the model's chat template"
+                f"{self.file}: {min(chat)} holds whole chats; write each problem as {example}; "
+                "`chat: true` puts the prompt into the model's chat template"
             )
         prompt = next((name for name in PROMPTS if name in record), None)
         answer = next((name for name in ANSWERS if name in record), None)
         if prompt is None or answer is None:
             what = "prompt" if prompt is None else "answer"
             raise FitnessError(
-                f"{self.file}: none of the fields {', '.join(record)} looks like the {what}; "
-                f"call it {what}, as in {example}, "
-                f"or write the search file by hand, with {what}_field"
+                f"{self.file}: none of the fields {', '.join(record)} looks like the {what}; call "
+                f"it {what}, as in {example}, or write the search file by hand, with {what}_field"
             )
         fields = {"prompt_field": prompt, "answer_field": answer}
         if prompt == "instruction" and record.get("input"):
