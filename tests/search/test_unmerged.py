@@ -92,6 +92,17 @@ def test_a_quantised_base(kind, adapters, search_config, tmp_path):
     assert worker_memory(evaluator.config, evaluator) < worker_memory(plain.config, plain)
 
 
+def test_a_gradient_through_factors_needs_no_second_base(adapters, search_config):
+    """No weight of the base has a gradient: a search by gradient holds what one by evolution
+    does."""
+
+    def memory(by):
+        config = search_config("ps", **adapters, optimize=[{"by": by, "evaluations": 20}])
+        return worker_memory(config, Evaluator(config))
+
+    assert memory("gradient") == memory("cma")
+
+
 def test_an_adapter_with_nan_is_named(adapters, search_config, tmp_path):
     """Where candidates run unmerged, it is not the base that cannot be evaluated."""
     broken = shutil.copytree(adapters["sources"][1]["adapter"], tmp_path / "broken")

@@ -35,7 +35,8 @@ def workers_that_fit(cpus: int, free: float, threads: int, memory: int) -> int:
 
 # With P parameters of b bytes and n sources, one worker holds about
 #   parents   P b, the largest of them
-#   ps        P b + the task vectors (at most `MEMORY_LIMIT`); unmerged LoRAs: base + factors
+#   ps        P b + the task vectors (at most `MEMORY_LIMIT`), and P b for gradients;
+#             unmerged LoRAs: base + factors
 #   dfs       n P b, and the merged model of a hybrid search
 # Task vectors need not be kept: beyond the limit they are computed anew from the mapped files.
 def worker_memory(config: SearchConfig, evaluator: Evaluator) -> int:
@@ -44,7 +45,8 @@ def worker_memory(config: SearchConfig, evaluator: Evaluator) -> int:
 
     A search of weights writes every candidate into one whole model, beside which the float32 task
     vectors are kept as far as `MEMORY_LIMIT` goes, and gradients where they are followed. LoRA
-    adapters run on their base with their factors beside it. Paths run through the layers of all
+    adapters run on their base with their factors beside it, and no weight of it has a gradient.
+    Paths run through the layers of all
     sources, and those of a hybrid search through the merged model's too.
     """
     sources = evaluator.sources
@@ -53,11 +55,12 @@ def worker_memory(config: SearchConfig, evaluator: Evaluator) -> int:
         part = config.merge_part()
         merged = sources.merged(part)
         vectors = _numel(merged) * (len(config.merge_sources) + (sources.base is not None))
-        if sources.runs_unmerged(part):
+        unmerged = sources.runs_unmerged(part)
+        if unmerged:
             adapters = [source.adapter for source in merged.plan.sources if source.adapter]
             vectors = sum(info.numel for each in adapters for info in each.tensors.values())
         models = model_memory(merged, evaluator) + min(MEMORY_LIMIT, 4 * vectors)
-        if any(step.by == "gradient" for step in config.optimize):
+        if not unmerged and any(step.by == "gradient" for step in config.optimize):
             models += model_memory(merged, evaluator)
     if config.space != "ps":
         models += sum(model_memory(source, evaluator) for source in sources)
