@@ -175,9 +175,8 @@ def _hop_words(way: Route, at: int, labels: Sequence[str]) -> str:
 
 def changed_recipe(
     published: Published, changed: Route | None, merge: Mapping[str, Any] | None = None
-) -> str:
-    """The recipe of a model with another path, or another merge of weights, as YAML that
-    `hf-evomerge merge` reads.
+) -> Recipe:
+    """The recipe of a model with another path, or another merge of weights.
 
     Where the model has no recipe, its configuration names the sources. Raises `RecipeError`.
     """
@@ -194,6 +193,4 @@ def changed_recipe(
         if published.recipe is not None
         else {}
     )
-    return validate(
-        Recipe, {"sources": published.sources_of_config, **kept, **part}, RecipeError
-    ).to_yaml()
+    return validate(Recipe, {"sources": published.sources_of_config, **kept, **part}, RecipeError)

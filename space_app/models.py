@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+import edits
 import loading
 import mixing
 import seeing
@@ -21,11 +22,15 @@ from loading import MAX_SECONDS, Loaded
 from published import Published, PublishedParent
 from texts import SpaceError
 
+from hf_evomerge.checkpoints.component import Component
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import one_line
 from hf_evomerge.fitness import Example
 from hf_evomerge.fitness.pictures import SeeingTokenizer, placed, seen_inputs
 from hf_evomerge.fitness.tasks.writing import greedy
 from hf_evomerge.fitness.text.encoding import encode_prompt, room, scoring
+from hf_evomerge.merging.live import write_part
+from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.record import EVOLVED, Data
 
 if TYPE_CHECKING:
@@ -235,11 +240,12 @@ class Host(loading.LoadedInBackground):
         if not job.factors:
             yield model
             return
-        parents: dict[str, list[Any]] = {"parent": [], "base": []}
-        for parent in self.published.parents:
-            parents[parent.role].append(self._loaded(parent.label).model)
-        base = next(iter(parents["base"]), None)
-        with mixing.mixed(model, parents["parent"], base, job.factors):
+        merge = mixing.edited(self.published.merge, job.factors, self.published.mixes)
+        if merge is None:
+            raise SpaceError(
+                "This merge has no weights of its parents, so there is nothing to turn up or down."
+            )
+        with mixing.mixed(model, edits.changed_recipe(self.published, None, merge)):
             yield model
 
     def score(self, job: AnswerJob, examples: Sequence[Example]) -> list[bool]:
@@ -400,12 +406,11 @@ class Host(loading.LoadedInBackground):
         )
         if (host := next(there, None)) is None:
             raise SpaceError(f"{blind.label} sees no pictures, and no parent is here that does.")
-        loading.check_memory(
-            sum(loading.weights_bytes(one.model, one.revision) for one in (host, blind)),
-            f"{blind.label} with {host.label}",
-        )
+        loading.check_memory(loading.weights_bytes(host.model, host.revision), host.label)
         found = loading.load(host.model, host.revision, sees=True)
-        seeing.give_text(found.model, loading.load(blind.model, blind.revision).model)
+        refs = (SourceRef(model=one.model, revision=one.revision) for one in (blind, host))
+        parts = [Component(open_source(ref), "text") for ref in refs]
+        write_part(*parts, found.model)
         return found
 
 

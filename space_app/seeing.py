@@ -79,26 +79,3 @@ def marked(processor: Any, prompt: str, pictures: Pictures) -> str:
             f"{there}."
         )
     return prompt if places else f"{mark * len(pictures)}\n{prompt}"
-
-
-def give_text(model: Any, other: Any) -> None:
-    """Put a plain language model into one that sees, in place of its own; of the vocabulary the
-    tokens that both have.
-
-    Raises:
-        SpaceError: They do not fit.
-    """
-    import torch
-
-    into = dict(model.get_decoder().named_parameters())
-    own = dict(other.get_decoder().named_parameters())
-    into["head"], own["head"] = (each.get_output_embeddings().weight for each in (model, other))
-    with torch.no_grad():
-        for name, target in into.items():
-            tensor = own.get(name)
-            if tensor is None or tensor.shape[1:] != target.shape[1:]:
-                raise SpaceError(
-                    "A language model that is not alike cannot be put into the one that sees."
-                )
-            rows = min(len(target), len(tensor))
-            target[:rows].copy_(tensor[:rows])

@@ -92,9 +92,9 @@ class Edit:
         changed."""
         with suppress(EvoMergeError):
             if self.way is not None:
-                return edits.changed_recipe(published, self.way)
+                return edits.changed_recipe(published, self.way).to_yaml()
             if merge := mixing.edited(published.merge, self.factors, published.mixes):
-                return edits.changed_recipe(published, None, merge)
+                return edits.changed_recipe(published, None, merge).to_yaml()
         return ""
 
     def job(self, prompt: str, tokens: int, pictures: seeing.Pictures = ()) -> AnswerJob:

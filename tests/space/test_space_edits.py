@@ -93,9 +93,8 @@ def test_the_changed_recipe_loads():
     changed = WAY.select(0).repeat().scale(0.25)
     published = Recipe.model_validate({**RECIPE, "built": {"tensors": "all"}})
     config = {"scale_target": "mlp_delta", "embedding_source": 1}
-    recipe = Recipe.from_yaml(
-        edits.changed_recipe(Published("m", "m", config=config, recipe=published), changed)
-    )
+    before = Published("m", "m", config=config, recipe=published)
+    recipe = Recipe.from_yaml(edits.changed_recipe(before, changed).to_yaml())
     assert recipe.flow.path == list(changed.hops)
     assert recipe.flow.scales == list(changed.scales)
     assert (recipe.flow.scale_target, recipe.flow.embedding_source, recipe.seed) == (
@@ -115,7 +114,7 @@ def test_a_changed_model_without_recipe_is_exported_too():
             {"model": "user/b", "layers": 3},
         ]
     }
-    recipe = Recipe.from_yaml(edits.changed_recipe(Published("m", "m", config=config), WAY))
+    recipe = edits.changed_recipe(Published("m", "m", config=config), WAY)
     assert [ref.model for ref in recipe.sources] == ["user/a", "user/b"]
 
 
@@ -302,10 +301,15 @@ def test_the_picture_of_weights_follows_what_a_visitor_changes():
         "blocks.2": 0.0,
         "head": 0.25,
     }
-    ramp = {
-        "method": "linear",
-        "parameters": [{"weight": {"default": [0.0, 1.0]}}, {"weight": [1.0, 0.0]}],
-    }
+    ramp = {"method": "linear", "parameters": [{"weight": [0.0, 1.0]}, {"weight": {"default": 2}}]}
+    once = mixing.edited(ramp, ((mixing.ALL, (2.0, 1.0)),), 3)
+    assert once["parameters"] == [{"weight": [0.0, 2.0]}, {"weight": {"default": 2.0}}]
+    split = mixing.edited(ramp, (("layer 1", (4.0, 0.5)),), 3)["parameters"]
+    assert [list(item["weight"].values()) for item in split] == [
+        [0.0, 0.0, 2.0, 1.0, 0.0],
+        [2.0, 2.0, 1.0, 2.0, 2.0],
+    ]
+    pattern = {"method": "linear", "parameters": [{"weight": {"*": 1.0}}]}
     unknown = {"method": "linear", "parameters": [{"weight": {"<b>": 1.0}}]}
-    for other in ({"method": "slerp", "options": {"t": 0.5}}, ramp, unknown):
-        assert mixing.edited(other, ((mixing.ALL, (2.0, 1.0)),), 3) is None
+    for other in ({"method": "slerp", "options": {"t": 0.5}}, pattern, unknown):
+        assert mixing.edited(other, (("layer 1", (2.0,)),), 3) is None

@@ -17,7 +17,7 @@ import pytest
 import showcase
 import torch
 import views
-from edits import Route
+from edits import Route, changed_recipe
 from models import EVOLVED, AnswerJob, Host
 from reading import read
 from recipes import merge_of
@@ -27,7 +27,6 @@ from texts import SpaceError, escape
 from tiny_adapters import save_adapter
 from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
-from hf_evomerge import merging
 from hf_evomerge.building.build import build_model
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import Data
@@ -307,54 +306,35 @@ def test_weights_of_a_merge_are_turned_down_and_put_back(ps, tmp_path):
     )
 
 
-def test_rounding_does_not_hide_a_weighted_sum():
-    """A merge in bfloat16 is turned down though its rounding outweighs a norm's change; DARE and
-    slerp are still refused."""
-    torch.manual_seed(0)
-    shapes = {"0.weight": (64, 64), "0.bias": (64,), "1.weight": (64,)}
-    base = {
-        name: torch.ones(shape) if name == "1.weight" else 0.02 * torch.randn(shape)
-        for name, shape in shapes.items()
-    }
-    near, far = (
-        [{n: t + size * torch.randn_like(t) for n, t in base.items()} for _ in "ab"]
-        for size in (1e-3, 0.5)
-    )
+@pytest.mark.parametrize("weight", [0.75, [0.0, 1.0]], ids=["number", "over the layers"])
+def test_any_merge_with_weights_is_turned_down_to_the_bit(tiny, tmp_path, weight):
+    """With a parent turned down a model holds what the changed recipe builds, also of a merge that
+    drops elements; afterwards every bit is as it was."""
+    fields = {"sources": [{"model": str(tiny / name)} for name in "ab"], "seed": 3}
+    fields |= {"base": {"model": str(tiny / "base")}}
+    merge = {"method": "dare_ties", "parameters": [{"weight": weight, "density": 0.5}] * 2}
+    recipe = Recipe.model_validate({**fields, "merge": merge})
+    published = read(str(build_model(recipe, tmp_path / "model")))
+    factors = ((mixing.ALL, (0.5, 1.0)), ("layer 1", (0.0, 2.0)))
+    changed = changed_recipe(published, None, mixing.edited(published.merge, factors, 2))
+    built = build_model(changed, tmp_path / "changed")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    before = copy.deepcopy(model.state_dict())
+    with torch.inference_mode(), mixing.mixed(model, changed):
+        for name, tensor in AutoModelForCausalLM.from_pretrained(built).state_dict().items():
+            assert tensor.equal(model.state_dict()[name]), name
+        assert any(not tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
 
-    def model(tensors):
-        made = torch.nn.Sequential(
-            torch.nn.Linear(64, 64), torch.nn.LayerNorm(64, bias=False)
-        ).bfloat16()
-        made.load_state_dict(tensors)
-        return made
 
-    def turned(tensors, parents):
-        there = [model(parent).float() for parent in parents]
-        with mixing.mixed(
-            made := model(tensors),
-            there,
-            model(base).float(),
-            ((mixing.ALL, (0.0,) * len(parents)),),
-        ):
-            return {name: tensor.float().clone() for name, tensor in made.state_dict().items()}
-
-    parents = [{name: tensor.bfloat16().float() for name, tensor in one.items()} for one in near]
-    summed = {
-        n: merging.task_arithmetic(
-            t.bfloat16().float(), [one[n] for one in parents], weights=[0.7, 0.6]
-        )
-        for n, t in base.items()
-    }
-    for name, tensor in turned(summed, parents).items():
-        assert torch.allclose(tensor, base[name], rtol=2**-6, atol=1e-3)
-    thinned = {
-        n: merging.dare_linear(t, [one[n] for one in near], density=0.5, name=n)
-        for n, t in base.items()
-    }
-    curved = {n: merging.slerp([t, far[0][n]], t=0.5) for n, t in base.items()}
-    for tensors, given in ((thinned, near), (curved, far[:1])):
-        with pytest.raises(SpaceError, match="no weighted sum"):
-            turned(tensors, given)
+def test_a_merge_without_weights_is_not_turned(tiny, tmp_path):
+    """slerp has no weight of each parent; the page says so."""
+    fields = {"sources": [{"model": str(tiny / name)} for name in "ab"]}
+    merge = {"method": "slerp", "options": {"t": 0.5}}
+    recipe = Recipe.model_validate({**fields, "merge": merge})
+    host = _host(build_model(recipe, tmp_path / "model"))
+    with pytest.raises(SpaceError, match="no weights of its parents"):
+        host.whole_answer(AnswerJob(EVOLVED, PROMPT, 8, factors=((mixing.ALL, (0.0, 1.0)),)))
 
 
 def test_the_answer_is_seen_to_come_about(host, ps):
