@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -150,7 +149,6 @@ class Repository:
                 from the cache.
         """
         from huggingface_hub import HfApi, hf_hub_download
-        from tqdm import tqdm
 
         missing = [self.prefix + file for file in files if not (self.folder / file).is_file()]
         if not missing:
@@ -163,11 +161,7 @@ class Repository:
             for entry in entries
             if getattr(entry, "lfs", None) is not None
         }
-        sizes = {entry.path: entry.size for entry in entries}
         for file in missing:
-            if sys.stderr.isatty():
-                size = sizes.get(file, 0) / 1e9
-                tqdm.write(f"{self.name}: fetching {file} ({size:.2f} GB)", file=sys.stderr)
             read = partial(hf_hub_download, self.name, file, revision=self.commit)
             # The Hub was there just now, so that it is worth to wait for it.
             path = Path(_asked(f"{self.name}: {file}", read, is_passing))
@@ -205,48 +199,21 @@ def _asked(
     """Call the client; raises `SourceError` with one line that says what to do."""
     from huggingface_hub import errors
 
-    failures: tuple[Any, ...] = (
-        errors.HFValidationError,
-        errors.SafetensorsParsingError,
-        errors.NotASafetensorsRepoError,
-    )
-    # the HTTP library's own error is another class from release to release
-    failures += errors.HfHubHTTPError.__bases__
     try:
-        try:
-            return ask(name, call, may_pass=may_pass)
-        except HubError as error:
-            raise error.__context__ or error  # noqa: B904  the client's own
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as cause:
-        if isinstance(cause.__cause__, errors.HfHubHTTPError):  # reached, and in trouble
+        return ask(name, call, may_pass=may_pass)
+    except HubError as error:
+        known = error.__context__
+        if isinstance(known, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+            if not isinstance(known.__cause__, errors.HfHubHTTPError):  # else it was reached
+                raise SourceError(
+                    f"{name}: no folder{looked_in(name)}, not in the Hub cache, and the Hub cannot "
+                    "be reached; check the name and HF_HUB_OFFLINE"
+                ) from error
+        elif isinstance(known, errors.RepositoryNotFoundError) and not isinstance(
+            known, errors.GatedRepoError
+        ):
             raise SourceError(
-                f"{name}: the Hub answers: {one_line(cause.__cause__)}; try again later"
-            ) from cause
-        raise SourceError(
-            f"{name}: no folder{looked_in(name)}, not in the Hub cache, and the Hub cannot "
-            "be reached; "
-            "check the name and HF_HUB_OFFLINE"
-        ) from cause
-    except errors.GatedRepoError as cause:
-        raise SourceError(
-            f"{name}: gated; ask for access on its page on the Hub, and log in with `hf auth login`"
-        ) from cause
-    except errors.RepositoryNotFoundError as cause:
-        raise SourceError(
-            f"{name}: no folder{looked_in(name)}, and no such model on the Hub, or it is private; "
-            "check the name, or log in with `hf auth login`"
-        ) from cause
-    except failures as cause:
-        raise SourceError(f"{name}: cannot be downloaded: {one_line(cause)}") from cause
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as cause:  # of the client, which trusts the Hub
-        raise SourceError(
-            f"{name}: what answers is not the Hub ({type(cause).__name__} in its answer); "
-            "see HF_ENDPOINT, and whether the "
-            "network has a page to log in"
-        ) from cause
+                f"{name}: no folder{looked_in(name)}, and no such model on the Hub, or it is "
+                "private; check the name, or log in with `hf auth login`"
+            ) from error
+        raise SourceError(str(error)) from error

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import struct
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -23,28 +22,23 @@ from zlib import crc32
 from ..errors import EvoMergeError
 from .headers import TensorInfo
 
-_UNITS = {
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KIB": 1 << 10,
-    "MIB": 1 << 20,
-    "GIB": 1 << 30,
-    "B": 1,
-}
 
+def split(tensors: Mapping[str, TensorInfo], max_size: str | int, stem: str = "model") -> Any:
+    """Divide tensors among files, as `save_pretrained` does; raises `EvoMergeError` where the
+    largest size of one cannot be read."""
+    from huggingface_hub import split_state_dict_into_shards_factory
 
-def parse_size(text: str | int) -> int:
-    """Bytes from ``"4GB"``, ``"500MB"``, ``"1GiB"`` or a number."""
-    match = re.match(r"^\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B)\s*$", str(text), re.IGNORECASE)
-    size = 0
-    if isinstance(text, int):
-        size = text
-    elif match:
-        size = int(float(match[1]) * _UNITS[match[2].upper()])
-    if size < 1:
-        raise EvoMergeError(f"max_shard_size: cannot read {text!r}; write 4GB or 500MB")
-    return size
+    try:
+        return split_state_dict_into_shards_factory(
+            dict(tensors),
+            get_storage_size=lambda info: info.bytes,
+            filename_pattern=f"{stem}{{suffix}}.safetensors",
+            max_shard_size=max_size,
+        )
+    except ValueError as cause:
+        raise EvoMergeError(
+            f"max_shard_size: cannot read {max_size!r}; write 4GB or 500MB"
+        ) from cause
 
 
 def header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -72,7 +66,7 @@ def write_shards(
     tensors: Mapping[str, TensorInfo],
     produce: Produce,
     *,
-    max_size: int,
+    max_size: str | int,
     stem: str = "model",
     threads: int = 1,
     metadata: Mapping[str, str] | None = None,
@@ -87,25 +81,19 @@ def write_shards(
         produce: Computes the tensor of a name and hands its bytes to the function that it is given,
             from the first to the last. Called from several threads at a time, and not for tensors
             of files that are kept.
-        max_size: Bytes of the largest file; a larger tensor has a file of its own.
+        max_size: Size of the largest file, such as ``"4GB"``, or its bytes; a larger tensor has a
+            file of its own.
         stem: Start of the names of the files.
         threads: How many tensors are computed at a time.
         metadata: Texts for the headers.
         done: Called with the size of each piece that is written or kept, from several threads.
     """
-    from huggingface_hub import split_state_dict_into_shards_factory
-
     # Sizes follow from the headers, so the split, the names of the files and every offset are known
     # before a tensor is computed. Threads then write at their places in any order, and the bytes
     # are the same.
-    split: Any = split_state_dict_into_shards_factory(
-        dict(tensors),
-        get_storage_size=lambda info: info.bytes,
-        filename_pattern=f"{stem}{{suffix}}.safetensors",
-        max_shard_size=max_size,
-    )
+    parts = split(tensors, max_size, stem)
     with ThreadPoolExecutor(threads, "merge") as pool:
-        for file, names in split.filename_to_tensors.items():
+        for file, names in parts.filename_to_tensors.items():
             # the wide dtypes come first, so that every tensor is aligned
             shard = {
                 name: tensors[name] for name in sorted(names, key=lambda name: -tensors[name].bits)
@@ -114,11 +102,11 @@ def write_shards(
             if _is_kept(folder / file, first, shard):
                 done(sum(info.bytes for info in shard.values()))
             else:
-                write = partial(_write_tensor, produce, done, split.is_sharded)
-                _write_file(folder / file, first, shard, write, pool=pool, checked=split.is_sharded)
-    if split.is_sharded:
+                write = partial(_write_tensor, produce, done, parts.is_sharded)
+                _write_file(folder / file, first, shard, write, pool=pool, checked=parts.is_sharded)
+    if parts.is_sharded:
         text = json.dumps(
-            {"metadata": split.metadata, "weight_map": split.tensor_to_filename}, indent=2
+            {"metadata": parts.metadata, "weight_map": parts.tensor_to_filename}, indent=2
         )
         (folder / f"{stem}.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
 

@@ -135,8 +135,8 @@ class Source(Parent):
 
     @cached_property
     def stored(self) -> dict[str, StoredTensor]:
-        """Tensors in the files by their raw names; raises `SourceError` where files and index do
-        not agree."""
+        """Tensors in the files by their raw names; raises `SourceError` where two files have one
+        of a name."""
         found: dict[str, StoredTensor] = {}
         for header in self._headers():
             for name, info in header.items():
@@ -146,17 +146,6 @@ class Source(Parent):
                         f"{info.file.name}; keep one"
                     )
                 found[name] = info
-        for name, file in self._index().items():
-            if name not in found:
-                raise SourceError(
-                    f"{self}: the index lists {name}, which is in none of the files; "
-                    "download it again"
-                )
-            if (real := found[name].file.name) != file:
-                raise SourceError(
-                    f"{self}: the index lists {name} in {file}, but it is in {real}; "
-                    "download it again"
-                )
         for module in self.sentence.modules:
             found |= {
                 f"{module.folder}/{name}": info for name, info in module.header(str(self)).items()

@@ -32,7 +32,7 @@ from .model_folder import (
     scratch_folder,
     write_chat_template,
 )
-from .shards import Write, parse_size, remove_checksums, write_shards
+from .shards import Write, remove_checksums, split, write_shards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +80,7 @@ def write_checkpoint(
             too large for its dtype.
     """
     out = Path(out)
-    limit = parse_size(max_shard_size)
+    split({}, max_shard_size)
     files = files or {}
     keep = [folder for source in checkpoint.sources for folder in source.folders]
     remove_leftovers(out)
@@ -88,14 +88,14 @@ def write_checkpoint(
     for line in checkpoint.warnings:
         logger.warning("%s", line)
     key = sha256(
-        "\0".join([checkpoint.fingerprint(), str(limit), *files.values()]).encode()
+        "\0".join([checkpoint.fingerprint(), str(max_shard_size), *files.values()]).encode()
     ).hexdigest()[:16]
     try:
         with scratch_folder(out, key) as scratch:
             checkpoint.download()
             folder = scratch / "model"
             folder.mkdir(exist_ok=True)
-            _write_weights(checkpoint, folder, limit)
+            _write_weights(checkpoint, folder, max_shard_size)
             doubts = checkpoint.doubts()
             checkpoint.write_companions(folder)
             if checkpoint.chat_template is not None:
@@ -158,7 +158,7 @@ def _replace(out: Path, whole: Path, aside: Path) -> None:
         raise
 
 
-def _write_weights(checkpoint: Checkpoint, folder: Path, limit: int) -> None:
+def _write_weights(checkpoint: Checkpoint, folder: Path, limit: str | int) -> None:
     """Read all tensors and write them; names those whose numbers are not all finite."""
     import torch
 
