@@ -11,7 +11,6 @@ import copy
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError, one_line
@@ -21,22 +20,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Fit of a checkpoint's tensors to its architecture.
-
-    Attributes:
-        missing: Tensors that the class asks for and the checkpoint lacks: transformers would fill
-            them with random numbers.
-        misshapen: One line for each tensor of another shape than the config says.
-        extra: Tensors that the class has no place for: transformers leaves them out.
-    """
-
-    missing: list[str] = field(default_factory=list)
-    misshapen: list[str] = field(default_factory=list)
-    extra: list[str] = field(default_factory=list)
 
 
 def check_architecture(
@@ -66,7 +49,7 @@ def check_architecture(
         )
         return [f"architecture of {where}: {known}, so its tensors were not compared with one"]
     try:
-        fit = fit_of(kind, config, tensors)
+        missing, misshapen, extra = fit_of(kind, config, tensors)
     except Exception as cause:
         # anything: a class may need a library that is not installed, or values that meta has not
         return [
@@ -75,31 +58,32 @@ def check_architecture(
                 f"not compared: {one_line(cause)}"
             )
         ]
-    asked = f"{kind.__name__}, as its config.json describes it,"
-    if fit.missing:
+    asked = f"{where}: {kind.__name__}, as its config.json describes it,"
+    if missing:
         raise SourceError(
-            f"{where}: {asked} needs tensors that are not there: {_names(fit.missing)}; "
-            "transformers would fill them with "
-            "random numbers; save the model again, or correct its config.json"
+            f"{asked} needs tensors that are not there: {_names(missing)}; transformers would fill "
+            "them with random numbers; save the model again, or correct its config.json"
         )
-    if fit.misshapen:
+    if misshapen:
         raise SourceError(
-            f"{where}: {asked} needs other shapes: {_names(fit.misshapen)}; correct its config.json"
+            f"{asked} needs other shapes: {_names(misshapen)}; correct its config.json"
         )
-    # without `architectures` only the body is known, and there may be any head
-    extra = [
-        (
-            f"{asked} has no place for {_names(fit.extra)}: they are merged, and left out when "
-            "it is loaded"
-        )
+    if not extra or not name:  # without a name only the body is known, and there may be any head
+        return []
+    return [
+        f"{asked} has no place for {_names(extra)}: they are merged, and left out when it is loaded"
     ]
-    return [f"{where}: {line}" for line in extra] if fit.extra and name else []
 
 
 def fit_of(
     kind: type[PreTrainedModel], config: PretrainedConfig, tensors: Mapping[str, TensorInfo]
-) -> Fit:
-    """Let transformers load these tensors, without numbers, into this class."""
+) -> tuple[list[str], list[str], list[str]]:
+    """Let transformers load these tensors, without numbers, into this class.
+
+    Returns:
+        Tensors that the class asks for and the checkpoint lacks; one line for each tensor of
+        another shape than the config says; tensors that the class has no place for.
+    """
     import torch
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
@@ -128,11 +112,8 @@ def fit_of(
         for name, here, there in sorted(found.mismatched_keys)
     ]
     misshapen += [one_line(text) for text in found.conversion_errors.values()]
-    return Fit(
-        sorted(missing, key=tensor_order),
-        misshapen,
-        sorted(found.unexpected_keys, key=tensor_order),
-    )
+    extra = sorted(found.unexpected_keys, key=tensor_order)
+    return sorted(missing, key=tensor_order), misshapen, extra
 
 
 def model_class(config: PretrainedConfig, name: str) -> type[PreTrainedModel] | None:

@@ -12,7 +12,6 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -224,11 +223,7 @@ class Checkpoint(ABC):
 
     def _check_name(self, name: str) -> None:
         if name not in self.tensors:
-            close = get_close_matches(str(name), self.tensors, 1)
-            raise SourceError(
-                f"{self}: no tensor called {name}"
-                + (f"; did you mean {close[0]}?" if close else "")
-            )
+            raise SourceError(f"{self}: no tensor called {name}")
 
     def _count(self, key: str) -> int:
         """A number of the config; raises `SourceError` where it is none, as transformers checks

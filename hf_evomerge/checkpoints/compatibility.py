@@ -400,12 +400,6 @@ def _end_of_text(owner: Parent, kept: Tokenizer | None) -> Iterator[str]:
         ends = []
     elif not isinstance(ends, list):
         ends = [ends]
-    for end in ends:
-        if end not in tokens:
-            yield (
-                f"generation_config.json of {owner}: eos_token_id {end} is no token of its "
-                "tokenizer"
-            )
     end_text = (_json(owner, "tokenizer_config.json") or {}).get("eos_token")
     end_text = end_text.get("content") if isinstance(end_text, dict) else end_text
     if ends and end_text is not None and end_text not in {tokens.get(end) for end in ends}:

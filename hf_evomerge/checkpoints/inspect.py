@@ -266,7 +266,7 @@ def _size_text(size: Size) -> str:
 
 
 def _has_chat_template(folder: Path) -> bool:
-    if any(folder.glob("chat_template*")) or any(folder.glob("additional_chat_templates/*.jinja")):
+    if any(folder.glob("*chat_template*")):
         return True
     try:
         return bool(read_mapping(folder / "tokenizer_config.json", "").get("chat_template"))

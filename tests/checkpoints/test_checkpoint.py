@@ -124,8 +124,8 @@ def test_a_plan_folds_as_the_model_on_disk_does(make, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tensor_that_is_not_there(make, kind):
-    """A name that no tensor has is an error that says which one was probably meant."""
+    """A name that no tensor has is an error that names it and the checkpoint."""
     checkpoint = make(kind)
     name = next(name for name in checkpoint.tensors if name.endswith("norm.weight"))
-    with pytest.raises(SourceError, match=rf"no tensor called {name}s; did you mean {name}\?"):
+    with pytest.raises(SourceError, match=rf"no tensor called {name}s"):
         checkpoint.read(f"{name}s")

@@ -46,7 +46,7 @@ def test_modules_are_merged_with_the_encoder(folders, tmp_path):
     assert [f"{source}: {name}" for source, name in inputs] == [
         f"{folder}: 2_Dense/linear.weight" for folder in folders
     ]
-    built = build_model(recipe(folders), tmp_path / "out", max_shard_size="400B")
+    built = build_model(recipe(folders), tmp_path / "out", max_shard_size=400)
     for module, names in (
         ("2_Dense", ["linear.weight", "linear.bias"]),
         ("3_LayerNorm", ["norm.weight", "norm.bias"]),
