@@ -229,17 +229,12 @@ def open_recipe(
     if recipe.flow is None:
         assert merge is not None  # a recipe has at least one part
         return merge
-    tokenizer = None
-    if recipe.tokenizer == "base":
-        tokenizer = base
-    elif recipe.tokenizer is not None:
-        tokenizer = sources[recipe.tokenizer]
     return Routed(
         list(sources.values()),
         recipe.flow,
         merge,
         dtype=recipe.dtype,
-        tokenizer=tokenizer,
+        tokenizer=recipe.tokenizer_of(sources, base, None),
         processor=None if recipe.processor is None else sources[recipe.processor],
         chat_template=recipe.chat_template,
     )

@@ -330,35 +330,20 @@ def _plan(
     it."""
     import torch
 
-    from ..modeling.origins import as_written, saved_tensors
+    from ..modeling.origins import as_written, is_kept_in_float32, saved_tensors
 
     with torch.device("meta"):
         model = _plain_class(config)(plain)
-    shapes = {
-        name: tuple(tensor.shape)
-        for name, tensor in as_written(model, saved_tensors(model)).items()
-    }
-    hops = list(_hop_names(config, _layers_name(config, model), shapes))
+    names = as_written(model, saved_tensors(model))
+    hops = list(_hop_names(config, _layers_name(config, model), names))
     changes: dict[str, Change] = {}
     if any(scale != 1 for scale in config.scales):
         changes = _changes(config, model)
-    kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
     plan = {}
-    for name, stored in _stored_names(config, model, shapes, hops).items():
-        info = source.tensors.get(stored)
-        if info is None:
-            raise SourceError(
-                f"{source}: no tensor called {stored}; save the model again with the "
-                "installed transformers"
-            )
-        if info.shape != shapes[name]:
-            raise SourceError(
-                f"{source}: {stored} has shape {list(info.shape)}, but must have "
-                f"{list(shapes[name])}"
-            )
-        if name in changes and not info.is_float:
-            raise SourceError(f"{source}: {stored} is {info.dtype}, which cannot be scaled")
-        plan[name] = Planned.copy(source, stored, None if kept & set(name.split(".")) else dtype)
+    for name, stored in _stored_names(config, model, names, hops).items():
+        source.check_name(stored)
+        own = None if is_kept_in_float32(model, name) else dtype
+        plan[name] = Planned.copy(source, stored, own)
     return plan, changes
 
 

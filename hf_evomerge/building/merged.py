@@ -256,13 +256,7 @@ def _tokenizer_source(recipe: Recipe, plan: MergePlan, sources: Mapping[int, Par
     """The source whose tokenizer goes with the result; it must have as many tokens as the result
     has rows."""
     size = plan.sources[0].vocab_size
-    if recipe.tokenizer == "base":
-        assert plan.base is not None  # the recipe was checked
-        chosen = plan.base
-    elif recipe.tokenizer is not None:
-        chosen = sources[recipe.tokenizer]
-    else:
-        chosen = plan.sources[0]
+    chosen = recipe.tokenizer_of(sources, plan.base, plan.sources[0])
     if chosen.vocab_size != size:
         raise SourceError(
             f"tokenizer: {chosen} has a vocabulary of {chosen.vocab_size}, the merged model "

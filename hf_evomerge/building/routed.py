@@ -213,7 +213,7 @@ class Routed(PlannedCheckpoint):
         import transformers
 
         from ..modeling.layers_evo_merged import source_class
-        from ..modeling.origins import plan_tensors
+        from ..modeling.origins import is_kept_in_float32, plan_tensors
 
         kind = source_class(self._config.text_config)
         wanted = (
@@ -221,10 +221,6 @@ class Routed(PlannedCheckpoint):
             if isinstance(self._config.dtype, torch.dtype)
             else None
         )
-        kept_in_float32 = {
-            *(kind._keep_in_fp32_modules or ()),
-            *(kind._keep_in_fp32_modules_strict or ()),
-        }
         plan = {}
         try:
             origins = plan_tensors(self._config)
@@ -262,9 +258,8 @@ class Routed(PlannedCheckpoint):
                     f"{checkpoint}: {name} has shape {list(info.shape)}, the merged model "
                     f"needs {list(shape)}"
                 )
-            plan[target] = Planned.copy(
-                checkpoint, name, None if kept_in_float32 & set(target.split(".")) else wanted
-            )
+            own = None if is_kept_in_float32(kind, target) else wanted
+            plan[target] = Planned.copy(checkpoint, name, own)
         self._check_layers(plan.values())
         return plan
 

@@ -65,10 +65,7 @@ def match_tokens(
     default: int | str | None = part.default
     if default is None and base is not None:
         default = "base"
-    owner = base if recipe.tokenizer == "base" else sources[recipe.merge_sources[0]]
-    if isinstance(recipe.tokenizer, int):
-        owner = sources[recipe.tokenizer]
-    assert owner is not None  # the recipe was checked
+    owner = recipe.tokenizer_of(sources, base, sources[recipe.merge_sources[0]])
     known = {id(source): _tokens(source) for source in [owner, *parties.values()]}
     tokens = dict(known[id(owner)])
     added: dict[str, Parent] = {}

@@ -159,7 +159,7 @@ class Checkpoint(ABC):
         """
         import torch
 
-        self._check_name(name)
+        self.check_name(name)
         return torch.cat(list(self.stream(name))).reshape(self.tensors[name].shape)
 
     @property
@@ -221,7 +221,8 @@ class Checkpoint(ABC):
         for source in self.sources:
             source.close()
 
-    def _check_name(self, name: str) -> None:
+    def check_name(self, name: str) -> None:
+        """Raise `SourceError` where there is no such tensor."""
         if name not in self.tensors:
             raise SourceError(f"{self}: no tensor called {name}")
 

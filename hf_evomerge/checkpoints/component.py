@@ -113,7 +113,7 @@ class Component(View):
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Read one tensor; see `Parent.read`."""
-        self._check_name(name)
+        self.check_name(name)
         return self.whole.read(self.raw[name], dtype)
 
     def origin(self, name: str) -> Origin:

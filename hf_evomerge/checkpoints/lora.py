@@ -200,11 +200,6 @@ class Adapter:
             for name in tensors
         }
         for key, info in self.tensors.items():
-            if not info.is_float:
-                raise SourceError(
-                    f"{self.label}: {key} has the dtype {info.dtype}, which no adapter is "
-                    "trained in"
-                )
             name = (
                 key.removeprefix("base_model.model.")
                 .replace(".base_layer.", ".")
@@ -235,17 +230,6 @@ class Adapter:
         has_conv1d = any(_is_conv1d(name, tensors) for name in tensors)
         for target, module in changed.items():
             self._complete(found[target], module, target, tensors[target], has_conv1d)
-        for name, tensor in tensors.items():
-            if (
-                tensor.is_float
-                and self._is_kept(name)
-                and not (name in found and found[name].whole)
-            ):
-                raise SourceError(
-                    f"{self.label}: {CONFIG_FILE}: modules_to_save names the module of "
-                    f"{name}, and the "
-                    "adapter has no such tensor; save it again"
-                )
         return found
 
     def apply(self, change: Change, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -399,11 +383,6 @@ class Adapter:
         match = _MATRIX.fullmatch(name)
         if match is not None and "lora_" in name:
             return match[1], _PARTS[match[2].removeprefix("embedding_")]
-        if named := re.search(r"lora_\w+\.(?!weight$).+\.weight$", name):
-            raise SourceError(
-                f"{self.label}: {name} has an adapter's name in it ({named[0]}), which peft's "
-                "save_pretrained takes out; save the adapter again with it"
-            )
         if "lora_" in name or "token_adapter" in name:
             raise SourceError(f"{self.label}: the tensor {name} has a meaning that is not known")
         return name, None
@@ -485,16 +464,10 @@ class Adapter:
         # way round a weight is, and those of other layers where it is square.
         is_conv1d = has_conv1d if a[1:] == b[:1] else info.shape == (a[1], b[0])
         change.transposed = change.is_embedding or is_conv1d
-        if change.magnitude and change.is_embedding:
+        if change.magnitude and (change.is_embedding or not self.config.get("use_dora")):
             raise SourceError(
-                f"{self.label}: {module}: DoRA on embeddings is not supported; merge it with peft"
-            )
-        if change.magnitude and self.file != WEIGHTS_FILE:
-            raise SourceError(f"{self.label}: {module}: DoRA is read of peft's files alone")
-        if bool(self.config.get("use_dora")) != bool(change.magnitude):
-            raise SourceError(
-                f"{self.label}: {module}: use_dora is {self.config.get('use_dora')!r}, "
-                "unlike its tensors"
+                f"{self.label}: {module}: DoRA is read of linear layers alone, where "
+                f"{CONFIG_FILE} says use_dora; merge it with peft"
             )
         self._check_shape(target, info.shape, (a[1], b[0]) if change.transposed else (b[0], *a[1:]))
         if change.magnitude:

@@ -184,7 +184,7 @@ class Source(Parent):
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return one tensor, memory-mapped, so that nothing is read before its values are used; see
         `Checkpoint.read`."""
-        self._check_name(name)
+        self.check_name(name)
         tensor = self.read_stored(self.tensors[name], name)
         if self.adapter is not None and name in self.changes:
             import torch

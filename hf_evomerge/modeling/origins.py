@@ -84,6 +84,12 @@ def as_written(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[s
     return revert_weight_conversion(model, dict(state))
 
 
+def is_kept_in_float32(model: Any, name: str) -> bool:
+    """Tell whether a model, or its class, keeps a tensor in float32, whatever dtype it has."""
+    kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
+    return bool(kept & set(name.split(".")))
+
+
 def check_rearrangeable(configs: Sequence[PreTrainedConfig]) -> None:
     """Raise `ValueError` unless every layer of these sources would compute the same in any place of
     a model.

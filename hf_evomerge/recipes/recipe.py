@@ -7,7 +7,7 @@ computes is in ``hf_evomerge/modeling``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -421,12 +421,9 @@ class Recipe(StrictModel):
             if self.merge.core_space:
                 self._check_core()
             merged = self.merge_sources
-            if bad := [i for i in merged if i >= len(self.sources)]:
-                where = "sources" if self.merge.slices is None else "slices"
-                raise ValueError(
-                    f"merge.{where}: {bad[0]} is not a source; there are "
-                    f"{len(self.sources)}, numbered from 0"
-                )
+            where = "sources" if self.merge.slices is None else "slices"
+            for number in merged:
+                self._check_number(f"merge.{where}", number)
             if isinstance(router := self.merge.router, int) and (
                 router not in merged or self.merge.slices is not None
             ):
@@ -486,21 +483,21 @@ class Recipe(StrictModel):
                 "tokens: matched only with vocabulary: union, or vocabulary: tokenizer; "
                 "write one of them"
             )
-        named = {
-            "tokens.default": tokens.default,
-            **{f"tokens.rows.{name}": row.source for name, row in tokens.rows.items()},
-        }
-        for key, index in named.items():
+        self._check_number("tokenizer", self.tokenizer)
+        rows = {f"tokens.rows.{name}": row.source for name, row in tokens.rows.items()}
+        for key, index in {"tokens.default": tokens.default, **rows}.items():
             if isinstance(index, int) and index not in self.merge_sources:
                 raise ValueError(f"{key}: {index} is no source that takes part in the merge")
-        for key, index in (("tokenizer", self.tokenizer), *named.items()):
-            if index == "base" and self.base is None:
-                raise ValueError(f"{key}: there is no base; name a source by its number")
-            if isinstance(index, int) and index >= len(self.sources):
-                raise ValueError(
-                    f"{key}: {index} is not a source; there are {len(self.sources)}, "
-                    "numbered from 0"
-                )
+            self._check_number(key, index)
+
+    def _check_number(self, key: str, index: int | str | None) -> None:
+        """Raise `ValueError` where a key names a source, or the base, that is not there."""
+        if index == "base" and self.base is None:
+            raise ValueError(f"{key}: there is no base; name a source by its number")
+        if isinstance(index, int) and index >= len(self.sources):
+            raise ValueError(
+                f"{key}: {index} is not a source; there are {len(self.sources)}, numbered from 0"
+            )
 
     def _check_components(self) -> None:
         """Raise `ValueError` unless what is said about parts goes together."""
@@ -514,11 +511,7 @@ class Recipe(StrictModel):
                     f"{key}: no source names a component; write component: text on those "
                     "that a part is merged of"
                 )
-            if index is not None and index >= len(self.sources):
-                raise ValueError(
-                    f"{key}: {index} is not a source; there are {len(self.sources)}, "
-                    "numbered from 0"
-                )
+            self._check_number(key, index)
         if not self.has_components:
             return
         if self.flow is not None and (
@@ -559,6 +552,13 @@ class Recipe(StrictModel):
         """True where a component of some source takes part, and not all of it."""
         refs = self.merged_refs if self.flow is None else [*self.merged_refs, *self.sources]
         return any(ref.component is not None for ref in refs)
+
+    def tokenizer_of(self, sources: Mapping[int, T], base: T | None, default: T) -> T:
+        """Choose among sources and base the one whose tokenizer the result has."""
+        if self.tokenizer == "base":
+            assert base is not None  # the recipe was checked
+            return base
+        return default if self.tokenizer is None else sources[self.tokenizer]
 
     @property
     def merge_sources(self) -> list[int]:

@@ -301,7 +301,7 @@ DECODER = {
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (DORA, "DoRA is read of peft's files alone"),
+        (DORA, "DoRA is read of linear layers alone"),
         (FULL, r"changes unet/conv_in.weight by more than .* \(a whole tensor\)"),
         (OTHER, "changes transformer.proj_out.weight, which the model does not have"),
         (DECODER, "diffusers loads no LoRA into the vae of a StableDiffusionPipeline"),

@@ -225,7 +225,6 @@ REFUSED = [
     ),
     ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens is [5], which is not supported$"),
     ({"r": 5}, "model.layers.0.mlp.down_proj has rank 4, adapter_config.json says 5"),
-    ({"use_dora": True}, "use_dora is True, unlike its tensors"),
     (
         {"target_modules": ["q_proj"]},
         "target_modules does not name model.layers.0.mlp.down_proj, for which the adapter has",
@@ -258,10 +257,6 @@ REFUSED = [
     (
         {"lora_alpha": None},
         "lora_alpha of model.layers.0.mlp.down_proj is None, not a finite number",
-    ),
-    (
-        {"modules_to_save": ["lm_head"]},
-        "names the module of lm_head.weight, and the adapter has no such tensor; save it again",
     ),
     ({"modules_to_save": 5}, "modules_to_save is 5, no list of at most 4096 names"),
 ]
@@ -296,10 +291,6 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
             "has LoRA matrices of different ranks, or of rank 0 ([3, 40] and [32, 4])",
         ),
         (
-            lambda t: {k: v.long() for k, v in t.items()},
-            "has the dtype I64, which no adapter is trained in",
-        ),
-        (
             lambda t: {k: v[..., :3].contiguous() if "lora_A" in k else v for k, v in t.items()},
             "in the adapter",
         ),
@@ -309,7 +300,7 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
         ),
         (
             lambda t: {k.replace(".weight", ".default.weight"): v for k, v in t.items()},
-            "down_proj.lora_A.default.weight has an adapter's name in it (lora_A.default.weight)",
+            "down_proj.lora_A.default.weight has a meaning that is not known",
         ),
         (lambda t: {}, "adapter_model.safetensors has no tensors; save the adapter again"),
         (
