@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from reprlib import Repr
@@ -136,6 +137,28 @@ def is_of_machine(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+@contextmanager
+def told(
+    kind: type[Exception],
+    of: type[Exception] | tuple[type[Exception], ...],
+    before: str = "",
+    after: str = "",
+) -> Iterator[None]:
+    """Turn errors of some classes into one of a kind: what they say in one line, between two
+    texts.
+
+    Args:
+        kind: The class to raise.
+        of: The classes to catch.
+        before, after: What stands before and behind the words of the caught error.
+    """
+    try:
+        yield
+    except of as cause:
+        said = str(cause) if isinstance(cause, EvoMergeError) else one_line(cause)
+        raise kind(f"{before}{said}{after}") from cause
 
 
 class PathError(EvoMergeError):

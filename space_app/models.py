@@ -24,7 +24,7 @@ from texts import SpaceError
 
 from hf_evomerge.checkpoints.component import Component
 from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.errors import one_line
+from hf_evomerge.errors import told
 from hf_evomerge.fitness import Example
 from hf_evomerge.fitness.pictures import SeeingTokenizer, placed, seen_inputs
 from hf_evomerge.fitness.tasks.writing import greedy
@@ -229,14 +229,9 @@ class Host(loading.LoadedInBackground):
                 "This model has no path to change: its weights are merged, its layers are in "
                 "their usual order."
             )
-        try:
-            model = (
-                model.with_path(list(job.hops), list(job.scales) or None).eval()
-                if job.hops
-                else model
-            )
-        except ValueError as error:
-            raise SpaceError(f"This path does not work: {one_line(error)}") from error
+        if job.hops:
+            with told(SpaceError, ValueError, "This path does not work: "):
+                model = model.with_path(list(job.hops), list(job.scales) or None).eval()
         if not job.factors:
             yield model
             return

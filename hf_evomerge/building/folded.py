@@ -22,7 +22,7 @@ from ..checkpoints.model_folder import write_json
 from ..checkpoints.open import open_source
 from ..checkpoints.quantized import check_quantization
 from ..checkpoints.writer import write_checkpoint
-from ..errors import EvoMergeError, PathError, SourceError
+from ..errors import EvoMergeError, PathError, SourceError, told
 from ..recipes.recipe import Dtype, MergePart, Recipe
 from .merged import Merged
 from .planned import Planned, PlannedCheckpoint
@@ -408,11 +408,9 @@ def _parameter_changes(config: EvoMergedConfig, model: PreTrainedModel) -> dict[
     from ..modeling.layers_evo_merged import find_layers
 
     kind = config.decoder_config.model_type
-    try:
+    with told(SourceError, ValueError):
         check_scale_target(config)
         layouts = layouts_of(config.decoder_config)
-    except ValueError as cause:
-        raise SourceError(str(cause)) from cause
     sight = getattr(config.text_config, "vision_config", None)
     if config.scale_target == "stream" and getattr(sight, "deepstack_visual_indexes", None):
         raise PathError(

@@ -14,7 +14,7 @@ from typing import Any
 from ..checkpoints.checkpoint import Parent
 from ..checkpoints.compatibility import check_mergeable
 from ..checkpoints.headers import tensor_order
-from ..errors import RecipeError, SourceError
+from ..errors import RecipeError, SourceError, told
 from ..merging.checks import check_sources, complete
 from ..merging.core import why_no_products
 from ..merging.method import Call, MergeMethod, Values
@@ -200,7 +200,7 @@ def _slice_values(
     where: str,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The complete parameters of a slice, with gradients over its layers."""
-    try:
+    with told(RecipeError, RecipeError, f"{where}: "):
         count = len(piece.runs()[0])
         names = merged_names(sources[0].tensors, part.router)
         mappings: list[Values] = [part.options, piece.options, *piece.parameters]
@@ -222,8 +222,6 @@ def _slice_values(
             names=names,
             ignore=part.unmatched == "ignore",
         )
-    except RecipeError as cause:
-        raise RecipeError(f"{where}: {cause}") from cause
 
 
 def _check_depth(layers: Sequence[Sequence[int]], sources: Sequence[Parent], where: str) -> None:

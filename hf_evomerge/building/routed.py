@@ -18,7 +18,7 @@ from ..checkpoints.checkpoint import Checkpoint, Parent
 from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.ledger import sources_of
 from ..checkpoints.part_layout import PartLayout
-from ..errors import SourceError, one_line
+from ..errors import SourceError, told
 from ..recipes.layer_groups import classify
 from ..recipes.recipe import FlowPart, SourceRef, with_optional
 from ..routing.config import check_configs, path_config
@@ -222,10 +222,8 @@ class Routed(PlannedCheckpoint):
             else None
         )
         plan = {}
-        try:
+        with told(SourceError, ValueError):
             origins = plan_tensors(self._config)
-        except ValueError as cause:
-            raise SourceError(one_line(cause)) from cause
         placed = self._placed(origins) if self.body is not None else {}
         for target, ((index, name), shape) in origins.items():
             checkpoint, name = placed.get(target, (self.checkpoints[index], name))

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import SourceError, one_line
+from ..errors import SourceError, one_line, told
 from ..recipes.recipe import SourceRef
 from .headers import StoredTensor, TensorInfo, read_mapping
 from .inside import check_folder
@@ -371,10 +371,9 @@ class Parent(Checkpoint):
         `SourceError`."""
         from transformers import AutoProcessor
 
-        try:
+        # anything, as for the config
+        with told(SourceError, Exception, f"{self}: its processor cannot be read: "):
             return AutoProcessor.from_pretrained(self.beside, trust_remote_code=False)
-        except Exception as cause:  # anything, as for the config
-            raise SourceError(f"{self}: its processor cannot be read: {one_line(cause)}") from cause
 
     def write_companions(self, folder: Path) -> None:
         """Copy the config and what else lies beside the weights; the code that comes with it only

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from ..errors import SourceError, one_line, shown
+from ..errors import SourceError, shown, told
 from ..recipes.recipe import with_optional
 from .checkpoint import Parent
 from .quantized import check_quantization
@@ -365,13 +365,11 @@ def check_tokenizer(source: Parent) -> None:
     tokenizer."""
     import tokenizers
 
-    try:
+    where = f"{source}: tokenizer.json holds no tokenizer: "
+    # the library has no class of its own for it
+    with told(SourceError, Exception, where, "; download it again"):
         if (file := source.beside / "tokenizer.json").is_file():
             tokenizers.Tokenizer.from_file(str(file))
-    except Exception as cause:  # the library has no class of its own for it
-        raise SourceError(
-            f"{source}: tokenizer.json holds no tokenizer: {one_line(cause)}; download it again"
-        ) from cause
 
 
 def _other_tokenizer(owner: Parent, here: Tokenizer | None, source: Parent) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SourceError, one_line
+from ..errors import SourceError, told
 from .inside import check_size
 
 if TYPE_CHECKING:
@@ -106,20 +106,15 @@ def is_of_one_part(folder: str) -> bool:
 def read_mapping(file: Path, where: str) -> dict[str, Any]:
     """A JSON file that came with a model; raises `SourceError`, naming `where`, unless it is there
     and holds a mapping."""
-    try:
+    with told(SourceError, (OSError, ValueError), f"{where} cannot be read: "):
         check_size(file)
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as cause:
-        raise SourceError(f"{where} cannot be read: {one_line(cause)}") from cause
-    return parse_mapping(text, where)
+        return parse_mapping(file.read_text(encoding="utf-8"), where)
 
 
 def parse_mapping(text: str, where: str) -> dict[str, Any]:
     """A mapping in JSON; raises `SourceError`, naming `where`, for any other text."""
-    try:
+    with told(SourceError, (ValueError, RecursionError), f"{where} cannot be read: "):
         data = json.loads(text)
-    except (ValueError, RecursionError) as cause:
-        raise SourceError(f"{where} cannot be read: {one_line(cause)}") from cause
     if not isinstance(data, dict):
         raise SourceError(f"{where} holds {type(data).__name__}, not a mapping of keys to values")
     return data
@@ -131,17 +126,17 @@ def read_header(file: Path, owner: str = "") -> dict[str, StoredTensor]:
     from safetensors import SafetensorError, safe_open
 
     where = f"{owner}: {file.name}" if owner else str(file)
-    try:
-        with safe_open(str(file), framework="np") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return {
-                name: StoredTensor(part.get_dtype(), tuple(part.get_shape()), file)
-                for name, part in slices.items()
-            }
-    except (OSError, SafetensorError) as cause:
-        raise SourceError(
-            f"{where}: not a safetensors file, or damaged: {one_line(cause)}; download it again"
-        ) from cause
+    where += ": not a safetensors file, or damaged: "
+    damages = (OSError, SafetensorError)
+    with (
+        told(SourceError, damages, where, "; download it again"),
+        safe_open(str(file), framework="np") as opened,
+    ):
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        return {
+            name: StoredTensor(part.get_dtype(), tuple(part.get_shape()), file)
+            for name, part in slices.items()
+        }
 
 
 def tensor_order(name: str) -> list[tuple[int, int | str]]:

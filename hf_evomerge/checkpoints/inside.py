@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import SourceError
+from ..errors import SourceError, told
 
 _MOST = 16 << 20
 _MOST_TOKENS = 128 << 20  # bytes of a config or a template; of a tokenizer, or an index of weights
@@ -77,7 +77,7 @@ def check_folder(folder: Path, home: Path | None = None) -> None:
         folder: The folder.
         home: Folder that links may not lead out of, where the first is inside of it.
     """
-    try:
+    with told(SourceError, OSError, f"{folder}: cannot be read: "):
         for place in (folder, folder / TEMPLATES):
             if place == folder or place.is_dir():
                 for item in os.scandir(place):
@@ -90,5 +90,3 @@ def check_folder(folder: Path, home: Path | None = None) -> None:
                         )
                     if item.is_file():
                         check_size(Path(item.path))
-    except OSError as cause:
-        raise SourceError(f"{folder}: cannot be read: {cause}") from cause

@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SourceError
+from ..errors import SourceError, told
 from .headers import StoredTensor, TensorInfo, parse_mapping, read_header, read_mapping
 from .inside import check_folder, held_instead, inner_adapter
 from .mapped import MappedFile, map_file
@@ -555,12 +555,9 @@ def _flat_part(match: re.Match[str]) -> str:
 @lru_cache(maxsize=4096)
 def _compiled(pattern: str, form: str = r"(.*\.)?({})$") -> re.Pattern[str]:
     """Compile the pattern that the end of a module's name must match, as in peft."""
-    try:
+    where = f"{CONFIG_FILE}: {pattern!r} is no regular expression: "
+    with told(SourceError, (re.error, RecursionError, OverflowError), where):
         return re.compile(form.format(pattern))
-    except (re.error, RecursionError, OverflowError) as cause:
-        raise SourceError(
-            f"{CONFIG_FILE}: {pattern!r} is no regular expression: {cause}"
-        ) from cause
 
 
 # W' = W + s B A, with s = alpha / r, or alpha / sqrt(r) with rslora (arXiv:2106.09685,

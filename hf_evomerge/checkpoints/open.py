@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import SourceError
+from ..errors import SourceError, told
 from ..recipes.names import is_folder
 from ..recipes.recipe import SourceRef
 from .lora import CONFIG_FILE, Adapter
@@ -50,10 +50,8 @@ def open_source(ref: SourceRef | str, *, trust_remote_code: bool = False) -> Sou
         named = {**ref.model_dump(), "model": model, "revision": revision}
         named |= {"adapter": ref.model, "adapter_revision": ref.revision}
         own = SourceRef.model_validate(named)
-        try:
+        with told(SourceError, SourceError, f"{ref}: the base that its {CONFIG_FILE} names: "):
             return open_source(own, trust_remote_code=trust_remote_code)
-        except SourceError as error:
-            raise SourceError(f"{ref}: the base that its {CONFIG_FILE} names: {error}") from error
     adapter = Adapter.open(ref.adapter, ref.adapter_revision) if ref.adapter is not None else None
     kind = Pipeline if (folder / INDEX).is_file() else Source
     source = kind(

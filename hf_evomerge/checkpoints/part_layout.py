@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SourceError, one_line
+from ..errors import SourceError, told
 from .architecture import model_class
 
 if TYPE_CHECKING:
@@ -57,13 +57,10 @@ class PartLayout:
                 f"{called}: its parts are not known, as transformers has no class called "
                 f"{name!r} for it"
             )
-        try:
-            with torch.device("meta"):
-                model: Any = kind(copy.deepcopy(config))
-        except Exception as cause:  # anything: a class may need a library that is not installed
-            raise SourceError(
-                f"{called}: its parts are not known: {kind.__name__}: {one_line(cause)}"
-            ) from cause
+        where = f"{called}: its parts are not known: {kind.__name__}: "
+        # anything: a class may need a library that is not installed
+        with told(SourceError, Exception, where), torch.device("meta"):
+            model: Any = kind(copy.deepcopy(config))
         conversions: Any = get_model_conversion_mapping(model)
         # Only renamings are asked, not the conversions that merge or split tensors: a raw name must
         # have one name in the model.

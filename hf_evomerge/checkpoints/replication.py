@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SourceError
+from ..errors import SourceError, told
 from ..recipes.layer_path import MAX_HOPS
 from .headers import StoredTensor
 
@@ -100,10 +100,8 @@ def rearrange(config: PretrainedConfig, layers: Sequence[int], owner: str) -> No
         raise SourceError(
             f"{owner}: {KEY} names layer {max(layers)}, of which the base has {count}, from 0"
         )
-    try:
+    with told(SourceError, SourceError, f"{owner}: {KEY}: "):
         check_kinds(text, layers)
-    except SourceError as error:
-        raise SourceError(f"{owner}: {KEY}: {error}") from error
     for name, value in list(vars(text).items()):
         if isinstance(value, list) and len(value) == count:
             kept = value[: len(layers)]

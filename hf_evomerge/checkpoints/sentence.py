@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import SourceError, one_line
+from ..errors import SourceError, one_line, told
 from .headers import StoredTensor, read_header, read_mapping
 from .inside import check_folder, check_size, held_instead
 
@@ -140,14 +140,11 @@ def _read_modules(file: Path, where: str) -> list[tuple[str, str]]:
     file."""
     if not file.is_file():
         return []
-    try:
+    damages = (OSError, ValueError, TypeError, KeyError, RecursionError)
+    with told(SourceError, damages, f"{where} cannot be read: ", "; download it again"):
         check_size(file)
         entries = json.loads(file.read_text(encoding="utf-8"))
         return [(str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in entries]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as cause:
-        raise SourceError(
-            f"{where} cannot be read: {one_line(cause)}; download it again"
-        ) from cause
 
 
 def _module(folder: Path, kind: str, path: str, owner: str) -> SentenceModule:

@@ -2,9 +2,8 @@
 whole, and no shard at all.
 
 Tensors are computed by several threads and written at their places, in any order: the bytes of the
-files do not depend on it. A file has its name when it is whole. Where there are several, checksums
-stand with each until `remove_checksums`, so that an interrupted build goes on; a build of one file
-has nothing to go on from, and does without their cost.
+files do not depend on it. A file has its name when it is whole, so that an interrupted build goes
+on with those that have.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
-from zlib import crc32
+from typing import Any
 
 from ..errors import EvoMergeError
 from .headers import TensorInfo
@@ -102,8 +100,8 @@ def write_shards(
             if _is_kept(folder / file, first, shard):
                 done(sum(info.bytes for info in shard.values()))
             else:
-                write = partial(_write_tensor, produce, done, parts.is_sharded)
-                _write_file(folder / file, first, shard, write, pool=pool, checked=parts.is_sharded)
+                write = partial(_write_tensor, produce, done)
+                _write_file(folder / file, first, shard, write, pool)
     if parts.is_sharded:
         text = json.dumps(
             {"metadata": parts.metadata, "weight_map": parts.tensor_to_filename}, indent=2
@@ -111,27 +109,18 @@ def write_shards(
         (folder / f"{stem}.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
 
 
-def remove_checksums(folder: Path) -> None:
-    """Remove what `write_shards` left for a build that would go on: the folder is about to be put
-    in place."""
-    for file in folder.rglob(".*.sums"):
-        file.unlink()
-
-
 def _write_file(
     file: Path,
     first: bytes,
     shard: Mapping[str, TensorInfo],
-    write: Callable[[int, str, TensorInfo, int], int],
-    *,
+    write: Callable[[int, str, TensorInfo, int], None],
     pool: ThreadPoolExecutor,
-    checked: bool,
 ) -> None:
-    # Resuming rests on one rule: a file under its own name is whole. It is written as `.part`, its
-    # checksums are written next, and the rename comes last. A kill before the rename leaves a
-    # `.part` that nobody reads; a kill after it leaves a file that `_is_kept` proves by its sums.
+    # Resuming rests on one rule: a file under its own name is whole. It is written as `.part` and
+    # flushed to the disk, and the rename comes last. A kill, or a loss of power, before the rename
+    # leaves a `.part` that nobody reads.
     unfinished = file.with_name(f"{file.name}.part")
-    tasks: list[Future[int]] = []
+    tasks: list[Future[None]] = []
     descriptor = os.open(unfinished, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
     try:
         os.truncate(descriptor, len(first) + sum(info.bytes for info in shard.values()))
@@ -142,36 +131,32 @@ def _write_file(
             offset += info.bytes
         wait(tasks, return_when=FIRST_EXCEPTION)
         failed = [task for task in tasks if task.done() and task.exception() is not None]
-        sums = [task.result() for task in failed or tasks]
+        for task in failed or tasks:
+            task.result()
+        os.fsync(descriptor)
     finally:
         for task in tasks:
             task.cancel()
         wait(tasks)  # no thread may write to a file that is closed
         os.close(descriptor)
-    if checked:
-        _sums_of(file).write_text(json.dumps(sums), encoding="utf-8")
     os.replace(unfinished, file)
 
 
 def _write_tensor(
     produce: Produce,
     done: Callable[[int], object],
-    checked: bool,
     descriptor: int,
     name: str,
     info: TensorInfo,
     offset: int,
-) -> int:
-    """Write one tensor at its place; returns its checksum, where it is to be checked later."""
+) -> None:
+    """Write one tensor at its place."""
     place = offset
-    checksum = 0
 
     def write(data: bytes | memoryview) -> None:
-        nonlocal place, checksum
+        nonlocal place
         piece = memoryview(data).cast("B")
         _write_at(descriptor, piece, place)
-        if checked:
-            checksum = crc32(piece, checksum)
         place += len(piece)
         done(len(piece))
 
@@ -180,7 +165,6 @@ def _write_tensor(
         raise EvoMergeError(
             f"{name}: {place - offset} bytes were made, {info.bytes} were announced"
         )
-    return checksum
 
 
 def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
@@ -191,29 +175,12 @@ def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
         offset = offset + written
 
 
-def _sums_of(file: Path) -> Path:
-    return file.with_name(f".{file.name}.sums")
-
-
 def _is_kept(file: Path, first: bytes, shard: Mapping[str, TensorInfo]) -> bool:
     """Tell whether a file of an interrupted build is whole and holds these tensors."""
-    try:
-        # Kept are a header equal to the one that would be written, and every tensor with its
-        # checksum. The header says names, dtypes, shapes and places; the build's key, in the name
-        # of the scratch folder, says that recipe and sources are the same.
-        sums = json.loads(_sums_of(file).read_text(encoding="utf-8"))
-        with file.open("rb") as stream:
-            if stream.read(len(first)) != first or len(sums) != len(shard):
-                return False
-            found = [_checksum(stream, info.bytes) for info in shard.values()]
-            return found == sums and not stream.read(1)
-    except (OSError, ValueError, TypeError):
+    # The header says names, dtypes, shapes and places; the build's key, in the name of the scratch
+    # folder, says that recipe and sources are the same.
+    if not file.is_file():
         return False
-
-
-def _checksum(stream: BinaryIO, size: int) -> int:
-    checksum = 0
-    while size > 0 and (piece := stream.read(min(size, 1 << 22))):
-        checksum = crc32(piece, checksum)
-        size = size - len(piece)
-    return checksum
+    with file.open("rb") as stream:
+        whole = len(first) + sum(info.bytes for info in shard.values())
+        return stream.read(len(first)) == first and file.stat().st_size == whole

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SourceError, one_line
+from ..errors import SourceError, one_line, told
 from ..recipes.layer_groups import TIED_HEAD
 from ..recipes.recipe import SourceRef
 from .checkpoint import Origin, Parent
@@ -201,19 +201,16 @@ class Source(Parent):
 
         if isinstance(info, QuantizedTensor):
             return info.dequantize(self.read_stored)
-        try:
-            with self._lock:
-                if info.file not in self._mapped:
-                    if (
-                        self.repository is not None and info.file.parent == self.folder
-                    ):  # modules are there already
-                        self.repository.fetch([info.file.name])
-                    self._mapped[info.file] = map_file(info.file)
-                return self._mapped[info.file].get_tensor((info.name or name).rpartition("/")[2])
-        except (OSError, KeyError, ValueError, SafetensorError) as cause:
-            raise SourceError(
-                f"{info.file}: cannot be read: {one_line(cause)}; download it again"
-            ) from cause
+        damages = (OSError, KeyError, ValueError, SafetensorError)
+        where = f"{info.file}: cannot be read: "
+        with told(SourceError, damages, where, "; download it again"), self._lock:
+            if info.file not in self._mapped:
+                if (
+                    self.repository is not None and info.file.parent == self.folder
+                ):  # modules are there already
+                    self.repository.fetch([info.file.name])
+                self._mapped[info.file] = map_file(info.file)
+            return self._mapped[info.file].get_tensor((info.name or name).rpartition("/")[2])
 
     @cached_property
     def layout(self) -> PartLayout:

@@ -32,7 +32,7 @@ from .model_folder import (
     scratch_folder,
     write_chat_template,
 )
-from .shards import Write, remove_checksums, split, write_shards
+from .shards import Write, split, write_shards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,7 +146,6 @@ def _replace(out: Path, whole: Path, aside: Path) -> None:
     Between the two renames a killed process leaves neither; `remove_leftovers` of the next one puts
     the old model back.
     """
-    remove_checksums(whole)
     make_readable(whole)
     if out.exists():
         out.rename(aside)

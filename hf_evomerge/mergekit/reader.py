@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from ..errors import RecipeError, nearest
+from ..errors import RecipeError, nearest, told
 from ..merging.checks import check_sources, complete
 from ..merging.parameters import Parameter
 from ..merging.registry import get_method
@@ -62,7 +62,7 @@ def load(file: str | Path) -> Converted:
     """Read a recipe from a file, be it a recipe or mergekit's; raises `RecipeError` that begins
     with the file's name."""
     text = read_text(file, RecipeError)
-    try:
+    with told(RecipeError, RecipeError, f"{file}: "):
         data = read_yaml(text, RecipeError)
         if "experts" in data and "merge_method" not in data:
             raise RecipeError(
@@ -74,8 +74,6 @@ def load(file: str | Path) -> Converted:
             if "merge_method" in data
             else Converted(validate(Recipe, data, RecipeError))
         )
-    except RecipeError as cause:
-        raise RecipeError(f"{file}: {cause}") from cause
 
 
 def from_mergekit(text: str) -> Converted:

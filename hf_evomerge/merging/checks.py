@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import RecipeError, told
 from ..recipes.layer_groups import expand, is_tensor, without_unmatched
 from .method import Call, MergeMethod, Values
 
@@ -63,10 +63,8 @@ def complete(
         return values, chosen
     for name in names or ():
         for _, _, call in Call.of_tensor(name, values, chosen).runs(_FINE):
-            try:
+            with told(RecipeError, RecipeError, "merge.parameters: ", f" (in {name})"):
                 check(call)
-            except RecipeError as cause:
-                raise RecipeError(f"merge.parameters: {cause} (in {name})") from cause
     return values, chosen
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.component import Component
 from ..checkpoints.headers import torch_dtype
-from ..errors import SourceError, one_line, optional
+from ..errors import SourceError, optional, told
 from .live import write_adapter
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def load_pipeline(source: Parent, dtype: torch.dtype | None = None) -> Any:
     library = optional("diffusers", "diffusion", str(source), SourceError)
     source.download()
     own = {part: _dtype_of(folder) for part, folder in source.parts.items()}
-    try:
+    # anything: a class may need a library that is not installed
+    with told(SourceError, Exception, f"{source}: diffusers cannot load it: "):
         pipeline: Any = library.DiffusionPipeline.from_pretrained(
             source.folder,
             dtype={part: dtype or given for part, given in own.items()},
@@ -41,8 +42,6 @@ def load_pipeline(source: Parent, dtype: torch.dtype | None = None) -> Any:
             if any(folder.stem.endswith(".fp16") for folder in source.parts.values())
             else None,
         )
-    except Exception as cause:  # anything: a class may need a library that is not installed
-        raise SourceError(f"{source}: diffusers cannot load it: {one_line(cause)}") from cause
     pipeline.set_progress_bar_config(disable=True)
     for part in dict.fromkeys(raw.partition("/")[0] for raw in source.changes):
         write_adapter(Component(source, part), getattr(pipeline, part))

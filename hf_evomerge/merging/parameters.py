@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ..errors import RecipeError
+from ..errors import RecipeError, told
 from ..recipes.layer_groups import check_keys, is_tensor, parse_key
 
 Value = float | bool | str
@@ -91,13 +91,11 @@ class Parameter:
             raise RecipeError(
                 f"{where}: no layer groups; give a number, or default and the groups that differ"
             )
-        try:
+        with told(RecipeError, RecipeError, f"{where}: "):
             for key in value:
                 parse_key(key)
             if layer_count is not None:
                 check_keys(dict.fromkeys(value, 0.0), layer_count, names)
-        except RecipeError as cause:
-            raise RecipeError(f"{where}: {cause}") from cause
         for key, item in value.items():
             self._check_values(item, f"{where}.{key}")
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..errors import EvoMergeError, PathError, RecipeError
+from ..errors import EvoMergeError, PathError, RecipeError, told
 from .layer_path import MAX_HOPS, LayerPath
 from .names import hidden
 from .run import Run, expanded
@@ -266,10 +266,8 @@ class MergePart(StrictModel):
                 )
         layers = hops = 0
         for position, part in enumerate(self.slices):
-            try:
+            with told(ValueError, (EvoMergeError, ValueError), f"merge.slices[{position}]."):
                 counts = part.check()
-            except (EvoMergeError, ValueError) as error:
-                raise ValueError(f"merge.slices[{position}].{error}") from error
             layers = layers + counts[0]
             hops = hops + sum(counts)
             if layers > MAX_HOPS:
@@ -441,10 +439,8 @@ class Recipe(StrictModel):
         self._check_components()
         if self.flow is not None:
             count = len(self.sources) + (self.merge is not None)
-            try:
+            with told(ValueError, EvoMergeError, "flow."):
                 path = self.flow.to_path()
-            except EvoMergeError as error:
-                raise ValueError(f"flow.{error}") from error
             named = [
                 self.flow.embedding_source,
                 *(term.source for hop in path.hops for term in hop.terms),

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ..errors import RecipeError, one_line
+from ..errors import RecipeError, one_line, told
 from .names import is_folder, named_folder
 from .strict_yaml import StrictModel, validate
 
@@ -37,10 +37,8 @@ def expanded(sources: Any) -> Any:
     """Turn a run into references to its checkpoints; a list stays a list. Raises `ValueError`."""
     if not isinstance(sources, Mapping):
         return sources
-    try:
+    with told(ValueError, RecipeError):
         run = validate(Run, dict(sources), RecipeError)
-    except RecipeError as cause:
-        raise ValueError(str(cause)) from cause
     names = run.checkpoints
     wanted = run.checkpoints
     if isinstance(wanted, str):
@@ -107,12 +105,9 @@ def _names(run: str) -> list[str]:
         return [each.name for each in there if not each.is_symlink()]  # `latest` would count twice
     from huggingface_hub import list_repo_refs
 
-    try:
+    # the network has many kinds
+    with told(ValueError, Exception, f"{run}: its branches and tags cannot be listed: "):
         refs = list_repo_refs(run)
-    except Exception as cause:  # the network has many
-        raise ValueError(
-            f"{run}: its branches and tags cannot be listed: {one_line(cause)}"
-        ) from cause
     return [ref.name for ref in (*refs.branches, *refs.tags) if ref.name != "main"]
 
 

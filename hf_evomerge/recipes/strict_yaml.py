@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..errors import EvoMergeError, nearest, one_line, shown
+from ..errors import EvoMergeError, nearest, one_line, shown, told
 from .limited_yaml import MAX_BYTES, NUMBERS, TOO_LONG, load_limited, read_limited
 from .names import beside
 
@@ -127,19 +127,15 @@ def load_yaml(
     With `named`, the names of folders and files in it are looked for `beside` it.
     """
     text = read_text(file, error)
-    try:
+    with told(error, error, f"{file}: "):
         data = read_yaml(text, error)
         return validate(kind, beside(data, os.path.dirname(file)) if named else data, error)
-    except error as cause:
-        raise error(f"{file}: {cause}") from cause
 
 
 def read_text(file: str | Path, error: type[EvoMergeError]) -> str:
     """The text of a YAML file, and one character too many where it is longer than is read here."""
-    try:
+    with told(error, (OSError, UnicodeDecodeError), f"{file}: cannot be read: "):
         return read_limited(file)
-    except (OSError, UnicodeDecodeError) as cause:
-        raise error(f"{file}: cannot be read: {cause}") from cause
 
 
 def validate(kind: type[Part], data: dict[str, Any], error: type[EvoMergeError]) -> Part:

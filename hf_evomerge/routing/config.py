@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.compatibility import HAS_A_PATH
 from ..checkpoints.quantized import check_quantization
-from ..errors import PathError, SourceError, one_line
+from ..errors import PathError, SourceError, told
 from ..recipes.recipe import FlowPart
 
 if TYPE_CHECKING:
@@ -67,18 +67,14 @@ def check_configs(
                 "a path needs layers that see what came before"
             )
         check_quantization(config, called, "rearranged")
-        try:
+        with told(SourceError, ValueError, f"{called}: "):
             source_class(first if sees else config)
-        except ValueError as cause:
-            raise SourceError(f"{called}: {one_line(cause)}") from cause
-    try:
+    with told(SourceError, ValueError):
         check_alike(configs, embedding_source)
         if anywhere:
             check_rearrangeable(
                 [config for config in configs if not sees or decoder_of(config) is not config]
             )
-    except ValueError as cause:
-        raise SourceError(one_line(cause)) from cause
 
 
 def path_config(
@@ -104,7 +100,7 @@ def path_config(
     from ..modeling.blocks_evo_merged import check_scale_target
 
     path = flow.to_path()
-    try:
+    with told(PathError, ValueError):
         config = EvoMergedConfig.from_sources(
             configs,
             path.as_text(),
@@ -115,6 +111,4 @@ def path_config(
             checked=anywhere,
         )
         check_scale_target(config)
-    except ValueError as cause:
-        raise PathError(one_line(cause)) from cause
     return config

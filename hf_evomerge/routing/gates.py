@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import PathError, SourceError
+from ..errors import PathError, SourceError, told
 from ..recipes.layer_path import Hop, LayerPath, Term
 
 if TYPE_CHECKING:
@@ -96,19 +96,14 @@ def check_gates(config: PreTrainedConfig) -> None:
     input."""
     from ..modeling.blocks_evo_merged import layouts_of
 
-    try:
+    need = "path.kind: gates needs blocks with a norm in front"
+    with told(SourceError, ValueError, f"{need}, and ", "; write kind: paper"):
         layouts = layouts_of(config)
-    except ValueError as cause:
-        raise SourceError(
-            f"path.kind: gates needs blocks with a norm in front, and {cause}; write kind: paper"
-        ) from cause
     for layout in [*layouts.blocks, layouts.final]:
         reads = f"{next(iter(layout.readers))} reads the stream as it is" if layout.readers else ""
         if refusal := layout.refusal or reads:
             raise SourceError(
-                "path.kind: gates needs blocks with a norm in front; in those of "
-                f"{config.model_type!r} {refusal}; "
-                "write kind: paper"
+                f"{need}; in those of {config.model_type!r} {refusal}; write kind: paper"
             )
 
 

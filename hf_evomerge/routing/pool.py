@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from ..errors import PathError, SourceError
+from ..errors import PathError, SourceError, told
 from ..modeling import EvoMergedForCausalLM, EvoMergedPreTrainedModel
 from ..modeling.layers_evo_merged import decoder_layers
 from ..modeling.modeling_evo_merged import assemble
@@ -60,14 +60,12 @@ class LayerPool:
                     "without device_map or patches"
                 )
         check_configs([model.config for model in self.models], embedding_source)
-        try:
+        with told(SourceError, ValueError):
             self._layers = {
                 (source, index): layer
                 for source, model in enumerate(self.models)
                 for index, layer in enumerate(decoder_layers(model).children())
             }
-        except ValueError as cause:
-            raise SourceError(str(cause)) from cause
         self._anywhere = self._may_stand_anywhere()
         first = self.models[embedding_source]
         for position, model in enumerate(self.models):
@@ -114,7 +112,5 @@ class LayerPool:
         config = path_config(
             [model.config for model in self.models], flow, sources=names, anywhere=self._anywhere
         )
-        try:
+        with told(PathError, ValueError):
             return assemble(self.models[self.embedding_source], self._layers, config).eval()
-        except ValueError as cause:
-            raise PathError(str(cause)) from cause

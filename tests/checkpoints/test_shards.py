@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file
 
 from hf_evomerge.checkpoints.headers import TensorInfo
-from hf_evomerge.checkpoints.shards import remove_checksums, write_shards
+from hf_evomerge.checkpoints.shards import write_shards
 from hf_evomerge.checkpoints.writer import _is_finite
 from hf_evomerge.errors import EvoMergeError
 
@@ -62,7 +62,6 @@ def test_threads_do_not_matter(tmp_path, size):
         folder.mkdir()
         producer = Producer(slow="t3")
         write_shards(folder, TENSORS, producer, max_size=size, threads=threads)
-        remove_checksums(folder)
         assert sorted(producer.made) == sorted(TENSORS)
     assert files(tmp_path / "1") == files(tmp_path / "3")
     found = {}
@@ -102,27 +101,15 @@ def test_what_was_finished_is_kept(tmp_path):
     assert files(tmp_path) == expected
 
 
-@pytest.mark.parametrize("damage", ["value", "order", "short", "long", "sums", "other"])
+@pytest.mark.parametrize("damage", ["short", "long", "other"])
 def test_a_damaged_file_is_made_again(tmp_path, damage):
-    """A kept file that lost a byte, gained one, holds another value, order or tensor, or has no
-    checksums, is not trusted."""
+    """A kept file that lost a byte, gained one, or holds another tensor is not trusted."""
     with pytest.raises(OSError, match="disk full"):
         write_shards(tmp_path, TENSORS, Producer(fail="t2"), max_size=80)
     file = tmp_path / "model-00001-of-00003.safetensors"
     whole = file.read_bytes()
-    if damage == "sums":
-        (tmp_path / f".{file.name}.sums").unlink()
-    else:
-        first = whole[-80:-72]
-        second = whole[-72:-64]  # two words of the first tensor
-        broken = {
-            "order": whole[:-80] + second + first + whole[-64:],
-            "value": whole[:-1] + b"x",
-            "short": whole[:-1],
-            "long": whole + b"x",
-            "other": whole.replace(b"t3", b"u3"),
-        }
-        file.write_bytes(broken[damage])
+    broken = {"short": whole[:-1], "long": whole + b"x", "other": whole.replace(b"t3", b"u3")}
+    file.write_bytes(broken[damage])
     producer = Producer()
     write_shards(tmp_path, TENSORS, producer, max_size=80)
     assert producer.made == ["t3", "t1", "t0", "t2", "t4"]
