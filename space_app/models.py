@@ -184,7 +184,10 @@ class Host(loading.LoadedInBackground):
                     ids = value
                 state = "done" if kind == "end" else state
                 seconds = value if kind == "end" else time.monotonic() - begin
-                yield Piece(state, _decode(tokenizer, ids), len(ids), seconds if ids else 0.0)
+                text = tokenizer.decode(ids, skip_special_tokens=True) if tokenizer and ids else ""
+                # without a character of which only some bytes are there
+                text = text.rstrip("\ufffd").strip()
+                yield Piece(state, text, len(ids), seconds if ids else 0.0)
         finally:
             stop.set()
 
@@ -534,13 +537,6 @@ def _ended_by(model: Any, over: Callable[[], bool]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _decode(tokenizer: Any, ids: list[int]) -> str:
-    """The text so far, without a character of which only some bytes are there."""
-    return (
-        str(tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\ufffd").strip() if ids else ""
-    )
 
 
 def choices(parents: tuple[PublishedParent, ...]) -> list[str]:

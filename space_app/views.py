@@ -348,18 +348,11 @@ def results_table(published: Published) -> str:
     said = "".join(f"<li>{escape(_with_minus(sentence))}</li>" for sentence in results.verdict)
     verdict = details("How sure that is", f'<ul class="ev-verdict">{said}</ul>') if said else ""
     shown = table(heads, map(cells, results.rows), caption=caption, mark=winner)
-    return f"<h2>Results</h2>{shown}{verdict}{_contributions(results)}"
-
-
-def _contributions(results: Results) -> str:
-    """Contributions of the sources to the winner; empty where none were measured."""
-    rows = [(each.source, _with_minus(str(each.left_out))) for each in results.contributions]
-    caption = "In fitness, with intervals of 95 %"
-    return (
-        f"<h2>What each source gives</h2>{table(Contribution.HEADS, rows, caption=caption)}"
-        if rows
-        else ""
-    )
+    given = ""
+    if rows := [(each.source, _with_minus(str(each.left_out))) for each in results.contributions]:
+        caption = "In fitness, with intervals of 95 %"
+        given = f"<h2>What each source gives</h2>{table(Contribution.HEADS, rows, caption=caption)}"
+    return f"<h2>Results</h2>{shown}{verdict}{given}"
 
 
 def _with_minus(words: str) -> str:

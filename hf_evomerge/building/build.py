@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -84,7 +84,15 @@ def build_model(
     check_target(
         Path(out), overwrite=overwrite, keep=[named_folder(ref.model) for ref in recipe.parents]
     )
-    recipe = _pinned(recipe, trust_remote_code)
+
+    def pin(ref: SourceRef) -> SourceRef:
+        """Name the commit, so that the recipe is rebuilt from it or not at all."""
+        try:
+            return open_source(ref, trust_remote_code=trust_remote_code).pinned
+        except SourceError:  # raised again where the source takes part
+            return ref
+
+    recipe = recipe.renamed(pin)
     checkpoint = open_result(recipe, trust_remote_code=trust_remote_code, whole=whole)
     is_adapter = isinstance(checkpoint, AdapterCheckpoint)
 
@@ -137,18 +145,6 @@ def open_result(
             ) from error
         logger.info("the whole model is written, as the result is no adapter: %s", error)
         return merged
-
-
-def _pinned(recipe: Recipe, trust_remote_code: bool) -> Recipe:
-    """Pin the sources to their commits, so that the recipe is rebuilt from these or not at all."""
-
-    def pin(ref: SourceRef) -> SourceRef:
-        try:
-            return open_source(ref, trust_remote_code=trust_remote_code).pinned
-        except SourceError:  # raised again where the source takes part
-            return ref
-
-    return recipe.renamed(pin)
 
 
 @dataclass(frozen=True)
@@ -271,21 +267,15 @@ def _parents(
         parts = as_parts(with_optional((sources[number] for number in numbers), base))
         sources |= dict(zip(numbers, parts, strict=False))
         base = parts[-1] if base is not None else None
-        if recipe.flow is not None:
-            _check_widest(parts, sources.get(recipe.flow.embedding_source))
+        wider = next((part for part in parts if not part.is_whole), None)
+        if recipe.flow is not None and wider is not None:
+            embedding = sources.get(recipe.flow.embedding_source)
+            if embedding is not None and embedding.is_whole:
+                raise SourceError(
+                    f"flow.embedding_source: {embedding} is all text, and {wider} is more; give "
+                    "that of the model whose class the result has"
+                )
     return recipe, sources, base
-
-
-def _check_widest(parts: Sequence[Parent], embedding: Parent | None) -> None:
-    """Raise `SourceError` where the embeddings are a plain language model's, and the path runs
-    through a wider one."""
-    wider = next((part for part in parts if not part.is_whole), None)
-    if wider is not None and embedding is not None and embedding.is_whole:
-        raise SourceError(
-            f"flow.embedding_source: {embedding} is all text, and {wider} is more; give that "
-            "of the model whose class the "
-            "result has"
-        )
 
 
 def _merge(recipe: Recipe, sources: Mapping[int, Parent], base: Parent | None) -> Merged | Composed:

@@ -189,15 +189,14 @@ def fold(
         PosixPath('my-search/plain')
     """
     source = open_source(str(model), trust_remote_code=trust_remote_code)
-    folded = _plain(source, dtype) if source.layer_order else Folded(source, dtype)
+    folded: Checkpoint
+    if source.layer_order:  # plain once it is read
+        alone = MergePart(method="linear", parameters=[{"weight": 1.0}])
+        recipe = Recipe.model_validate({"sources": [source.ref], "merge": alone, "dtype": dtype})
+        folded = Merged(recipe, {0: source})
+    else:
+        folded = Folded(source, dtype)
     return write_checkpoint(folded, out, max_shard_size=max_shard_size, overwrite=overwrite)
-
-
-def _plain(source: Parent, dtype: str | None) -> Merged:
-    """The model of an adapter that moves layers, which is plain once it is read."""
-    alone = MergePart(method="linear", parameters=[{"weight": 1.0}])
-    recipe = Recipe.model_validate({"sources": [source.ref], "merge": alone, "dtype": dtype})
-    return Merged(recipe, {0: source})
 
 
 def hop_factors(config: EvoMergedConfig) -> list[_Factors]:
@@ -335,12 +334,11 @@ def _plan(
     with torch.device("meta"):
         model = _plain_class(config)(plain)
     names = as_written(model, saved_tensors(model))
-    hops = list(_hop_names(config, _layers_name(config, model), names))
     changes: dict[str, Change] = {}
     if any(scale != 1 for scale in config.scales):
         changes = _changes(config, model)
     plan = {}
-    for name, stored in _stored_names(config, model, names, hops).items():
+    for name, stored in _stored_names(config, model, names).items():
         source.check_name(stored)
         own = None if is_kept_in_float32(model, name) else dtype
         plan[name] = Planned.copy(source, stored, own)
@@ -362,26 +360,19 @@ def _layers_name(config: EvoMergedConfig, model: PreTrainedModel) -> str:
     return written_layers(model, model.state_dict(), f"{prefix}0.") or prefix
 
 
-def _hop_names(
-    config: EvoMergedConfig, prefix: str, names: Iterable[str]
-) -> Iterator[tuple[str, int, str, str]]:
-    """Yield for each tensor of the layers its name, hop, name within the layer, and the name under
-    which it is stored."""
+def _stored_names(
+    config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str]
+) -> dict[str, str]:
+    """Under which name the merged checkpoint holds each tensor of the result: of a layer under its
+    first slot's."""
+    prefix = _layers_name(config, model)
+    stored = {}
     for name in names:
+        there = name
         if name.startswith(prefix):
             hop, _, rest = name.removeprefix(prefix).partition(".")
-            yield name, int(hop), rest, f"{prefix}{config.owners[int(hop)]}.{rest}"
-
-
-def _stored_names(
-    config: EvoMergedConfig,
-    model: PreTrainedModel,
-    names: Iterable[str],
-    hops: Iterable[tuple[str, int, str, str]],
-) -> dict[str, str]:
-    """Under which name the merged checkpoint holds each tensor of the result."""
-    stored = {name: f"model.{name}" for name in names}
-    stored.update({name: f"model.{there}" for name, _, _, there in hops})
+            there = f"{prefix}{config.owners[int(hop)]}.{rest}"
+        stored[name] = f"model.{there}"
     tied = getattr(config.text_config, "tie_word_embeddings", False)  # some types do not have it
     if tied and (head := _weight_of(model, model.get_output_embeddings())) in stored:
         stored[head] = f"model.{_weight_of(model, model.get_input_embeddings())}"

@@ -72,8 +72,13 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
     names = merged_names(first.tensors, part.router)
     method = get_method(part.method)
     has_base = base is not None
-    if method.full_rank and not in_core(part):
-        _check_rank(method, merged_sources)
+    adapted = [source for source in merged_sources if source.adapter is not None]
+    if adapted and method.full_rank and not in_core(part):
+        raise RecipeError(
+            f"merge.method: {method.name} makes all directions of a change equal, and what "
+            f"{adapted[0]} changes has few of a weight's: nearly all would be rounding; write "
+            "merge.core_space: true"
+        )
     if part.slices is None:
         everyone = [*merged_sources, *([base] if base is not None else [])]
         # Adapters of one pipeline need no component: numbers then hold for whole components.
@@ -113,16 +118,6 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
         origin = (base, name) if base is not None else None
         tensors[name] = _planned(inputs, origin, values, options, recipe.dtype)
     return MergePlan(method, merged_sources, base, tensors, options, core=core)
-
-
-def _check_rank(method: MergeMethod, sources: Sequence[Parent]) -> None:
-    """Raise `RecipeError` where a source is an adapter."""
-    if adapted := [source for source in sources if source.adapter is not None]:
-        raise RecipeError(
-            f"merge.method: {method.name} makes all directions of a change equal, and what "
-            f"{adapted[0]} changes has few of a weight's: nearly all would be rounding; write "
-            "merge.core_space: true"
-        )
 
 
 def _planned(
@@ -172,7 +167,12 @@ def _plan_slices(
         layers = [piece.base_layers()] if base is not None else []
         for run in piece.runs():
             layers.append([number for _, number in run])
-        _check_depth(layers, [*([base] if base is not None else []), *merged_sources], where)
+        everyone = [*([base] if base is not None else []), *merged_sources]
+        for source, numbers in zip(everyone, layers, strict=True):
+            if (last := max(numbers)) >= source.layer_count:
+                raise SourceError(
+                    f"{where}: layer {last} of {source}, which has {source.layer_count} layers"
+                )
         outside = {"embed"} if position == 0 else set()
         outside |= {"head"} if position == len(slices) - 1 else set()
         names = merged_names(merged_sources[0].tensors, part.router)
@@ -181,9 +181,9 @@ def _plan_slices(
         # Layer `offset` of the slice becomes layer len(stack) of the result. Names are those of the
         # result; parameters are resolved by the names in the sources, as the recipe's author sees
         # them, and ramps run over the slice, by `offset`.
-        for offset, numbers in enumerate(zip(*layers, strict=True)):
-            tensors |= stacked.layer(len(stack), offset, list(numbers))
-            stack.append((sources.index(merged_sources[0]), numbers[1 if base is not None else 0]))
+        for offset, row in enumerate(zip(*layers, strict=True)):
+            tensors |= stacked.layer(len(stack), offset, list(row))
+            stack.append((sources.index(merged_sources[0]), row[1 if base is not None else 0]))
     tensors = {name: tensors[name] for name in sorted(tensors, key=tensor_order)}
     # Where every layer stays where it is, the result has the first source's config as it is.
     # Otherwise the config's lists with an entry a layer follow the stack.
@@ -222,14 +222,6 @@ def _slice_values(
             names=names,
             ignore=part.unmatched == "ignore",
         )
-
-
-def _check_depth(layers: Sequence[Sequence[int]], sources: Sequence[Parent], where: str) -> None:
-    for numbers, source in zip(layers, sources, strict=True):
-        if (last := max(numbers)) >= source.layer_count:
-            raise SourceError(
-                f"{where}: layer {last} of {source}, which has {source.layer_count} layers"
-            )
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from ..merging.relatedness import Relatedness
 from ..recipes.layer_groups import classify
 from ..recipes.recipe import FlowPart, Recipe, SourceRef, labels_of, with_optional
 from ..routing.config import check_configs, path_config
-from .merge_plan import MergePlan, plan_merge
+from .merge_plan import plan_merge
 from .planned import PlannedCheckpoint
 from .tokens import match_tokens
 
@@ -80,11 +80,18 @@ class Merged(PlannedCheckpoint):
         self.chat_template = recipe.chat_template
         sources, base = match_tokens(recipe, sources, base)
         self.plan = plan_merge(recipe, [sources[number] for number in recipe.merge_sources], base)
-        self.tokenizer_source = _tokenizer_source(recipe, self.plan, sources)
+        first = self.plan.sources[0]
+        chosen = recipe.tokenizer_of(sources, self.plan.base, first)
+        if chosen.vocab_size != first.vocab_size:
+            raise SourceError(
+                f"tokenizer: {chosen} has a vocabulary of {chosen.vocab_size}, the merged model "
+                f"one of {first.vocab_size}; name another source"
+            )
+        self.tokenizer_source = chosen
         self.planned = self.plan.tensors
         # a part is checked in its model
-        reshaped = self.plan.stack is not None and self.plan.sources[0].part is None
-        laid_out = self if reshaped else self.plan.sources[0]  # which was checked with the others
+        reshaped = self.plan.stack is not None and first.part is None
+        laid_out = self if reshaped else first  # which was checked with the others
         # raises where the layers of slices cannot run in one model
         self._doubts = laid_out.architecture_warnings
 
@@ -171,8 +178,12 @@ class Merged(PlannedCheckpoint):
         """Relate the sources by a sample of each merged tensor; of some where tensors are computed
         when they are read, by an adapter or from quantised numbers."""
         plan = self.plan
+        everyone = list(plan.sources)
+        if plan.base is not None and plan.method.takes_base_as_first(len(everyone)):
+            everyone.insert(0, plan.base)
         related = Relatedness(
-            _labels(plan), task_vectors=plan.base is not None and plan.method.task_vectors
+            labels_of([source.ref for source in everyone]),
+            task_vectors=plan.base is not None and plan.method.task_vectors,
         )
         names = [name for name, planned in self.planned.items() if planned.is_merged]
         plain = all(source.adapter is None and not source.is_quantized for source in plan.sources)
@@ -250,24 +261,3 @@ def result_fields(
         if vocab_size is not None and "vocab_size" in part:
             part["vocab_size"] = vocab_size
     return fields
-
-
-def _tokenizer_source(recipe: Recipe, plan: MergePlan, sources: Mapping[int, Parent]) -> Parent:
-    """The source whose tokenizer goes with the result; it must have as many tokens as the result
-    has rows."""
-    size = plan.sources[0].vocab_size
-    chosen = recipe.tokenizer_of(sources, plan.base, plan.sources[0])
-    if chosen.vocab_size != size:
-        raise SourceError(
-            f"tokenizer: {chosen} has a vocabulary of {chosen.vocab_size}, the merged model "
-            f"one of {size}; name another source"
-        )
-    return chosen
-
-
-def _labels(plan: MergePlan) -> list[str]:
-    """Return labels of the merged vectors: short names of the sources."""
-    everyone = list(plan.sources)
-    if plan.base is not None and plan.method.takes_base_as_first(len(everyone)):
-        everyone.insert(0, plan.base)
-    return labels_of([source.ref for source in everyone])

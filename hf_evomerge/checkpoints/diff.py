@@ -165,6 +165,14 @@ def diff_models(
         groups, key=lambda key: ({"embed": 0, "head": 2}.get(key, 1), tensor_order(key))
     )
     total = _row("all", sum(groups.values(), np.zeros(10)))
+    warning = None
+    if total.tasks is not None and total.base_norm:
+        shares = [total.tasks.norm_x / total.base_norm, total.tasks.norm_y / total.base_norm]
+        if max(shares) >= FAR:
+            warning = (
+                f"the task vectors are as large as the weights ({shares[0]:.2f} and "
+                f"{shares[1]:.2f} of the base's norm): A, B and the base {UNRELATED}"
+            )
     return Difference(
         str(compared[0]),
         str(compared[1]),
@@ -172,7 +180,7 @@ def diff_models(
         total,
         [_row(group, groups[group]) for group in ordered],
         notes,
-        _warning(total),
+        warning,
     )
 
 
@@ -229,19 +237,6 @@ def _agreement(xx: float, yy: float, xy: float, change: float) -> Agreement:
     elif not y:
         relative = 0.0
     return Agreement(x, y, relative, max(-1.0, min(1.0, xy / x / y)) if x and y else None)
-
-
-def _warning(total: GroupDifference) -> str | None:
-    if total.tasks is None or not total.base_norm:
-        return None
-    a = total.tasks.norm_x / total.base_norm
-    b = total.tasks.norm_y / total.base_norm
-    if max(a, b) < FAR:
-        return None
-    return (
-        f"the task vectors are as large as the weights ({a:.2f} and {b:.2f} of the base's norm): "
-        f"A, B and the base {UNRELATED}"
-    )
 
 
 def _table(rows: Sequence[GroupDifference], with_base: bool) -> list[str]:

@@ -178,16 +178,18 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         keys = ("path", "scales", "scale_target", "embedding_source", "sources")
         merged = {**{key: getattr(config, key) for key in keys}, "distinct_layers": len(runs)}
     tensors = source.tensors
+    architecture = (config.architectures or ["unknown"])[0]
     return Inspection(
         model=str(source.ref.parts[0])
         if source.repository is None
         else f"{source.repository.name}@{source.repository.commit}",
-        architecture=(config.architectures or ["unknown"])[0],
+        architecture=architecture,
         model_type=text.model_type,
         layers=getattr(text, "num_hidden_layers", None),
         hidden_size=getattr(text, "hidden_size", None),
         vocab_size=getattr(text, "vocab_size", None),
-        tied_head=_gives_words(config)
+        # a head of labels is a matrix of its own
+        tied_head=not re.search("Classification|QuestionAnswering|MultipleChoice", architecture)
         and (source.is_tied or bool(merged and getattr(text, "tie_word_embeddings", False))),
         quantization=quantization_name(source.quantization) or None,
         stored=_size((info, 1) for name, info in source.stored.items() if name not in source.tied),
@@ -196,14 +198,6 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         merged=merged,
         parts=_parts(source) if merged is None else {},
         adapter=_adapter(source),
-    )
-
-
-def _gives_words(config: Any) -> bool:
-    """Tell whether the head gives words, by the name of its class; a head of labels is a matrix of
-    its own."""
-    return not re.search(
-        "Classification|QuestionAnswering|MultipleChoice", (config.architectures or [""])[0]
     )
 
 

@@ -206,7 +206,10 @@ class Adapter:
                 .replace(".modules_to_save.", ".")
             )
             module, part = self._split(name)
-            module = flat.get(_FLAT.sub(_flat_part, module), module)
+            # kohya's scripts number text encoders from 1, and diffusers gives the first no number
+            called = re.sub(r"^lora_te1?_", "lora_text_encoder_", module)
+            called = re.sub(r"^lora_te(?=\d_)", "lora_text_encoder_", called)
+            module = flat.get(called, module)
             if tied and self._unties(name):
                 raise SourceError(
                     f"{self.label}: changes {name}, and the base's head is its embedding matrix; "
@@ -391,14 +394,9 @@ class Adapter:
         """Tell whether this tensor makes two of a head and embeddings that were one matrix, as the
         adapter runs with the other unchanged."""
         pattern = r"(?:^|\.)(?:wte|embed_(?:tokens|in)|word_embeddings)\.\w+$"
-        is_own = "lora_" in name or self._is_kept(name)
+        saved = self.config.get("modules_to_save") or ()
+        is_own = "lora_" in name or any(f".{module}." in f".{name}" for module in saved)
         return "lm_head." in name or (is_own and re.search(pattern, name) is not None)
-
-    def _is_kept(self, name: str) -> bool:
-        """Tell whether a tensor is of a module that the config says is saved as a whole."""
-        return any(
-            f".{module}." in f".{name}" for module in self.config.get("modules_to_save") or ()
-        )
 
     def _target(
         self,
@@ -544,12 +542,6 @@ _PARTS = {
     "alpha": "alpha",
     "magnitude_vector": "magnitude",
 }
-_FLAT = re.compile(r"^lora_te(\d?)_")
-
-
-def _flat_part(match: re.Match[str]) -> str:
-    """Return diffusers' name for a text encoder of kohya's scripts."""
-    return "lora_text_encoder_" if match[1] in ("", "1") else f"lora_text_encoder_{match[1]}_"
 
 
 @lru_cache(maxsize=4096)

@@ -162,7 +162,9 @@ def _weights(
 ) -> Iterator[tuple[str, QuantizedTensor]]:
     """The quantised weights by the names that they have in the dequantised model."""
     block = settings.get("weight_block_size", _BLOCK)
-    if block is not None and not _is_block(block):
+    sizes = block if isinstance(block, list) else []
+    sizes = [size for size in sizes if type(size) is int and size > 0]
+    if block is not None and not len(sizes) == len(block) == 2:
         what = f"weight_block_size is {block!r:.60}, not two sizes"
         raise SourceError(f"{owner}: config.json: {what}")
     for name, info in stored.items():
@@ -193,15 +195,6 @@ def _weights(
                 stored=(info, scale),
             ),
         )
-
-
-def _is_block(block: object) -> bool:
-    """Tell whether these are the rows and columns of a block."""
-    return (
-        isinstance(block, list)
-        and len(block) == 2
-        and all(type(size) is int and size > 0 for size in block)
-    )
 
 
 def _mxfp4_shape(blocks: StoredTensor, scales: StoredTensor) -> tuple[int, ...] | None:

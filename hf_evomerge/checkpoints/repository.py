@@ -165,23 +165,16 @@ class Repository:
             read = partial(hf_hub_download, self.name, file, revision=self.commit)
             # The Hub was there just now, so that it is worth to wait for it.
             path = Path(_asked(f"{self.name}: {file}", read, is_passing))
-            if file in expected:
-                _check_content(path, expected[file], f"{self.name}: {file}")
-
-
-def _check_content(path: Path, expected: str, where: str) -> None:
-    """Compare a file with its sha256; a wrong one is removed, so that it is not taken for the right
-    one later."""
-    # In the Hub's cache a snapshot's file is a link to a blob. Both go: a blob that stays would be
-    # linked again.
-    if (digest := file_sha256(path)) != expected:
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise SourceError(
-            f"{where}: what was downloaded has sha256 {digest[:12]}..., the Hub says "
-            f"{expected[:12]}...; it was "
-            "removed from the cache, run the command again"
-        )
+            # In the Hub's cache a snapshot's file is a link to a blob. Both go: a blob that stays
+            # would be linked again.
+            if file in expected and (digest := file_sha256(path)) != expected[file]:
+                path.resolve().unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+                raise SourceError(
+                    f"{self.name}: {file}: what was downloaded has sha256 {digest[:12]}..., the "
+                    f"Hub says {expected[file][:12]}...; it was removed from the cache, run the "
+                    "command again"
+                )
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -306,7 +306,13 @@ class Source(Parent):
     def _files(self) -> list[Path]:
         single = self.folder / f"{self.stem}.safetensors"
         if index := self._index():
-            return [self._inside(name) for name in dict.fromkeys(index.values())]
+            for name in dict.fromkeys(index.values()):
+                self._check_inside(name)
+                if not os.path.isfile(self.folder / name):  # Path.is_file raises at a long name
+                    raise SourceError(
+                        f"{self}: the index lists {name}, which is not there; download it again"
+                    )
+            return [self.folder / name for name in dict.fromkeys(index.values())]
         if single.is_file():
             return [single]
         return [
@@ -316,15 +322,6 @@ class Source(Parent):
     def _check_inside(self, name: str) -> None:
         if Path(name).name != name:
             raise SourceError(f"{self}: the index names a file outside the folder: {name!r}")
-
-    def _inside(self, name: str) -> Path:
-        self._check_inside(name)
-        file = self.folder / name
-        if not os.path.isfile(file):  # Path.is_file raises where a name is too long
-            raise SourceError(
-                f"{self}: the index lists {name}, which is not there; download it again"
-            )
-        return file
 
     def check_files(self) -> None:
         """Raise `SourceError` unless the files of a model are there, the weights among them."""

@@ -175,7 +175,13 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: str | int) -> No
                     release_pages()
                 piece = streamed.contiguous()
                 if name not in suspicious and not _is_finite(piece):
-                    _check_inputs(checkpoint, name)
+                    inputs = checkpoint.origin(name).inputs
+                    if all(_is_finite(source.read(there)) for source, there in inputs):
+                        raise EvoMergeError(
+                            f"{name}: its numbers become too large for "
+                            f"{checkpoint.tensors[name].dtype}, those of the sources are not; name "
+                            "another dtype"
+                        )
                     suspicious.add(name)
                 write(piece.view(torch.uint8).numpy().data)
 
@@ -210,14 +216,6 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, limit: str | int) -> No
             ", ".join(named[:3]),
             more,
         )
-
-
-def _check_inputs(checkpoint: Checkpoint, name: str) -> None:
-    """Raise `EvoMergeError` where a tensor that is not finite is made of tensors that are."""
-    if all(_is_finite(source.read(own)) for source, own in checkpoint.origin(name).inputs):
-        dtype = checkpoint.tensors[name].dtype
-        what = f"its numbers become too large for {dtype}, those of the sources are not"
-        raise EvoMergeError(f"{name}: {what}; name another dtype")
 
 
 def _is_finite(piece: Tensor) -> bool:

@@ -314,8 +314,14 @@ class _Reader:
         if self.method.name == "karcher":
             declared.pop("weight", None)
         for name in {name: None for settings in scopes for name in settings}:
-            if name in _FIXED.get(self.method.name, {}):
-                self._check_fixed(name, [settings[name] for settings in scopes if name in settings])
+            fixed = _FIXED.get(self.method.name, {}).get(name)
+            if fixed is not None:
+                for value in (settings[name] for settings in scopes if name in settings):
+                    if value not in (None, fixed):
+                        raise RecipeError(
+                            f"parameters.{name}: {fixed:g} in {self.method.name}, and no other "
+                            f"(found {shown(value)})"
+                        )
             elif name not in {p.name for p in self.method.parameters} and name not in SILENT:
                 self.notes[
                     (
@@ -341,16 +347,6 @@ class _Reader:
                     )
                 )
         return found
-
-    def _check_fixed(self, name: str, given: Sequence[Any]) -> None:
-        """Refuse another value than that of a parameter which is a constant here."""
-        fixed = _FIXED[self.method.name][name]
-        for value in given:
-            if value not in (None, fixed):
-                raise RecipeError(
-                    f"parameters.{name}: {fixed:g} in {self.method.name}, and no other "
-                    f"(found {shown(value)})"
-                )
 
     def _dtype(self) -> str | None:
         dtype = self.data.get("out_dtype") or self.data.get("dtype")

@@ -199,15 +199,6 @@ class TensorJob:
             else self._difference(values, self._float(self._origin[start:stop]))
         )
 
-    def _stored(self, index: int, start: int, stop: int) -> Tensor:
-        """A slice of one input with the values of `tensor`, in the dtype of the file where that
-        takes no arithmetic."""
-        return (
-            self._inputs[index][start:stop]
-            if self._origin is None
-            else self.tensor(index, start, stop)
-        )
-
     def cut(self, index: int, k: int) -> Cut:
         """Return the cut that keeps one input's `k` elements of largest magnitude."""
         return self._magnitudes[index].cut(k)
@@ -253,7 +244,10 @@ class TensorJob:
             for start in range(0, self.numel, SUM_BLOCK):
                 stop = min(start + SUM_BLOCK, self.numel)
                 for index, room in blocks.items():
-                    room[: stop - start].copy_(self._stored(index, start, stop))
+                    # in the dtype of the file where that takes no arithmetic
+                    stored = self._inputs[index][start:stop]
+                    own = self.tensor(index, start, stop) if self._origin is not None else stored
+                    room[: stop - start].copy_(own)
                 block = {index: room[: stop - start].numpy() for index, room in blocks.items()}
                 for first, second in sums:
                     sums[first, second] += inner_product(block[first], block[second], spare)

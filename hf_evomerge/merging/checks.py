@@ -129,9 +129,9 @@ def _complete(
             )
             raise RecipeError(f"{where}.{name}: {method.name} has no such parameter here; {hint}")
         known[name].check(value, f"{where}.{name}", layer_count, names)
-        if method.prepare is not None and any(
-            map(_has_rows, value.items() if isinstance(value, Mapping) else ())
-        ):
+        by_key = value.items() if isinstance(value, Mapping) else ()
+        over_rows = any(isinstance(item, list) and is_tensor(key) for key, item in by_key)
+        if method.prepare is not None and over_rows:
             raise RecipeError(
                 f"{where}.{name}: {method.name} looks at whole tensors; give one number per "
                 "tensor, not per row"
@@ -142,8 +142,3 @@ def _complete(
     return {
         name: expand(value, 0, layer_count - 1, names or ()) for name, value in complete.items()
     }
-
-
-def _has_rows(item: tuple[str, Any]) -> bool:
-    """Tell whether a key is a tensor's name and its value runs over the rows."""
-    return isinstance(item[1], list) and is_tensor(item[0])

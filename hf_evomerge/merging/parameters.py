@@ -75,7 +75,12 @@ class Parameter:
         """Raise `RecipeError`, beginning with `where`, unless the value is of the right kind and
         within the limits."""
         by_key = dict(value) if isinstance(value, Mapping) else {"default": value}
-        if layer_count == 0 and any(map(_runs_over_blocks, by_key, by_key.values())):
+        over_blocks = (
+            key
+            for key, item in by_key.items()
+            if parse_key(key).kind == "block" or (isinstance(item, list) and not is_tensor(key))
+        )
+        if layer_count == 0 and any(over_blocks):
             raise RecipeError(
                 f"{where}: blocks are numbered within a component; name one, or give numbers to "
                 "patterns such as 'unet/*'"
@@ -134,8 +139,3 @@ class Parameter:
             self.high is not None and value > self.high
         ):
             raise RecipeError(f"{where}: {value!r} is out of range; give a number {self.values}")
-
-
-def _runs_over_blocks(key: str, value: Any) -> bool:
-    """Tell whether a key names blocks, or its value is a gradient over them."""
-    return parse_key(key).kind == "block" or (isinstance(value, list) and not is_tensor(key))

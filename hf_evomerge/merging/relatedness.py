@@ -62,7 +62,13 @@ class Relatedness:
                 f"a task vector is as long as {largest:.2f} of the base: the sources and the "
                 f"base {UNRELATED}"
             )
-        if cosines := self._cosines(lengths):
+        cosines = {
+            (self.names[j], self.names[i]): float(self.products[i, j] / (lengths[i] * lengths[j]))
+            for i in range(len(self.names))
+            for j in range(i)
+            if lengths[i] > 0 and lengths[j] > 0
+        }
+        if cosines:
             pair, most = max(cosines.items(), key=lambda item: item[1])
             if self.task_vectors and most > ALIKE:
                 found.append(
@@ -76,11 +82,3 @@ class Relatedness:
                     f"nearly 1, so they {UNRELATED}"
                 )
         return found
-
-    def _cosines(self, lengths: np.ndarray) -> dict[tuple[str, str], float]:
-        return {
-            (self.names[j], self.names[i]): float(self.products[i, j] / (lengths[i] * lengths[j]))
-            for i in range(len(self.names))
-            for j in range(i)
-            if lengths[i] > 0 and lengths[j] > 0
-        }

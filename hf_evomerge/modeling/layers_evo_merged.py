@@ -134,10 +134,6 @@ class HopList(nn.ModuleList):
         return list(self)[index]
 
 
-def _list(model: nn.Module, name: str) -> list[nn.Module]:
-    return list(model.get_submodule(name).children())
-
-
 def find_layers(model: nn.Module, count: int) -> str:
     """The name of the list of decoder layers in a model: the outermost list of `count` modules, in
     its language model."""
@@ -161,7 +157,7 @@ def find_layers(model: nn.Module, count: int) -> str:
     if len(found) > 1:  # a list of something else may be as long by coincidence
         blocks = []
         for name in found:
-            parts = _list(model, name)
+            parts = model.get_submodule(name).children()
             if all(isinstance(part, GradientCheckpointingLayer) for part in parts):
                 blocks.append(name)
         found = blocks or found

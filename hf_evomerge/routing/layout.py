@@ -217,11 +217,6 @@ class FlowGenome:
             kept[int(np.argmax(genome))] = LEAST
         return kept
 
-    @property
-    def _final(self) -> int:
-        """The slot of A's last layer in the last repetition."""
-        return (self.layout.repetitions - 1) * len(self.layout.columns) + self.layout.layers[0] - 1
-
     def bounds(self) -> tuple[Vector, Vector]:
         """Lower and upper bounds of the genome; indicators and network weights are unbounded."""
         lower = np.full(self.dimension, -np.inf)
@@ -260,7 +255,9 @@ class FlowGenome:
         # 0, in the order of the slots; A's first and last layer are the ends.
         on = [0, *(int(slot) for slot in np.flatnonzero(indicators > 0) if slot > 0)]
         ends_at_a = self.layout.slots[on[-1]] == last_of_a
-        ends = on[-1:] if ends_at_a else [self._final]
+        # the slot of A's last layer in the last repetition
+        final = (self.layout.repetitions - 1) * len(self.layout.columns) + last_of_a[1]
+        ends = on[-1:] if ends_at_a else [final]
         middle = on[1:-1] if ends_at_a else on[1:]
         if len(self.layout) == 1 or (
             ends_at_a and len(on) == 1
