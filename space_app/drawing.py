@@ -49,9 +49,7 @@ class Painter(loading.LoadedInBackground):
         import torch
         from diffusers import DiffusionPipeline
 
-        loading.check_memory(
-            loading.weights_bytes(self.model, self.revision, "*/*.safetensors"), self.model
-        )
+        loading.check_memory(loading.weights_bytes(self.model, self.revision), self.model)
         pipeline = DiffusionPipeline.from_pretrained(
             self.model, use_safetensors=True, trust_remote_code=False, revision=self.revision
         )

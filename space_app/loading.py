@@ -6,16 +6,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any, TypeVar
 
 from texts import SpaceError
 
 import hf_evomerge  # noqa: F401  # registers the class of models with a path, so that no code of theirs is run
+from hf_evomerge.checkpoints.lora import Adapter
+from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, one_line
 from hf_evomerge.fitness.pictures import SeeingTokenizer, sees
 from hf_evomerge.machine import free_memory
+from hf_evomerge.recipes.recipe import SourceRef
 
 MAX_SECONDS = 60.0  # of one answer
 _ROOM = 1.2  # free memory that loading takes, relative to the size of the files
@@ -81,7 +82,7 @@ def use_adapter(loaded: Loaded, adapter: tuple[str, str | None] | None) -> Loade
     name = adapter[0].replace(".", "-")  # no module's name may have dots
     with torch.inference_mode(False):
         if loaded.adapters is None or name not in loaded.adapters.peft_config:
-            weights_bytes(*adapter, "adapter_model.safetensors")
+            _ = Adapter.open(*adapter).tensors  # in safetensors alone
             if loaded.adapters is None:
                 tuned = PeftModel.from_pretrained(
                     loaded.model, adapter[0], name, revision=adapter[1]
@@ -138,29 +139,10 @@ def error_line(error: Exception, failed: str) -> str:
     return str(error) if isinstance(error, EvoMergeError) else f"{failed}: {one_line(error)}"
 
 
-def weights_bytes(model: str, revision: str | None, pattern: str = "model*.safetensors") -> int:
-    """The size of a model's safetensors files, by default those at the top; 0 where it is not
-    known.
-
-    Raises:
-        SpaceError: A folder or a repository has none. Other formats can run code, and are not read.
-    """
-    if Path(model).is_dir():
-        sizes = [file.stat().st_size for file in Path(model).glob(pattern)]
-    else:
-        from huggingface_hub import HfApi
-
-        try:
-            info = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=20)
-        except Exception:  # only a forecast; loading itself tells what is wrong
-            return 0
-        files = [item for item in info.siblings or [] if fnmatch(item.rfilename, pattern)]
-        sizes = [item.size or 0 for item in files]
-    if not sizes:
-        raise SpaceError(
-            f"{Path(model).name} has no weights in safetensors files; others are not read."
-        )
-    return sum(sizes)
+def weights_bytes(model: str, revision: str | None) -> int:
+    """The size of a model's weights; raises `EvoMergeError` where there are none in safetensors."""
+    stored = open_source(SourceRef(model=model, revision=revision)).stored
+    return sum(info.bytes for info in stored.values())
 
 
 def check_memory(needed: int, name: str) -> None:

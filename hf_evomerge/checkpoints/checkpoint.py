@@ -455,8 +455,8 @@ class View(Parent):
         return self.inner.tokenizer()
 
 
-def pieces_of(tensor: Any, size: int = PIECE) -> Iterator[torch.Tensor]:
-    """A tensor as flat pieces of at most `size` elements."""
+def pieces_of(tensor: Any) -> Iterator[torch.Tensor]:
+    """A tensor as flat pieces of at most `PIECE` elements."""
     flat = tensor.contiguous().reshape(-1)
-    for start in range(0, flat.numel(), size):
-        yield flat[start : start + size]
+    for start in range(0, flat.numel(), PIECE):
+        yield flat[start : start + PIECE]

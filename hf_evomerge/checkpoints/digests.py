@@ -9,7 +9,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from ..errors import SourceError
+from ..errors import SourceError, told
 from .checkpoint import Parent
 from .lora import CONFIG_FILE, Adapter
 from .model_folder import COMPANIONS
@@ -32,65 +32,40 @@ def digest_source(source: Parent, known: Mapping[str, Digest]) -> dict[str, Dige
     Raises:
         SourceError: A file cannot be read.
     """
-    if source.repository is not None:
-        found = {"commit": [source.repository.commit]}
-    else:
-        whole = source.whole
-        matches = (
-            file for pattern in whole.companions for file in sorted(source.folder.glob(pattern))
-        )
-        beside = list(dict.fromkeys(file for file in matches if file.is_file()))
-        weights = sorted(
-            {
-                info.file
-                for info in whole.tensors.values()
-                if info.file.is_relative_to(source.folder)
-            }
-        )
-        found = _digests(source.folder, [*beside, *weights], known)
-    if source.adapter is not None:
-        found |= {
-            f"adapter {name}": digest for name, digest in _adapter(source.adapter, known).items()
-        }
+    whole = source.whole
+    weights = {info.file for info in whole.tensors.values()}
+    own = sorted(file for file in weights if file.is_relative_to(source.folder))
+    found = _digests(source, "", whole.companions, own, known)
+    if (adapter := source.adapter) is not None:
+        patterns = [CONFIG_FILE, *COMPANIONS]
+        weight = [adapter.folder / adapter.file]
+        found |= _digests(adapter, "adapter ", patterns, weight, known)
     return found
 
 
-def _adapter(adapter: Adapter, known: Mapping[str, Digest]) -> dict[str, Digest]:
-    if adapter.repository is not None:
-        return {"commit": [adapter.repository.commit]}
-    own = {
-        name.removeprefix("adapter "): digest
-        for name, digest in known.items()
-        if name.startswith("adapter ")
-    }
-    files = [
-        adapter.folder / name for name in ([CONFIG_FILE] if adapter.config else []) + [adapter.file]
-    ]
-    files += [
-        file
-        for pattern in COMPANIONS
-        for file in sorted(adapter.folder.glob(pattern))
-        if file.is_file()
-    ]
-    return _digests(adapter.folder, files, own)
-
-
-def _digests(folder: Path, files: Iterable[Path], known: Mapping[str, Digest]) -> dict[str, Digest]:
+def _digests(
+    of: Parent | Adapter,
+    prefix: str,
+    patterns: Iterable[str],
+    weights: Iterable[Path],
+    known: Mapping[str, Digest],
+) -> dict[str, Digest]:
+    """The digests of a folder's files, or the commit of a repository, by names with a prefix."""
+    if of.repository is not None:
+        return {f"{prefix}commit": [of.repository.commit]}
+    matches = (file for pattern in patterns for file in sorted(of.folder.glob(pattern)))
+    beside = [file for file in matches if file.is_file()]
     found: dict[str, Digest] = {}
-    for file in files:
-        name = str(file.relative_to(folder))
-        try:
+    for file in dict.fromkeys([*beside, *weights]):
+        name = f"{prefix}{file.relative_to(of.folder)}"
+        with told(SourceError, OSError, f"{file}: cannot be read: "):
             # Hashing weights takes minutes, so a digest is taken over if nothing says that the file
             # was touched. Size and mtime may be set by anybody; the inode changes with a replaced
             # file, and ctime with any write or change of times, and no call sets it.
             facts = os.stat(file)
             seen = [facts.st_size, facts.st_mtime_ns, facts.st_ino, facts.st_ctime_ns]
-            before = known.get(name, [])
-            if file.suffix == ".safetensors" and before[1:] == seen:
-                found[name] = before
-                continue
-            with file.open("rb") as stream:
-                found[name] = [file_digest(stream, "sha256").hexdigest(), *seen]
-        except OSError as cause:
-            raise SourceError(f"{file}: cannot be read: {cause}") from cause
+            found[name] = known.get(name, [])
+            if file.suffix != ".safetensors" or found[name][1:] != seen:
+                with file.open("rb") as stream:
+                    found[name] = [file_digest(stream, "sha256").hexdigest(), *seen]
     return found

@@ -101,19 +101,19 @@ class Repository:
             lambda: snapshot_download(self.name, revision=self.commit, allow_patterns=wanted),
         )
 
-    def files(self) -> list[str]:
-        """The names of the files at the top of the repository, fetched or not."""
+    def weight_files(self) -> list[str]:
+        """The safetensors files at the top of the repository, without another copy in a format of
+        its own."""
         from huggingface_hub import HfApi
 
         names = _asked(self.name, lambda: HfApi().list_repo_files(self.name, revision=self.commit))
         inside = [name.removeprefix(self.prefix) for name in names if name.startswith(self.prefix)]
-        return [name for name in inside if "/" not in name]
-
-    def weight_files(self) -> list[str]:
-        """The safetensors files at the top of the repository, without another copy in a format of
-        its own."""
-        weights = [name for name in self.files() if name.endswith(".safetensors")]
-        return [name for name in weights if not name.startswith(("consolidated", "adapter_"))]
+        left_out = ("consolidated", "adapter_")
+        return [
+            name
+            for name in inside
+            if name.endswith(".safetensors") and "/" not in name and not name.startswith(left_out)
+        ]
 
     def headers(self, files: Sequence[str]) -> dict[str, dict[str, StoredTensor]]:
         """The tensors of each of these files, by reading their headers only; `StoredTensor.file` is

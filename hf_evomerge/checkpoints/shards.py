@@ -12,7 +12,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,9 +129,7 @@ def _write_file(
         for name, info in shard.items():
             tasks.append(pool.submit(write, descriptor, name, info, offset))
             offset += info.bytes
-        wait(tasks, return_when=FIRST_EXCEPTION)
-        failed = [task for task in tasks if task.done() and task.exception() is not None]
-        for task in failed or tasks:
+        for task in tasks:
             task.result()
         os.fsync(descriptor)
     finally:

@@ -18,25 +18,26 @@ from ..merging.parameters import Parameter
 from ..merging.registry import get_method
 from ..recipes.recipe import Dtype, MergePart, Recipe, SlicePart, SourceRef
 from ..recipes.strict_yaml import read_text, read_yaml, shown, validate
-from .chat_templates import AUTO, CHAT_TEMPLATES
 
 MODULE_KEYS = ("models", "slices", "parameters")
 KEYS = (
     "modules",
-    *(
-        "merge_method",
-        "models",
-        "slices",
-        "base_model",
-        "parameters",
-        "dtype",
-        "out_dtype",
-        "tokenizer_source",
-        "tokenizer",
-    ),
-    *("chat_template", "name"),
+    "merge_method",
+    "models",
+    "slices",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "name",
 )
 SILENT = ("int8_mask",)  # changes how mergekit computes, not what
+AUTO = "auto"  # the chat template that most of the models have
+# The formats are their models'; the texts are this project's own.
+_TEMPLATES = {file.stem: file for file in Path(__file__).with_name("chat_templates").iterdir()}
 REQUIRED = ("weight", "t")  # parameters without a default in mergekit; its karcher has no weight
 _FIXED = {
     "multislerp": {"eps": 1e-8}
@@ -383,14 +384,16 @@ class _Reader:
         template = self.data.get("chat_template")
         if template is not None:
             if not isinstance(template, str) or (
-                "{" not in template and template not in (*CHAT_TEMPLATES, AUTO)
+                "{" not in template and template not in (*_TEMPLATES, AUTO)
             ):
-                known = ", ".join([*sorted(CHAT_TEMPLATES), AUTO])
+                known = ", ".join([*sorted(_TEMPLATES), AUTO])
                 raise RecipeError(
                     f"chat_template: {shown(template)} is neither Jinja nor a known name; "
                     f"write one of {known}"
                 )
-            found["chat_template"] = CHAT_TEMPLATES.get(template, template)
+            file = _TEMPLATES.get(template)
+            text = template if file is None else file.read_text(encoding="utf-8").strip()
+            found["chat_template"] = text
         return found
 
     def _tokens(self, settings: Mapping[str, Any]) -> Fields:

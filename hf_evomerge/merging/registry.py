@@ -30,7 +30,7 @@ def register_method(
         more: The further attributes of `MergeMethod`.
 
     Raises:
-        EvoMergeError: The name is taken, or two parameters have one name.
+        EvoMergeError: The name is taken.
 
     Example:
         >>> @register_method("half", parameters=[])
@@ -44,11 +44,6 @@ def register_method(
             raise EvoMergeError(
                 f"merge method {name!r} is registered already, as "
                 f"{METHODS[name].function!r}; choose another name"
-            )
-        names = [parameter.name for parameter in parameters]
-        if repeated := [key for key in names if names.count(key) > 1]:
-            raise EvoMergeError(
-                f"merge method {name!r} declares the parameter {repeated[0]!r} twice"
             )
         summary = " ".join((function.__doc__ or "").split("\n\n")[0].split())
         METHODS[name] = MergeMethod(

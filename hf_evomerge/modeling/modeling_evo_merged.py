@@ -34,24 +34,22 @@ from .layers_evo_merged import (
 )
 
 _ABILITIES = (
-    *(
-        "_supports_sdpa",
-        "_supports_flash_attn",
-        "_supports_flex_attn",
-        "_supports_attention_backend",
-        "_is_stateful",
-    ),
-    *("_can_compile_fullgraph", "supports_gradient_checkpointing", "_supports_context_parallel"),
+    "_supports_sdpa",
+    "_supports_flash_attn",
+    "_supports_flex_attn",
+    "_supports_attention_backend",
+    "_is_stateful",
+    "_can_compile_fullgraph",
+    "supports_gradient_checkpointing",
+    "_supports_context_parallel",
 )
 
 
 # What `generate` asks of the model on the way, and vision-language models do in ways of their own.
 _GENERATION_STEPS = (
-    *(
-        "_prepare_position_ids_for_generation",
-        "_expand_inputs_for_generation",
-        "_expand_multimodal_outputs",
-    ),
+    "_prepare_position_ids_for_generation",
+    "_expand_inputs_for_generation",
+    "_expand_multimodal_outputs",
     "_update_model_kwargs_for_generation",
 )
 
@@ -632,12 +630,12 @@ def assemble(
 
 
 CLASSES: tuple[type[EvoMergedPreTrainedModel], ...] = (
-    *(EvoMergedModel, EvoMergedForCausalLM, EvoMergedForImageTextToText),
-    *(
-        EvoMergedForSequenceClassification,
-        EvoMergedForTokenClassification,
-        EvoMergedForQuestionAnswering,
-    ),
+    EvoMergedModel,
+    EvoMergedForCausalLM,
+    EvoMergedForImageTextToText,
+    EvoMergedForSequenceClassification,
+    EvoMergedForTokenClassification,
+    EvoMergedForQuestionAnswering,
 )
 for _class in CLASSES:
     _class._auto_class = _class.__name__.replace(

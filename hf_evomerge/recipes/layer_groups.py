@@ -333,7 +333,7 @@ def check_keys(
             and not any(map(group.covers, [*names, TIED_HEAD]))
         ):
             raise RecipeError(
-                f"the pattern {key!r} names no tensor; the names are like {_some(names)}"
+                f"the pattern {key!r} names no tensor; the names are like {', '.join(names[:2])}"
             )
     post_norms = has_post_norms(names or ())
     by_name = any(
@@ -369,13 +369,6 @@ def without_unmatched(value: Any, names: Sequence[str]) -> Any:
         for key, group in groups.items()
         if group.kind != "pattern" or any(map(group.covers, known))
     }
-
-
-def _some(names: Sequence[str]) -> str:
-    kinds = {classify(name)[0]: name for name in reversed(names)}
-    return " and ".join(kinds[kind] for kind in ("embed", "block") if kind in kinds) or ", ".join(
-        names[:1]
-    )
 
 
 def one_of_each(layer_count: int) -> list[str]:

@@ -143,8 +143,6 @@ class LayerPath:
     def with_scales(self, scales: Sequence[float]) -> LayerPath:
         """The same hops with other scales; raises `PathError` unless there is one finite number per
         hop."""
-        if not isinstance(scales, Iterable):
-            raise PathError(f"scales: {shown(scales)} is not a list of numbers; give one per hop")
         scales = list(scales)
         if len(scales) != len(self.hops):
             raise PathError(
@@ -190,8 +188,6 @@ class LayerPath:
             >>> str(LayerPath.parse("0:0-2, 1:3 x2"))
             '0:0, 0:1, 0:2, 1:3, 1:3'
         """
-        if not isinstance(text, Sequence):
-            raise PathError(f"path: {shown(text)} is not a path such as 0:0-15, nor a list of hops")
         pieces = text.split(",") if isinstance(text, str) else text
         hops: list[Hop] = []
         for position, piece in enumerate(pieces):

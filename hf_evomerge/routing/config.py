@@ -52,11 +52,6 @@ def check_configs(
         called = f"source {number}" if names is None else str(names[number])
         if config.model_type == "evo_merged":
             raise SourceError(f"{called}: {HAS_A_PATH}")
-        if getattr(config, "is_encoder_decoder", False):
-            raise SourceError(
-                f"{called}: {config.model_type!r} has an encoder and a decoder; a path needs "
-                "a decoder alone"
-            )
         if (
             getattr(config, "is_decoder", None) is False
             and type(config) in MODEL_FOR_MASKED_LM_MAPPING

@@ -54,11 +54,6 @@ class LayerPool:
                 raise SourceError(
                     f"source {position}: {type(model).__name__} is not a plain language model"
                 )
-            if any("forward" in vars(module) for module in model.modules()):
-                raise SourceError(
-                    f"source {position}: a forward of its modules is replaced; load it "
-                    "without device_map or patches"
-                )
         check_configs([model.config for model in self.models], embedding_source)
         with told(SourceError, ValueError):
             self._layers = {

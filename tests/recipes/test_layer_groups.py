@@ -285,7 +285,7 @@ def test_a_gradient_runs_over_the_blocks(value, numbers):
         (
             {"*mpl*": 1, "default": 0},
             (
-                r"the pattern '\*mpl\*' names no tensor; the names are like .*embed.* and "
+                r"the pattern '\*mpl\*' names no tensor; the names are like .*embed.*, "
                 r".*layers.4.mlp.up"
             ),
         ),

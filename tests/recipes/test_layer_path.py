@@ -119,7 +119,7 @@ NO_HOPS += ["0:0-3*0.5", "0:0*nan", "0:0*inf", "0:0*1e999", "0:0*", "0:0 +", "0:
             ]
         ),
         *((text, "path[1]") for text in ("0:0,", "0:0,,0:1", ["0:0", 7], ["0:0", None])),
-        *((text, "path") for text in ([], 7, None)),
+        ([], "path"),
         (
             "0:0-3 x1000000000",
             "path[0]: 4000000000 hops; a path has between 1 and 4096 hops in all",
@@ -193,7 +193,6 @@ def test_hostile_text_takes_no_time(text):
         (["1" * 10_000, 1.0], None),
         ([1.0, -1e308], "scales[1]: -1e+308 is not a number up to 1e+06"),
         ([10**9000, 1.0], None),
-        (5, "scales: 5 is not a list of numbers; give one per hop"),
     ],
     ids=lambda value: "" if value is None or isinstance(value, str) else f"{type(value).__name__}",
 )

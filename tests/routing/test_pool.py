@@ -123,5 +123,5 @@ def test_a_patched_source_is_refused():
     """A source whose forward is replaced, as device_map does, cannot lend its layers."""
     source = llama()
     source.model.layers[1].forward = source.model.layers[1].forward
-    with pytest.raises(SourceError, match="source 0: a forward of its modules is replaced"):
-        LayerPool([source])
+    with pytest.raises(PathError, match="its forward is replaced; load the source without"):
+        LayerPool([source]).model(LayerPath.parse("0:0-1"))

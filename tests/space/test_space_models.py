@@ -239,13 +239,13 @@ def test_a_model_without_safetensors_is_refused(broken, dfs):
     folder = broken()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     host = _host(folder)
-    assert "no weights in safetensors" in host.error
-    with pytest.raises(SpaceError, match="no weights in safetensors"):
+    assert "no .safetensors file (only pytorch_model.bin, a pickle" in host.error
+    with pytest.raises(SpaceError, match=r"no .safetensors file"):
         host.whole_answer(AnswerJob(EVOLVED, PROMPT, 2))
     state = AutoModelForCausalLM.from_pretrained(dfs).state_dict()
     torch.save(state, folder / "pytorch_model.bin")
     (folder / "model-decoy.safetensors").write_bytes(b"x")
-    assert "cannot be loaded" in _host(folder).error
+    assert "not a safetensors file, or damaged" in _host(folder).error
 
 
 def test_no_code_of_a_parent_is_run(dfs, tiny, tmp_path):
