@@ -188,7 +188,7 @@ class Contribution(Part):
 
 
 @dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
-class Point(trials.Point):
+class Point(trials.FrontPoint):
     """Model of the front, with its recipe's key."""
 
     stage: Name

@@ -413,7 +413,7 @@ class Host(loading.LoadedInBackground):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class EncodedPrompt:
     """A prompt as a model is given it: its token ids, and the number of tokens for which the model
     has positions after it.
 
@@ -442,7 +442,7 @@ class Prompt:
 
 def encode(
     prompt: str, loaded: Loaded, data: Data | None, pictures: seeing.Pictures = ()
-) -> Prompt:
+) -> EncodedPrompt:
     """Encode a prompt as the search does: with the tokenizer's chat template, unless the search
     prompted the models without.
 
@@ -465,7 +465,9 @@ def encode(
     if left < 1:
         most = f"this model reads {len(ids) + left:,}, answer included"
         raise SpaceError(f"The prompt has {len(ids):,} tokens; {most}. Shorten it.")
-    return Prompt(ids, left, partial(seen_inputs, tokenizer, [example], [len(ids)], left=False))
+    return EncodedPrompt(
+        ids, left, partial(seen_inputs, tokenizer, [example], [len(ids)], left=False)
+    )
 
 
 def _asked(
@@ -485,7 +487,7 @@ class _EndedError(Exception):
 
 def _write(
     model: Any,
-    prompt: Prompt,
+    prompt: EncodedPrompt,
     config: GenerationConfig,
     news: queue.SimpleQueue[Any],
     over: Callable[[], bool],

@@ -15,7 +15,15 @@ from hf_evomerge.fitness import Example, JudgingTask, Task, make_task, parse_tas
 from hf_evomerge.fitness.pictures import sees
 from hf_evomerge.fitness.tasks.writing import WritingTask
 from hf_evomerge.fitness.text.answers import RegexExtract
-from hf_evomerge.pictures.trials import FITNESS, Objective, Step, Trial, climb, of_stage, stages
+from hf_evomerge.pictures.trials import (
+    FITNESS,
+    DrawnTrial,
+    Moment,
+    Objective,
+    climb,
+    of_stage,
+    stages,
+)
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.record import EVOLVED, Data, Problem, Record
@@ -76,7 +84,7 @@ class Published:
     recipe_text: str = ""
     recipe: Recipe | None = None
     record: Record = field(default_factory=Record)
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[DrawnTrial, ...] = ()
     card: Mapping[str, Any] = field(default_factory=dict)
     parents: tuple[PublishedParent, ...] = ()
     notes: tuple[str, ...] = ()
@@ -178,7 +186,7 @@ class Published:
         )
 
     @cached_property
-    def winner(self) -> Trial | None:
+    def winner(self) -> DrawnTrial | None:
         """The trial that found the model; None where the record does not tell it."""
         row = self.record.winner
         there = of_stage(self.trials, row.stage) if row is not None else []
@@ -302,7 +310,7 @@ class Published:
     # The film shows how the best so far changed. It is of the winner's stage; where that has two
     # moments or fewer, of the stage with most.
     @cached_property
-    def film(self) -> tuple[str, list[Step]]:
+    def film(self) -> tuple[str, list[Moment]]:
         """The stage that is replayed, and the moments at which it got better: the winner's, unless
         another moves more."""
         order = [stage for stage in stages(self.trials) if stage != "random"]

@@ -28,7 +28,7 @@ from published import (
 from texts import SpaceError
 
 from hf_evomerge.errors import EvoMergeError, one_line
-from hf_evomerge.pictures.trials import Trial
+from hf_evomerge.pictures.trials import DrawnTrial
 from hf_evomerge.recipes.limited_yaml import load_limited, read_limited
 from hf_evomerge.recipes.recipe import Recipe, SourceRef, labels_of, with_optional
 from hf_evomerge.record import EVOLVED, MAX_TRIALS, STUDY_JSON, Record
@@ -208,10 +208,10 @@ def _front_matter(file: Path) -> dict[str, Any]:
     return mapping(load_limited(parts[1])) if len(parts) == 3 and not parts[0].strip() else {}
 
 
-def _trials(file: Path) -> tuple[Trial, ...]:
+def _trials(file: Path) -> tuple[DrawnTrial, ...]:
     import pyarrow.parquet as parquet
 
-    found = list[Trial]()
+    found = list[DrawnTrial]()
     opened = parquet.ParquetFile(file)
     there = opened.schema_arrow.names
     groups = opened.metadata.to_dict()["row_groups"]
@@ -234,7 +234,7 @@ def _trials(file: Path) -> tuple[Trial, ...]:
     return tuple(found[:MAX_TRIALS])
 
 
-def _trial(row: Mapping[str, Any]) -> Trial:
+def _trial(row: Mapping[str, Any]) -> DrawnTrial:
     path = readable(row.get("path"))
     scales = listing(row.get("scales"))
     others = {
@@ -243,7 +243,7 @@ def _trial(row: Mapping[str, Any]) -> Trial:
         if key.startswith(_OBJECTIVE)
     }
     known = row.get("state") == "COMPLETE"
-    return Trial(
+    return DrawnTrial(
         stage=str(row.get("stage")),
         number=int(row.get("number") or 0),
         generation=int(row.get("generation") or 0),

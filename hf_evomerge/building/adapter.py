@@ -214,7 +214,7 @@ class AdapterCheckpoint(Checkpoint):
 
 
 @dataclass(frozen=True)
-class Term:
+class Summand:
     """Part of one adapter in a module, with the factors of its rows: first row, last row + 1,
     number."""
 
@@ -224,7 +224,7 @@ class Term:
     runs: list[tuple[int, int, float]]
 
     @classmethod
-    def whole(cls, source: Parent, change: Change, shape: tuple[int, ...]) -> Term:
+    def whole(cls, source: Parent, change: Change, shape: tuple[int, ...]) -> Summand:
         """Take all of an adapter's change of a weight of this shape."""
         return cls(source, change, _rank(source, change), [(0, shape[0], 1.0)])
 
@@ -260,7 +260,7 @@ class MergedAdapter(AdapterCheckpoint):
         self.measured = [] if recipe.rank is None else list(self.modules)
         super().__init__()
 
-    def _find_terms(self) -> Iterator[tuple[str, list[Term]]]:
+    def _find_terms(self) -> Iterator[tuple[str, list[Summand]]]:
         """The adapters that take part in each weight."""
         merged = self.merged
         changed = [source.changes for source in merged.plan.sources]
@@ -280,7 +280,7 @@ class MergedAdapter(AdapterCheckpoint):
                     continue
                 own = [(first, last, shares[number]) for first, last, shares in runs]
                 if any(share for _, _, share in own):
-                    terms.append(Term(source, change, _rank(source, change), own))
+                    terms.append(Summand(source, change, _rank(source, change), own))
             if terms:
                 yield name, terms
 
@@ -308,16 +308,10 @@ class MergedAdapter(AdapterCheckpoint):
     def factors(self, name: str) -> Factors:
         """Return the two matrices of a module: of all adapters beside each other, of core space,
         or the best of the rank."""
-        import torch
-
         if self.merged.plan.core:
             left, right = self.merged.factors(name)
         else:
             left, right = self._sum(name)
-        if not left.norm().double() * right.norm().double() < torch.finfo(torch.float32).max:
-            raise SourceError(
-                f"{name}: the adapters have numbers too large to add up; look at their files"
-            )
         if (rank := self.modules[name].rank) == right.shape[0]:
             if self.measured:
                 # |L R|^2 = trace(L'L RR'), from two matrices as large as the rank: the product

@@ -6,7 +6,6 @@ No weight is read. ``merged.py`` computes what is planned here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +19,9 @@ from ..merging.core import why_no_products
 from ..merging.method import Call, MergeMethod, Values
 from ..merging.registry import get_method, in_core
 from ..merging.rows import row_count
-from ..recipes.layer_groups import classify, merged_names, parse_key, resolve
+from ..recipes.layer_groups import classify, merged_names, parse_key, renumbered, resolve
 from ..recipes.recipe import MergePart, Recipe, SlicePart, with_optional
 from .planned import Input, Planned
-
-_NUMBER = re.compile(r"((?:^|\.)(?:layers|layer|h|blocks|block)\.)(\d+)(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -247,9 +244,9 @@ class _Stacked:
         planned = {}
         for name in self.sources[0].tensors:
             if classify(name)[1] == layers[0]:
-                there = [_renumbered(name, layer) for layer in layers]
-                own = _renumbered(name, number)
-                planned[own] = self._tensor(own, there, _renumbered(name, base), offset)
+                there = [renumbered(name, layer) for layer in layers]
+                own = renumbered(name, number)
+                planned[own] = self._tensor(own, there, renumbered(name, base), offset)
         return planned
 
     def _tensor(self, name: str, there: list[str], base: str, offset: int | None) -> Planned:
@@ -262,7 +259,3 @@ class _Stacked:
         for mapping, own in zip(self.values, there, strict=True):
             values.append({key: resolve(value, own, offset) for key, value in mapping.items()})
         return _planned(inputs, origin, values, options, self.dtype)
-
-
-def _renumbered(name: str, number: int) -> str:
-    return _NUMBER.sub(lambda match: f"{match[1]}{number}", name, count=1)

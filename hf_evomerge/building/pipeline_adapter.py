@@ -16,7 +16,7 @@ from ..checkpoints.checkpoint import Parent
 from ..checkpoints.lora import METADATA, PICTURE_FILE, Change
 from ..errors import SourceError
 from ..recipes.recipe import Recipe
-from .adapter import MergedAdapter, Term, ranks_of
+from .adapter import MergedAdapter, Summand, ranks_of
 from .composed_pipeline import ComposedPipeline
 
 
@@ -46,7 +46,7 @@ class PipelineAdapter(MergedAdapter):
             if not _is_loaded(pipeline, part):
                 raise SourceError(f"diffusers loads no LoRA into the {part} of a {pipeline}")
 
-    def _find_terms(self) -> Iterator[tuple[str, list[Term]]]:
+    def _find_terms(self) -> Iterator[tuple[str, list[Summand]]]:
         """The merged component's terms, and the changes of the others."""
         yield from super()._find_terms()
         for raw, planned in self.composed.planned.items():
@@ -59,7 +59,7 @@ class PipelineAdapter(MergedAdapter):
             if (change := source.changes.get(raw)) is not None:
                 if change.beyond:
                     raise SourceError(f"{source} changes {raw} by more ({change.beyond})")
-                yield raw, [Term.whole(source, change, source.tensors[raw].shape)]
+                yield raw, [Summand.whole(source, change, source.tensors[raw].shape)]
 
     def _raw(self, name: str) -> str:
         """The name of a weight in the pipeline."""

@@ -7,7 +7,6 @@ else.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..checkpoints.compatibility import find_warnings
 from ..checkpoints.ledger import sources_of
 from ..checkpoints.part_layout import PartLayout
 from ..errors import SourceError, told
-from ..recipes.layer_groups import classify
+from ..recipes.layer_groups import classify, renumbered
 from ..recipes.recipe import FlowPart, SourceRef, with_optional
 from ..routing.config import check_configs, path_config
 from .composed import Composed, check_ids
@@ -285,7 +284,7 @@ class Routed(PlannedCheckpoint):
             slot = classify(inside)[1]
             if slot is not None:
                 source, layer = self._config.slots[slot]
-                inside = re.sub(rf"\.{slot}\.", f".{layer}.", inside, count=1)
+                inside = renumbered(inside, layer)
             found[target] = self.checkpoints[source], inside
         return found
 

@@ -104,10 +104,6 @@ def scratch_folder(out: Path, key: str) -> Iterator[Path]:
     try:
         lock.acquire(timeout=0)
     except Timeout as cause:
-        if not _lock_of(folder).exists():
-            raise EvoMergeError(
-                f"{out.parent}: no file can be made there; choose another place"
-            ) from cause
         raise EvoMergeError(
             f"{out}: another process is building it; wait for it, or choose another folder"
         ) from cause

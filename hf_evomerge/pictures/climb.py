@@ -10,10 +10,10 @@ from ..recipes.stage_names import STAGES
 from .fitness import chart_axes, stage_colour
 from .marks import Group, Rect, Text
 from .scene import PIXELS, WIDE, Panel, Scene, number, sparse, value_lines
-from .trials import Step
+from .trials import Moment
 
 
-def score_text(step: Step, accurate: bool) -> str:
+def score_text(step: Moment, accurate: bool) -> str:
     """The value of a moment, in percent where it is an accuracy."""
     return _percent(step.value) if accurate else number(step.value)
 
@@ -23,7 +23,7 @@ def _percent(share: float) -> str:
 
 
 def climb_scene(
-    steps: Sequence[Step],
+    steps: Sequence[Moment],
     at: int,
     stage: str,
     accurate: bool,

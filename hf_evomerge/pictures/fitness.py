@@ -9,7 +9,7 @@ from ..recipes.stage_names import STAGES
 from .marks import Group, Line, Mark, Spot, Symbol, Text
 from .scene import NARROW, WIDE, Axes, Panel, Scene, grid, number
 from .style import COLOURS
-from .trials import Trial, best_so_far, of_stage, spent, stages
+from .trials import DrawnTrial, best_so_far, of_stage, spent, stages
 
 MOST_DOTS = 1500
 
@@ -21,7 +21,7 @@ def stage_colour(stage: str) -> str:
     return stage if stage in COLOURS else "s3"
 
 
-def fitness_range(trials: Sequence[Trial], levels: Mapping[str, float]) -> Spot:
+def fitness_range(trials: Sequence[DrawnTrial], levels: Mapping[str, float]) -> Spot:
     """The fitness that is worth showing: without the far tail of bad trials, which would flatten
     all others.
 
@@ -69,7 +69,10 @@ def dot(axes: Axes, at: Spot, words: str) -> Symbol:
 
 
 def fitness_scene(
-    trials: Sequence[Trial], levels: Mapping[str, float], name: str = "fitness", width: int = WIDE
+    trials: Sequence[DrawnTrial],
+    levels: Mapping[str, float],
+    name: str = "fitness",
+    width: int = WIDE,
 ) -> Scene:
     """Draw every trial, the best so far of each stage, and levels as dashed lines.
 
@@ -110,14 +113,14 @@ def fitness_scene(
     return Scene(width, axes.bottom + 40, [Panel(axes, marks)], _summary(of, best_of))
 
 
-def _best(stage: str, points: Sequence[tuple[float, Trial]], floor: float) -> Line:
+def _best(stage: str, points: Sequence[tuple[float, DrawnTrial]], floor: float) -> Line:
     """The best so far of a stage; no lower than the picture."""
     tip = f"{STAGES.get(stage, stage)}: best {number(points[-1][1].fitness)}"
     spots = tuple((at, max(trial.fitness or 0.0, floor)) for at, trial in points)
     return Line(spots, "best", stage_colour(stage), tip, steps=True)
 
 
-def _trial(axes: Axes, at: float, trial: Trial) -> Symbol:
+def _trial(axes: Axes, at: float, trial: DrawnTrial) -> Symbol:
     if trial.fitness is None:
         floor = (at, axes.y_range[0])
         return Symbol(
@@ -151,7 +154,8 @@ def _levels(axes: Axes, levels: Mapping[str, float]) -> list[Mark]:
 
 
 def _summary(
-    of: Mapping[str, Sequence[Trial]], best_of: Mapping[str, Sequence[tuple[float, Trial]]]
+    of: Mapping[str, Sequence[DrawnTrial]],
+    best_of: Mapping[str, Sequence[tuple[float, DrawnTrial]]],
 ) -> str:
     words = []
     for stage, own in of.items():

@@ -11,7 +11,7 @@ from ..recipes.stage_names import STAGES
 from .fitness import MOST_DOTS, chart_axes, dot, fitness_range, stage_colour
 from .marks import Group, Line, Mark, Symbol, Text
 from .scene import WIDE, Axes, Panel, Scene, grid, number
-from .trials import Objective, Point, Trial
+from .trials import DrawnTrial, FrontPoint, Objective
 
 _RANDOM: dict[str, Any] = {
     "look": "failed",
@@ -20,8 +20,8 @@ _RANDOM: dict[str, Any] = {
 
 
 def front_scene(
-    trials: Sequence[Trial],
-    points: Sequence[Point],
+    trials: Sequence[DrawnTrial],
+    points: Sequence[FrontPoint],
     objectives: tuple[Objective, Objective],
     parents: Mapping[str, Mapping[str, float]],
     width: int = WIDE,
@@ -113,7 +113,9 @@ def _parents(
     return marks
 
 
-def _points(axes: Axes, points: Sequence[Point], objectives: Sequence[Objective]) -> list[Mark]:
+def _points(
+    axes: Axes, points: Sequence[FrontPoint], objectives: Sequence[Objective]
+) -> list[Mark]:
     up, right = (objective.name for objective in objectives)
     places = [(point.search[right], point.search[up]) for point in points]
     marks: list[Mark] = []

@@ -14,7 +14,7 @@ FITNESS = "fitness"  # the first of several objectives
 
 
 @dataclass(frozen=True)
-class Trial:
+class DrawnTrial:
     """Trial of a search.
 
     Attributes:
@@ -62,7 +62,7 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Point:
+class FrontPoint:
     """Model that no other of the search beats in every objective, with the number that it is picked
     by.
 
@@ -82,7 +82,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Step:
+class Moment:
     """A moment at which a search got better.
 
     Attributes:
@@ -92,12 +92,12 @@ class Step:
         evaluations: What was spent until then, in scores of all examples.
     """
 
-    trial: Trial
+    trial: DrawnTrial
     value: float
     evaluations: float
 
 
-def stages(trials: Sequence[Trial]) -> list[str]:
+def stages(trials: Sequence[DrawnTrial]) -> list[str]:
     """The stages that the trials belong to, in the order they ran, the random search last."""
     there = list(dict.fromkeys(trial.stage for trial in trials))
     # `STAGES` is in the order in which stages run; `sorted` is stable, so unknown ones keep theirs,
@@ -106,20 +106,20 @@ def stages(trials: Sequence[Trial]) -> list[str]:
     return sorted(there, key=lambda stage: order.index(stage) if stage in STAGES else len(order))
 
 
-def without_first(trials: Sequence[Trial]) -> list[Trial]:
+def without_first(trials: Sequence[DrawnTrial]) -> list[DrawnTrial]:
     """The trials without those of stages that run before another, whose fitness may be another
     one."""
     return [trial for trial in trials if not trial.stage.endswith("-first")]
 
 
-def of_stage(trials: Sequence[Trial], stage: str) -> list[Trial]:
+def of_stage(trials: Sequence[DrawnTrial], stage: str) -> list[DrawnTrial]:
     """The trials of one stage, in order."""
     return sorted(
         (trial for trial in trials if trial.stage == stage), key=lambda trial: trial.number
     )
 
 
-def whole(trials: Sequence[Trial]) -> list[Trial]:
+def whole(trials: Sequence[DrawnTrial]) -> list[DrawnTrial]:
     """The trials that were scored on the most examples and did not fail: the best of batches is the
     luckiest, not the best."""
     scored = [trial for trial in trials if trial.fitness is not None]
@@ -127,13 +127,15 @@ def whole(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in scored if trial.examples == most]
 
 
-def accurate(trials: Sequence[Trial]) -> bool:
+def accurate(trials: Sequence[DrawnTrial]) -> bool:
     """Tell whether an accuracy is known of all trials that did not fail, and not 0 throughout."""
     known = [trial.accuracy for trial in trials if trial.fitness is not None]
     return None not in known and any(known)
 
 
-def climb(trials: Sequence[Trial], most: int = 24, winner: Trial | None = None) -> list[Step]:
+def climb(
+    trials: Sequence[DrawnTrial], most: int = 24, winner: DrawnTrial | None = None
+) -> list[Moment]:
     """The moments at which a stage got better, in order; the last is the published model's, where
     it is of the stage.
 
@@ -147,7 +149,7 @@ def climb(trials: Sequence[Trial], most: int = 24, winner: Trial | None = None) 
     ends = spent(trials)
     share = accurate(trials)
     batches = 2 * len(exact) < sum(trial.fitness is not None for trial in trials)
-    steps = list[Step]()
+    steps = list[Moment]()
     past = list[float]()
     best = -math.inf
     values = {trial.number: (trial.accuracy if share else trial.fitness) or 0.0 for trial in trials}
@@ -171,26 +173,26 @@ def climb(trials: Sequence[Trial], most: int = 24, winner: Trial | None = None) 
         recent = past[-1 - len(past) // 4 :] if batches else past[-1:]
         if best < (now := sum(recent) / len(recent)) < last:
             best = now
-            steps.append(Step(trial, now, end))
+            steps.append(Moment(trial, now, end))
     every = max(1, math.ceil(len(steps) / most))
     steps = [*steps[::every], *(steps[-1:] if (len(steps) - 1) % every else [])]
     if winner is not None and winner in trials:
         steps = [step for step in steps if step.trial.number < winner.number]
         # one batch says no more
         value = steps[-1].value if steps and winner.number not in exact else values[winner.number]
-        steps.append(Step(winner, value, ends[list(trials).index(winner)]))
+        steps.append(Moment(winner, value, ends[list(trials).index(winner)]))
     return steps
 
 
-def spent(trials: Sequence[Trial], start: float = 0.0) -> list[float]:
+def spent(trials: Sequence[DrawnTrial], start: float = 0.0) -> list[float]:
     """The evaluations that were spent when each trial had ended."""
     return list(accumulate((trial.cost for trial in trials), initial=start))[1:]
 
 
-def best_so_far(trials: Sequence[Trial], start: float = 0.0) -> list[tuple[float, Trial]]:
+def best_so_far(trials: Sequence[DrawnTrial], start: float = 0.0) -> list[tuple[float, DrawnTrial]]:
     """The best trials so far, of those on all examples: where the best rises, and at the last
     evaluation."""
-    points: list[tuple[float, Trial]] = []
+    points: list[tuple[float, DrawnTrial]] = []
     best = -math.inf
     compared = {trial.number for trial in whole(trials)}
     ends = spent(trials, start)

@@ -90,6 +90,14 @@ def classify(tensor_name: str, post_norms: bool = False) -> tuple[Kind, int | No
     return "head", None, None
 
 
+def renumbered(tensor_name: str, block: int) -> str:
+    """The name of the same tensor of another block."""
+    match = _BLOCK.search(tensor_name)
+    if match is None:
+        return tensor_name
+    return f"{tensor_name[: match.start(1)]}{block}{tensor_name[match.end(1) :]}"
+
+
 def has_post_norms(names: Iterable[str]) -> bool:
     """Tell whether ``post_attention_layernorm`` is behind attention, as in Gemma 3, OLMo 2 and
     EXAONE 4, by a model's names."""

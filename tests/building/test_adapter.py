@@ -335,21 +335,16 @@ def test_doubts_are_warnings(make):
     assert any(line.endswith(said) for line in warnings)
 
 
-@pytest.mark.parametrize(
-    ("number", "rank"), [(float("nan"), None), (float("nan"), 3), (1e30, None)]
-)
-def test_numbers_that_cannot_be_added_up(number, rank, make, tmp_path):
-    """An adapter with NaN, or with numbers whose product is no float32, is refused in one line, and
-    nothing is left."""
+@pytest.mark.parametrize("rank", [None, 3])
+def test_numbers_that_cannot_be_added_up(rank, make, tmp_path):
+    """An adapter with NaN is refused in one line, and nothing is left."""
     recipe = make([PLAIN, PLAIN], **({} if rank is None else {"rank": rank}))
     file = Path(str(recipe.sources[0].adapter)) / "adapter_model.safetensors"
     tensors = {
-        name: tensor.fill_(number) if "q_proj" in name else tensor
+        name: tensor.fill_(float("nan")) if "q_proj" in name else tensor
         for name, tensor in load_file(file).items()
     }
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(
-        SourceError, match=r"the adapters? ha(s NaN, or infinite|ve numbers too large to add up)"
-    ):
+    with pytest.raises(SourceError, match="the adapter has NaN, or infinite"):
         build_model(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()

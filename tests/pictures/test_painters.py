@@ -184,7 +184,7 @@ def test_the_same_scenes_give_the_same_bytes(tmp_path):
         "= 'red'\n"
         "from hf_evomerge.pictures.fitness import *; from hf_evomerge.pictures.path import *\n"
         "from hf_evomerge.pictures.matplotlib_painter import save_scenes\n"
-        "trials = [Trial('ps', k, k // 2, value) for k, value in enumerate((-2., None, -1.))]\n"
+        "trials = [DrawnTrial('ps', k, k // 2, value) for k, value in enumerate([-2, None, -1])]\n"
         "path = LayerPath.parse('0:0-3, 1:2', [1, .5, 1, 1.2, 1])\n"
         "scenes = [fitness_scene(trials, {'base': -3.}), path_scene(path, ['a', 'b'], [4, 4])]\n"
         "save_scenes(scenes, sys.argv[1])\n"

@@ -14,7 +14,7 @@ from hf_evomerge.pictures.front import front_scene
 from hf_evomerge.pictures.marks import Group, Line, Rect, Symbol, Text
 from hf_evomerge.pictures.path import StepWords, path_scene
 from hf_evomerge.pictures.scene import MIDDLE, NARROW, WIDE, Axes, ticks
-from hf_evomerge.pictures.trials import Objective, Point, Step, Trial
+from hf_evomerge.pictures.trials import DrawnTrial, FrontPoint, Moment, Objective
 from hf_evomerge.pictures.weights import spans, weights_of, weights_scene
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.gates import gate_path
@@ -42,12 +42,12 @@ def words(scene):
 
 def trials_of(*fitness, stage="ps", population=2):
     """Trials in generations of `population`."""
-    return [Trial(stage, k, k // population, value) for k, value in enumerate(fitness)]
+    return [DrawnTrial(stage, k, k // population, value) for k, value in enumerate(fitness)]
 
 
 SEARCH = [
     *trials_of(-5.0, -4.0, None, -6.0, -3.0, -3.5, -2.0, -90.0, -2.5, population=4),
-    *(Trial("random", k, 0, -7.0 - k) for k in range(3)),
+    *(DrawnTrial("random", k, 0, -7.0 - k) for k in range(3)),
 ]
 
 
@@ -63,7 +63,11 @@ def test_the_bold_line_is_the_best_so_far():
 def test_stages_follow_each_other_and_a_random_search_runs_beside_them():
     """DFS begins where PS ended, a random search at 0; a trial of half the examples costs half an
     evaluation."""
-    dear = [Trial("dfs", 0, 0, -0.5, cost=0.5), *trials_of(-2.0, None), Trial("random", 0, 0, -3.0)]
+    dear = [
+        DrawnTrial("dfs", 0, 0, -0.5, cost=0.5),
+        *trials_of(-2.0, None),
+        DrawnTrial("random", 0, 0, -3.0),
+    ]
     best = {
         line.colour: list(line.points)
         for line in of_kind(fitness_scene(dear, {}), Line, "best")
@@ -136,7 +140,7 @@ def test_levels_are_lines_and_their_names_are_apart():
 
 def test_ten_thousand_trials_are_thinned_and_their_best_is_not():
     """A long search has at most 1,500 dots, and the whole line of the best."""
-    trials = [Trial("dfs", k, k // 128, -1000.0 / (k + 1)) for k in range(10_000)]
+    trials = [DrawnTrial("dfs", k, k // 128, -1000.0 / (k + 1)) for k in range(10_000)]
     scene = fitness_scene(trials, {})
     assert (
         1000
@@ -150,7 +154,7 @@ def test_ten_thousand_trials_are_thinned_and_their_best_is_not():
 def test_a_climb_is_a_bar_for_each_moment(width):
     """Bars end at the heights, those after the moment that is shown are pale, and its own value
     stands over it."""
-    steps = [Step(Trial("ps", k, k, -1.0, accuracy=1.0), k / 4, 1.0 + k) for k in range(4)]
+    steps = [Moment(DrawnTrial("ps", k, k, -1.0, accuracy=1.0), k / 4, 1.0 + k) for k in range(4)]
     scene = climb_scene(steps, 2, "ps", accurate=True, width=width, problems=500)
     bars = [bar for cell in of_kind(scene, Group, "cell") for bar in of_kind(cell, Rect)]
     assert [max(y for _, y in bar.corners) for bar in bars] == [0.0, 0.25, 0.5, 0.75]
@@ -174,18 +178,18 @@ def front_of(width=WIDE):
     """A front of two points among trials, some without all values, and parents of which two are at
     one place."""
     trials = [
-        Trial("dfs", k, 0, fitness, others={"hops": hops})
+        DrawnTrial("dfs", k, 0, fitness, others={"hops": hops})
         for k, (fitness, hops) in enumerate(VALUES)
     ]
     trials += [
-        Trial("random", 0, 0, 0.0, others={"hops": 20.0}),
-        Trial("dfs", 4, 1, None),
-        Trial("dfs", 5, 1, 0.3),
+        DrawnTrial("random", 0, 0, 0.0, others={"hops": 20.0}),
+        DrawnTrial("dfs", 4, 1, None),
+        DrawnTrial("dfs", 5, 1, 0.3),
     ]
     known = [{"fitness": fitness, "hops": hops} for fitness, hops in VALUES]
     points = [
-        Point(0, "dfs", 0, known[0], {}, False),
-        Point(1, "dfs", 1, known[1], {"fitness": 0.25, "hops": 6.0}, True),
+        FrontPoint(0, "dfs", 0, known[0], {}, False),
+        FrontPoint(1, "dfs", 1, known[1], {"fitness": 0.25, "hops": 6.0}, True),
     ]
     parents = {"a": known[3], "b": known[3], "c": {"fitness": 0.2}}
     return front_scene(trials, points, OBJECTIVES, parents, width)
@@ -228,9 +232,9 @@ def test_numbers_of_the_front_have_room(width):
     values = [{"fitness": -0.01 * k, "hops": 12.0 + 0.01 * k} for k in range(9)] + [
         {"fitness": -3.0, "hops": 1.0}
     ]
-    points = [Point(k, "dfs", k, value, {}, k == 8) for k, value in enumerate(values)]
+    points = [FrontPoint(k, "dfs", k, value, {}, k == 8) for k, value in enumerate(values)]
     scene = front_scene(
-        [Trial("dfs", 0, 0, -1.0, others={"hops": 6.0})], points, OBJECTIVES, {}, width
+        [DrawnTrial("dfs", 0, 0, -1.0, others={"hops": 6.0})], points, OBJECTIVES, {}, width
     )
     shown = {text.words: text for text in of_kind(scene, Text, "value")}
     assert {"8, this model", "9"} <= set(shown)
@@ -245,8 +249,8 @@ def test_numbers_of_the_front_have_room(width):
 
 def test_there_is_no_half_hop():
     """Below a picture of paths of nearly the same length stand whole numbers only."""
-    trials = [Trial("dfs", k, 0, -1.0 - k, others={"hops": 7.0 + k}) for k in range(3)]
-    points = [Point(0, "dfs", 0, {"fitness": -1.0, "hops": 7.0}, {}, True)]
+    trials = [DrawnTrial("dfs", k, 0, -1.0 - k, others={"hops": 7.0 + k}) for k in range(3)]
+    points = [FrontPoint(0, "dfs", 0, {"fitness": -1.0, "hops": 7.0}, {}, True)]
     scene = front_scene(trials, points, OBJECTIVES, {})
     assert [
         text.words

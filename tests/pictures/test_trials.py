@@ -1,12 +1,19 @@
 """Trials are sorted into stages and moments, and the best of them is one that was scored like the
 others."""
 
-from hf_evomerge.pictures.trials import Trial, best_so_far, climb, of_stage, stages, without_first
+from hf_evomerge.pictures.trials import (
+    DrawnTrial,
+    best_so_far,
+    climb,
+    of_stage,
+    stages,
+    without_first,
+)
 
 FITNESS = (-5.0, -4.0, None, -6.0, -3.0, -3.5, -2.0, -90.0, -2.5)
 SEARCH = [
-    *(Trial("ps", k, k // 4, value) for k, value in enumerate(FITNESS)),
-    *(Trial("random", k, 0, -7.0 - k) for k in range(3)),
+    *(DrawnTrial("ps", k, k // 4, value) for k, value in enumerate(FITNESS)),
+    *(DrawnTrial("random", k, 0, -7.0 - k) for k in range(3)),
 ]
 
 
@@ -23,10 +30,12 @@ def test_a_lucky_batch_is_no_progress():
     """On batches a value is the mean of the last quarter; the published model is the last moment,
     and nothing follows it."""
     shares = [0.0, 0.5, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0]
-    trials = [Trial("ps", k, k, -1.0, accuracy=share, examples=8) for k, share in enumerate(shares)]
+    trials = [
+        DrawnTrial("ps", k, k, -1.0, accuracy=share, examples=8) for k, share in enumerate(shares)
+    ]
     trials += [
-        Trial("ps", 16, 16, -0.5, accuracy=0.75, examples=64),
-        Trial("ps", 17, 17, -0.1, accuracy=1.0, examples=8),
+        DrawnTrial("ps", 16, 16, -0.5, accuracy=0.75, examples=64),
+        DrawnTrial("ps", 17, 17, -0.1, accuracy=1.0, examples=8),
     ]
     assert [(step.trial.number, step.value) for step in climb(trials)] == [
         (0, 0.0),
@@ -48,7 +57,7 @@ def test_a_lucky_batch_is_no_progress():
 
 def test_of_many_moments_some_are_shown():
     """At most so many, of which the first and the last stay."""
-    trials = [Trial("ps", k, k, -1.0 / (k + 1)) for k in range(100)]
+    trials = [DrawnTrial("ps", k, k, -1.0 / (k + 1)) for k in range(100)]
     numbers = [step.trial.number for step in climb(trials, 10)]
     assert len(numbers) <= 11
     assert (numbers[0], numbers[-1]) == (0, 99)
@@ -58,7 +67,7 @@ def test_the_best_of_batches_is_not_the_best():
     """The best so far is of trials on all examples, of batches only where there are no others."""
     scored = [(-3.0, 16), (-1.0, 16), (-2.5, 128), (None, 0), (-0.5, 16), (-2.0, 128)]
     trials = [
-        Trial("ps", k, k // 2, fitness, examples=examples)
+        DrawnTrial("ps", k, k // 2, fitness, examples=examples)
         for k, (fitness, examples) in enumerate(scored)
     ]
 
@@ -72,6 +81,10 @@ def test_the_best_of_batches_is_not_the_best():
 def test_what_runs_first_is_listed_first_and_left_out():
     """A stage that runs before another comes before it in the list, and its fitness, another one,
     stays out of the picture."""
-    trials = [Trial("dfs", 0, 0, 0.5), Trial("ps-first", 0, 0, -3.0), Trial("ps", 0, 0, 0.25)]
+    trials = [
+        DrawnTrial("dfs", 0, 0, 0.5),
+        DrawnTrial("ps-first", 0, 0, -3.0),
+        DrawnTrial("ps", 0, 0, 0.25),
+    ]
     assert stages(trials) == ["ps-first", "ps", "dfs"]
     assert [trial.stage for trial in without_first(trials)] == ["dfs", "ps"]

@@ -11,7 +11,7 @@ import model_pictures
 import pytest
 import views
 from edits import Route
-from published import Published, PublishedParent, Trial
+from published import DrawnTrial, Published, PublishedParent
 from reading import read
 from texts import Card, cards, message, table
 
@@ -136,7 +136,7 @@ def test_the_front_is_shown_where_there_are_several_objectives():
     record = Record.model_validate(
         {"objectives": objectives, "results": {"split": "test", "front": front}}
     )
-    trials = (Trial("dfs", 0, 0, 0.0, others={"hops": 0.0, "tokens": 0.0}),)
+    trials = (DrawnTrial("dfs", 0, 0, 0.0, others={"hops": 0.0, "tokens": 0.0}),)
     found = Published(model="m", name="m", record=record, trials=trials)
     html = views.front_view(found)
     labels = [frame.attrib["aria-label"].split(":")[0] for frame in _frames(html)]
@@ -151,14 +151,14 @@ def test_no_text_of_a_repository_becomes_markup():
     from published import PublishedParent
 
     trials = (
-        Trial(
+        DrawnTrial(
             "ps",
             0,
             0,
             -1.0,
             recipe=f"{{sources: [{{model: a}}], merge: {{method: '{EVIL[:20]}'}}}}",
         ),
-        Trial(EVIL, 1, 0, -1.0, path=("0:0",), scales=(1.0,)),
+        DrawnTrial(EVIL, 1, 0, -1.0, path=("0:0",), scales=(1.0,)),
     )
     point = {
         "number": 0,
@@ -248,9 +248,11 @@ def test_the_words_above_a_path_are_not_on_each_other(hops, select):
 def test_the_film_ends_on_the_published_model(path):
     """The record names its trial, which is the last moment of its stage; a stage that hardly moves
     gives way to another."""
-    trials = [Trial("ps", k, k, -1.0 / (k + 1), examples=16 if k > 3 else 8) for k in range(8)]
+    trials = [DrawnTrial("ps", k, k, -1.0 / (k + 1), examples=16 if k > 3 else 8) for k in range(8)]
     trials += [
-        Trial("dfs", k, k, -1.0 / (k + 1), path=path, scales=(1.0, k)) for k in range(8) if path
+        DrawnTrial("dfs", k, k, -1.0 / (k + 1), path=path, scales=(1.0, k))
+        for k in range(8)
+        if path
     ]
     stage = "dfs" if path else "ps"
     record = Record(
@@ -267,7 +269,7 @@ def test_the_film_ends_on_the_published_model(path):
     assert "<b>The published model</b>" in best
     assert "ev-runs" in views.film_view(shown, 0, runs=True)[0]
     assert f" on the {'16 ' * (not path)}search problems." in best
-    part = replace(shown, trials=(Trial("ps", 0, 0, -1.0, examples=8),))
+    part = replace(shown, trials=(DrawnTrial("ps", 0, 0, -1.0, examples=8),))
     assert "on the last batches of 8 search problems." in views.film_view(part, 0)[1]
     if path:
         still = replace(
@@ -365,7 +367,7 @@ def test_a_perfect_score_is_no_dare():
 def test_a_moment_says_how_many_problems_were_read():
     """The film counts problems, not parts of an evaluation."""
     trials = tuple(
-        Trial("ps", number, number, -1.0 / (number + 1), cost=0.61, examples=8)
+        DrawnTrial("ps", number, number, -1.0 / (number + 1), cost=0.61, examples=8)
         for number in range(3)
     )
     published = Published("m", "m", record=Record(splits={"search": 256}), trials=trials)

@@ -12,8 +12,8 @@ from ...pictures.front import front_scene
 from ...pictures.matplotlib_painter import save_scenes
 from ...pictures.path import path_scene
 from ...pictures.scene import Scene
+from ...pictures.trials import DrawnTrial as Drawn
 from ...pictures.trials import Objective
-from ...pictures.trials import Trial as Drawn
 from ...pictures.weights import weights_of, weights_scene
 from ...recipes.recipe import Recipe
 from ...recipes.stage_names import STAGES
