@@ -4,7 +4,6 @@ the model draws of them."""
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,10 +12,11 @@ from published import as_float
 from seeing import KEPT
 from texts import SpaceError, escape, message
 
-from hf_evomerge.errors import one_line
+from hf_evomerge.checkpoints.pipeline import INDEX
+from hf_evomerge.checkpoints.repository import find_folder
+from hf_evomerge.errors import EvoMergeError, one_line
 from hf_evomerge.record import MADE_WITH
 
-INDEX = "model_index.json"
 MAX_STEPS = 100
 MAX_SEED = 2**31 - 1
 MAX_PROMPT = 1000  # characters
@@ -24,13 +24,9 @@ MAX_PROMPT = 1000  # characters
 
 def is_pipeline(model: str, revision: str | None = None) -> bool:
     """Tell whether a folder or repository is a diffusion pipeline."""
-    if not model or Path(model).is_dir():
-        return bool(model) and (Path(model) / INDEX).is_file()
-    from huggingface_hub import HfApi
-
     try:
-        return HfApi().file_exists(model, INDEX, revision=revision)
-    except Exception:  # the page for texts says what is wrong
+        return (find_folder(model, revision)[0] / INDEX).is_file()
+    except EvoMergeError:  # the page for texts says what is wrong
         return False
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import SourceError
 from ..recipes.layer_groups import classify
-from ..recipes.layer_path import SCALED, hop_table
+from ..recipes.layer_path import SCALED
 from .checkpoint import Parent
 from .headers import TensorInfo, read_mapping
 from .open import open_source
@@ -147,7 +147,8 @@ class Inspection:
                     f"source {i:<6} {source.get('model', 'unnamed')}{revision}, "
                     f"{source['layers']} layers"
                 )
-            lines += hop_table(path, scales)
+            for number, (hop, scale) in enumerate(zip(path, scales, strict=True), 1):
+                lines.append(f"  hop {number:3}  {hop:24} scale {scale:.4f}")
         return "\n".join(lines)
 
 

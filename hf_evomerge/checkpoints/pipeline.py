@@ -10,7 +10,6 @@ groups of blocks and gradients mean what they mean elsewhere:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -181,7 +180,8 @@ class Pipeline(Source):
     @cached_property
     def layout(self) -> PartLayout:
         """Layout of its components."""
-        return PipelineLayout.of_tensors(self.tensors)
+        modules = {raw: raw.partition("/")[2] for raw in self.tensors}
+        return PipelineLayout(dict.fromkeys(self.parts, ""), "rest", None, modules)
 
     @property
     def architecture_warnings(self) -> list[str]:
@@ -268,14 +268,6 @@ class _Folder(Source):
 class PipelineLayout(PartLayout):
     """Layout of a pipeline's components; ``modules`` has the name of each tensor in its
     component."""
-
-    @classmethod
-    def of_tensors(cls, raws: Iterable[str]) -> PipelineLayout:
-        """The layout of a pipeline with these tensors."""
-        modules = {raw: raw.partition("/")[2] for raw in raws}
-        return cls(
-            dict.fromkeys((raw.partition("/")[0] for raw in modules), ""), "rest", None, modules
-        )
 
     @cached_property
     def _blocks(self) -> dict[str, dict[tuple[str, int], int]]:

@@ -208,10 +208,6 @@ class TensorJob:
         multiple of 1/65536)."""
         return Drop(min(max(round(density * LEVELS), 0), LEVELS), self._fields[index])
 
-    def is_zero(self, index: int) -> bool:
-        """Tell whether every element of one input is 0."""
-        return not any(block.any() for _, block in self.blocks(index))
-
     def sum_abs(self, index: int, change: Callable[[Tensor, int], Tensor] | None = None) -> float:
         """The sum of the magnitudes of one input, after `change` of each slice where it is
         given."""

@@ -17,6 +17,7 @@ import math
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,14 +104,14 @@ class MergeGradient:
         for parameter in model.parameters():
             begin = parameter.data_ptr()
             end = begin + parameter.numel() * parameter.element_size()
-            inside = [
-                (job, (target.data_ptr() - begin) // target.element_size())
-                for job, target in merger.jobs
-                if begin <= target.data_ptr() < end
-                and not (
-                    merger.method.task_vectors and all(map(job.is_zero, range(merger.source_count)))
-                )
-            ]
+            inside = []
+            for job, target in merger.jobs:
+                if not begin <= target.data_ptr() < end:
+                    continue
+                blocks = chain.from_iterable(map(job.blocks, range(merger.source_count)))
+                # where all task vectors are 0, so are the derivatives
+                if not merger.method.task_vectors or any(block.any() for _, block in blocks):
+                    inside.append((job, (target.data_ptr() - begin) // target.element_size()))
             if inside:
                 self._parts[parameter] = inside
         size = sum(parameter.numel() * parameter.element_size() for parameter in self._parts)

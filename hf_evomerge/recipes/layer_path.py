@@ -167,11 +167,6 @@ class LayerPath:
         return path if scales is None else path.with_scales(scales)
 
     @classmethod
-    def identity(cls, layers: int, source: int = 0) -> LayerPath:
-        """The path that runs a source as it is."""
-        return cls.of((source, layer) for layer in range(layers))
-
-    @classmethod
     def parse(cls, text: str | Sequence[str], scales: Sequence[float] | None = None) -> LayerPath:
         """Read a path.
 
@@ -248,15 +243,6 @@ def _is_number(value: object) -> bool:
     return (
         isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_FACTOR
     )
-
-
-def hop_table(hops: Sequence[str], scales: Sequence[float]) -> list[str]:
-    """Write one line per hop, for people: its number, from 1 as in pictures, its terms, its
-    scale."""
-    return [
-        f"  hop {i:3}  {hop:24} scale {scale:.4f}"
-        for i, (hop, scale) in enumerate(zip(hops, scales, strict=True), 1)
-    ]
 
 
 def _check_room(wanted: int, room: int, position: int) -> None:

@@ -112,9 +112,9 @@ def identity(architecture, folder):
     and the embedding source."""
     pool = pool_of(architecture)
     for target in ("stream", "mlp_delta"):
-        merged = pool.model(LayerPath.identity(3), target)
+        merged = pool.model(LayerPath.parse("0:0-2"), target)
         assert torch.equal(merged(token_ids()).logits, pool.models[0](token_ids()).logits)
-    other = LayerPool(pool.models, embedding_source=1).model(LayerPath.identity(4, 1))
+    other = LayerPool(pool.models, embedding_source=1).model(LayerPath.parse("1:0-3"))
     assert torch.equal(other(token_ids()).logits, pool.models[1](token_ids()).logits)
 
 

@@ -165,13 +165,13 @@ def test_generation_takes_what_the_source_class_takes():
     ids = token_ids()
     options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     source = tiny_model("gpt2")
-    model = LayerPool([source]).model(LayerPath.identity(3))
+    model = LayerPool([source]).model(LayerPath.parse("0:0-2"))
     kinds = torch.ones_like(ids)
     written = [each.generate(ids, token_type_ids=kinds, **options) for each in (model, source)]
     assert torch.equal(*written)
     with pytest.raises(ValueError, match=r"not used by the model: \['tokn_type_ids'\]"):
         model.generate(ids, tokn_type_ids=kinds, **options)
-    model = LayerPool([tiny_model("openai-gpt")]).model(LayerPath.identity(3))
+    model = LayerPool([tiny_model("openai-gpt")]).model(LayerPath.parse("0:0-2"))
     with pytest.raises(
         ValueError, match=r"^inputs_embeds: OpenAIGPTLMHeadModel cannot generate from embeddings"
     ):

@@ -46,7 +46,7 @@ def test_a_layer_that_would_compute_something_else_is_refused_everywhere(archite
         r"cannot run there$"
     )
     config = EvoMergedConfig.from_sources([source.config], wrong, checked=True)
-    whole = LayerPool([source]).model(LayerPath.identity(3))
+    whole = LayerPool([source]).model(LayerPath.parse("0:0-2"))
     for refuse in (
         lambda: EvoMergedConfig.from_sources([source.config], wrong),
         lambda: EvoMergedForCausalLM(config),

@@ -226,4 +226,4 @@ def test_unique_layers_in_order_of_the_first_visit():
 
 def test_identity_runs_a_source_as_it_is():
     """The identity path visits every layer of one source once, in order, with scale 1."""
-    assert LayerPath.identity(3, source=1) == LayerPath.parse("1:0-2", [1, 1, 1])
+    assert LayerPath.of((1, layer) for layer in range(3)) == LayerPath.parse("1:0-2", [1, 1, 1])

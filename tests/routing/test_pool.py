@@ -69,7 +69,7 @@ def test_embeddings_come_from_the_embedding_source():
     first = llama(3)
     second = llama(4, seed=1, vocab_size=70, eos_token_id=9)
     second.generation_config.repetition_penalty = 1.3
-    model = LayerPool([first, second], embedding_source=1).model(LayerPath.identity(3, 0))
+    model = LayerPool([first, second], embedding_source=1).model(LayerPath.parse("0:0-2"))
     assert model.get_input_embeddings().weight is second.model.embed_tokens.weight
     assert model.config.embedding_source == 1
     assert model.config.text_config.vocab_size == 70
@@ -86,7 +86,7 @@ def test_models_are_freed(pool):
         gc.collect()
         return sum(issubclass(type(thing), torch.nn.Module) for thing in gc.get_objects())
 
-    pool.model(LayerPath.identity(3))
+    pool.model(LayerPath.parse("0:0-2"))
     before = modules()
     for _ in range(20):
         pool.model(LayerPath.parse("0:0, 1:1*0.5 + 0:1*0.5, 0:2", [1, 0.5, 1]))
@@ -114,7 +114,7 @@ def test_sources_of_other_kinds_are_refused(pool):
     with pytest.raises(SourceError, match=r"source 1: LlamaModel in"):
         LayerPool([llama(), llama().model])
     with pytest.raises(SourceError, match=r"source 0: EvoMergedForCausalLM is not a plain"):
-        LayerPool([pool.model(LayerPath.identity(3))])
+        LayerPool([pool.model(LayerPath.parse("0:0-2"))])
     with pytest.raises(SourceError, match="embedding_source: 1, but there are 1 sources"):
         LayerPool([llama()], embedding_source=1)
 

@@ -279,7 +279,7 @@ def test_flow_space_begins_at_a():
     config = _config(space="dfs", path={"kind": "gates", "order": [1, 0], "repetitions": 2})
     space = FlowSpace(config, [4, 3])
     flow = space.decode(space.start().mean).flow
-    assert flow.path == LayerPath.identity(3, source=1).as_text()
+    assert flow.path == LayerPath.parse("1:0-2").as_text()
     assert (flow.scales, flow.embedding_source, flow.scale_target) == (None, 1, "stream")
     assert space.start().sigma == 0.2
 

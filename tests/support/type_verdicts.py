@@ -24,7 +24,7 @@ from hf_evomerge.recipes.recipe import FlowPart, SourceRef
 from hf_evomerge.routing.pool import LayerPool
 
 # Two sources of four layers each.
-IDENTITY = LayerPath.identity(4)
+IDENTITY = LayerPath.parse("0:0-3")
 MOVED = LayerPath.parse("0:0, 1:1, 1:3, 0:1, 1:2, 0:0, 1:3, 0:2")
 SUMS = LayerPath.parse(["0:0", "0:1*0.5 + 1:1*0.5", "1:3", "0:2"])
 WORKS = "works"
