@@ -202,9 +202,12 @@ def _asked(
                     f"{name}: no folder{looked_in(name)}, not in the Hub cache, and the Hub cannot "
                     "be reached; check the name and HF_HUB_OFFLINE"
                 ) from error
-        elif isinstance(known, errors.RepositoryNotFoundError) and not isinstance(
-            known, errors.GatedRepoError
-        ):
+        elif isinstance(known, errors.GatedRepoError):
+            raise SourceError(
+                f"{name}: gated; ask for access on its page on the Hub, and log in with `hf auth "
+                "login`"
+            ) from error
+        elif isinstance(known, errors.RepositoryNotFoundError):
             raise SourceError(
                 f"{name}: no folder{looked_in(name)}, and no such model on the Hub, or it is "
                 "private; check the name, or log in with `hf auth login`"

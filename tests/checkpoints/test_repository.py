@@ -187,7 +187,7 @@ def test_a_gated_model_says_where_to_ask(monkeypatch):
     )
     monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=refused))
     with pytest.raises(
-        SourceError, match=r"^you/x: 403 .* Access to model x is restricted; log in as"
+        SourceError, match=r"^you/x: gated; ask for access on its page on the Hub, and log in"
     ):
         Repository("you/x")
 

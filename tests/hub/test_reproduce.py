@@ -289,7 +289,7 @@ def test_a_recipe_of_a_stranger_reads_no_folder(lfs_api, tmp_path, monkeypatch, 
     text = recipe.model_copy(update={"sources": [source, recipe.sources[1]]}).to_yaml()
     _put(lfs_api, "recipe.yaml", text.encode())
     with pytest.raises(
-        EvoMergeError, match="cannot be downloaded" if name.startswith("a/") else "not read"
+        EvoMergeError, match="Repo id must" if name.startswith("a/") else "not read"
     ):
         reproduce("local/merge", api=lfs_api)
 
