@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import RecipeError, told
 from ..recipes.layer_groups import expand, is_tensor, without_unmatched
-from .method import MergeMethod, Values
+from .method import Call, MergeMethod, Values
+
+_FINE = 1 << 40  # rows: the numbers of a real tensor change at fewer places
 
 
 def complete(
@@ -30,7 +32,8 @@ def complete(
         has_base: Whether there is a base.
         layer_count: Number of blocks, where it is known: layer groups are checked, and gradients
             laid over the blocks.
-        names: Raw names of the tensors, where they are known: patterns are checked.
+        names: Raw names of the tensors, where they are known: patterns are checked, and what does
+            not go together.
         ignore: Whether patterns that name no tensor are left out; else they are refused.
 
     Returns:
@@ -38,8 +41,9 @@ def complete(
 
     Raises:
         RecipeError: Naming the key: unknown parameter, wrong type, out of range, layer groups that
-            do not exist, overlap or leave a part of the model out, patterns that name nothing, no
-            base where one is needed, too many or too few sources.
+            do not exist, overlap or leave a part of the model out, patterns that name nothing,
+            parameters that do not go together, no base where one is needed, too many or too few
+            sources.
     """
     check_sources(method, sources, has_base)
     if parameters and len(parameters) != sources:
@@ -55,6 +59,12 @@ def complete(
         _complete(method, "source", mapping, f"merge.parameters[{index}]", layer_count, names)
         for index, mapping in enumerate(parameters or [{}] * sources)
     ]
+    if (check := method.check) is None:
+        return values, chosen
+    for name in names or ():
+        for _, _, call in Call.of_tensor(name, values, chosen).runs(_FINE):
+            with told(RecipeError, RecipeError, "merge.parameters: ", f" (in {name})"):
+                check(call)
     return values, chosen
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RecipeError, SourceError
 from .arithmetic import TensorJob
 from .checks import number_of_models
-from .method import MergeMethod, Values
+from .method import Call, MergeMethod, Values
 from .parameters import Parameter
 
 if TYPE_CHECKING:
@@ -158,6 +158,8 @@ def _merge(method: MergeMethod, given: Values) -> Tensor:
     options = {
         parameter.name: _one_each(method, parameter, given)[0] for parameter in method.options
     }
+    if method.check is not None:
+        method.check(Call(options, values))
     job = TensorJob(given.get("name", ""), method, base, sources, seed=given.get("seed", 0))
     with torch.no_grad():
         merged = torch.empty(sources[0].shape, dtype=sources[0].dtype, device=sources[0].device)

@@ -100,6 +100,8 @@ The base is None where the method works without one.
 """
 Prepare = Callable[[Any, Call], Any]
 """Looks at one tensor of the model, a `TensorJob`, which imports this file."""
+Check = Callable[[Call], None]
+"""Raises `RecipeError` where numbers for one tensor, each of them right, do not go together."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class MergeMethod:
             themselves.
         prepare: Computes what depends on a whole tensor (a threshold, an angle); its result is
             ``call.prepared``.
+        check: Refuses parameters that do not go together, before any work.
         is_sum: Whether the result is ``base + lambda * sum w_i d_i`` where the options do not
             normalize: its gradient is then made of the inner products with the task vectors (or
             tensors) alone.
@@ -139,6 +142,7 @@ class MergeMethod:
     task_vectors: bool = False
     base_optional: bool = False
     prepare: Prepare | None = None
+    check: Check | None = None
     is_sum: bool = False
     full_rank: bool = False
     random: bool = False

@@ -128,6 +128,10 @@ REFUSED = [
         r"both name layers.1.self_attn.weight",
     ),
     (
+        part("linear", [{"weight": {"default": 1, "blocks.3.mlp": 0}}, {"weight": 0}]),
+        "the weights of linear add up to 0",
+    ),
+    (
         part(parameters=[{"weight": []}, {}]),
         r"merge.parameters\[0\].weight: an empty list; give the numbers of the gradient",
     ),

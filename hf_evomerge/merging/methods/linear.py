@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@register_method("linear", parameters=[WEIGHT, NORMALIZE.with_default(True)], is_sum=True)
+def check(call: Call) -> None:
+    """Refuse weights that cancel with ``normalize``."""
+    if call.options["normalize"] and abs(total := sum(call.weights)) < 1e-8:
+        raise RecipeError(
+            f"the weights of linear add up to {total:g}; with normalize they must not be 0"
+        )
+
+
+@register_method(
+    "linear", parameters=[WEIGHT, NORMALIZE.with_default(True)], check=check, is_sum=True
+)
 def linear(base: Tensor | None, sources: list[Tensor], call: Call) -> Tensor:
     """Weighted mean of the sources: ``sum w_i x_i / sum w_i``; without ``normalize`` the plain sum.
     Needs no base.
@@ -29,9 +39,5 @@ def linear(base: Tensor | None, sources: list[Tensor], call: Call) -> Tensor:
     """
     merged = weighted_sum(sources, call.weights, call.owns)
     total = sum(call.weights) if call.options["normalize"] else 1.0
-    if abs(total) < 1e-8:
-        raise RecipeError(
-            f"the weights of linear add up to {total:g}; with normalize they must not be 0"
-        )
     # it is a tensor where differentiated
     return merged if isinstance(total, float) and total == 1 else merged.div_(total)
