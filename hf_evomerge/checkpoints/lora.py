@@ -462,10 +462,11 @@ class Adapter:
         # way round a weight is, and those of other layers where it is square.
         is_conv1d = has_conv1d if a[1:] == b[:1] else info.shape == (a[1], b[0])
         change.transposed = change.is_embedding or is_conv1d
-        if change.magnitude and (change.is_embedding or not self.config.get("use_dora")):
+        is_dora = bool(self.config.get("use_dora"))
+        if bool(change.magnitude) != is_dora or (is_dora and change.is_embedding):
             raise SourceError(
-                f"{self.label}: {module}: DoRA is read of linear layers alone, where "
-                f"{CONFIG_FILE} says use_dora; merge it with peft"
+                f"{self.label}: {module}: DoRA is read of linear layers alone, which have a "
+                f"magnitude where {CONFIG_FILE} says use_dora; merge it with peft"
             )
         self._check_shape(target, info.shape, (a[1], b[0]) if change.transposed else (b[0], *a[1:]))
         if change.magnitude:

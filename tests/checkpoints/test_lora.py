@@ -225,6 +225,7 @@ REFUSED = [
     ),
     ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens is [5], which is not supported$"),
     ({"r": 5}, "model.layers.0.mlp.down_proj has rank 4, adapter_config.json says 5"),
+    ({"use_dora": True}, "which have a magnitude where adapter_config.json says use_dora"),
     (
         {"target_modules": ["q_proj"]},
         "target_modules does not name model.layers.0.mlp.down_proj, for which the adapter has",
