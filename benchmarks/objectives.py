@@ -31,9 +31,8 @@ from specialists.language import problems
 
 from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.file.objectives import vector
+from hf_evomerge.search.front.optimizers import FrontOptimizer
 from hf_evomerge.search.optimizers.ask_tell import Start
-from hf_evomerge.search.optimizers.nsga import ParetoOptimizer
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
@@ -77,7 +76,6 @@ def volumes(config: SearchConfig, study: Study) -> dict[str, list[tuple[float, f
     The box lies between the worst and the best value of each objective, in the trials of all stages
     together.
     """
-    names = config.objective_names
     trials = {
         stage.name: study.trials(stage.name) for stage in config.stages if stage.role != "first"
     }
@@ -86,7 +84,7 @@ def volumes(config: SearchConfig, study: Study) -> dict[str, list[tuple[float, f
         for stage, found in trials.items()
     }
     vectors = {
-        stage: [vector(trial.scores, names) for trial in found] for stage, found in scored.items()
+        stage: [config.vector(trial.scores) for trial in found] for stage, found in scored.items()
     }
     every = [each for found in vectors.values() for each in found]
     low = np.min(every, axis=0)
@@ -120,11 +118,11 @@ def compare_drivers() -> str:
     rows = ["| seed | ours | pymoo | random |", "| --- | --- | --- | --- |"]
     for seed in SEEDS:
         start = Start(np.full(NUMBERS, 0.5), 0.25, np.zeros(NUMBERS), np.ones(NUMBERS))
-        optimizer = ParetoOptimizer(start, objectives=2, population=POPULATION, seed=seed)
+        optimizer = FrontOptimizer(start, metrics=2, population=POPULATION, seed=seed)
         every: list[NDArray[np.float64]] = []
         for _ in range(GENERATIONS):
             values = -zdt1(np.array(optimizer.ask()))
-            optimizer.tell([0.0] * len(values), objectives=list(values))
+            optimizer.tell(list(values))
             every += list(values)
         theirs.clear()
         problem = Theirs(n_var=NUMBERS, n_obj=2, xl=0.0, xu=1.0)

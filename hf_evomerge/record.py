@@ -173,6 +173,14 @@ class Row(Figures):
     lead: Comparison | None = None
     fitness_lead: Comparison | None = None
 
+    @staticmethod
+    def scored(scores: Scores) -> dict[str, Any]:
+        """Fields that some scores fill."""
+        figures = Figures.of(scores).model_dump()
+        if scores.others:
+            figures["objectives"] = {name: each.mean for name, each in scores.others.items()}
+        return figures
+
 
 class Contribution(Part):
     """Contribution of one source to the winner: the fitness that is lost without it."""
@@ -251,7 +259,7 @@ class Record(Part):
     """The parents' licenses when the model was pushed, by model."""
     levels: Values = Field(default_factory=dict)
     """Fitness and objectives of the parents on the search split, by name."""
-    objectives: list[trials.Objective] = Field(default_factory=list, max_length=64)
+    objectives: list[trials.Metric] = Field(default_factory=list, max_length=64)
     """The fitness and all others, where there are several."""
     parents: dict[Name, Values] = Field(default_factory=dict, max_length=1000)
     """Fitness and objectives of the parents on the search split, by name."""

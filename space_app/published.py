@@ -15,15 +15,7 @@ from hf_evomerge.fitness import Example, JudgingTask, Task, make_task, parse_tas
 from hf_evomerge.fitness.pictures import sees
 from hf_evomerge.fitness.tasks.writing import WritingTask
 from hf_evomerge.fitness.text.answers import RegexExtract
-from hf_evomerge.pictures.trials import (
-    FITNESS,
-    DrawnTrial,
-    Moment,
-    Objective,
-    climb,
-    of_stage,
-    stages,
-)
+from hf_evomerge.pictures.trials import FITNESS, DrawnTrial, Metric, Moment, climb, of_stage, stages
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.record import EVOLVED, Data, Problem, Record
@@ -323,7 +315,7 @@ class Published:
         )
 
     @property
-    def objectives(self) -> list[Objective]:
+    def objectives(self) -> list[Metric]:
         """Objectives of a search for several, the fitness first; none where there was one."""
         given = self.record.objectives[:MAX_OBJECTIVES]
         return given if len(given) > 1 and given[0].name == FITNESS else []

@@ -26,7 +26,7 @@ from hf_evomerge.pictures.front import front_scene
 from hf_evomerge.pictures.path import StepWords
 from hf_evomerge.pictures.scene import MIDDLE, listed
 from hf_evomerge.pictures.svg import responsive
-from hf_evomerge.pictures.trials import FITNESS, Objective, accurate, of_stage, whole, without_first
+from hf_evomerge.pictures.trials import FITNESS, Metric, accurate, of_stage, whole, without_first
 from hf_evomerge.pictures.weights import spans, weights_of
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.recipes.stage_names import STAGES
@@ -266,7 +266,7 @@ def fitness_view(published: Published) -> str:
         return message(NO_STUDY) + results_table(published)
     trials = without_first(published.trials)
     unit = published.record.unit
-    name = str(Objective(FITNESS, unit))
+    name = str(Metric(FITNESS, unit))
     levels = published.record.levels
     picture = responsive(lambda width: fitness_scene(trials, levels, name, width)) if trials else ""
     words = (
@@ -326,7 +326,7 @@ def results_table(published: Published) -> str:
     heads = [
         "model",
         *[f"right of {total:,}"] * accurate,
-        str(Objective(FITNESS, unit)),
+        str(Metric(FITNESS, unit)),
         "evaluations",
     ]
 

@@ -3,7 +3,7 @@ the card that prints it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import FitnessError, one_line
 
+FITNESS = "fitness"
+"""The metric that the mean score is."""
 LARGEST = 1e100  # of a score's absolute value: sums and squares of them are numbers still
 
 
@@ -27,7 +29,7 @@ class Scores:
             shape (n,).
         seconds: Wall time of the evaluation.
         gradient: Gradient of the fitness, in the coordinates that it was asked for.
-        others: Scores of the search's other objectives, by name.
+        others: Scores by the other metrics, by name.
         error: Reason why there are no scores; see `failed`.
 
     Raises:
@@ -69,11 +71,8 @@ class Scores:
             raise FitnessError(f"the score of example {bad[0]} is {found}, {what}")
         if self.gradient is not None and not np.isfinite(self.gradient).all():
             raise FitnessError("the gradient of the fitness is not finite")
-        for name, given in (
-            ("outputs", self.outputs),
-            ("correct", self.correct),
-            ("truncated", self.truncated),
-        ):
+        for name in ("outputs", "correct", "truncated"):
+            given = getattr(self, name)
             if given is not None and len(given) != len(self.values):
                 raise FitnessError(
                     f"{len(self.values)} scores but {len(given)} {name}; there must be one "
@@ -105,6 +104,13 @@ class Scores:
     def mean(self) -> float | None:
         """The fitness; None where the evaluation failed."""
         return None if self.error is not None else float(self.values.mean())
+
+    def metrics(self, names: Iterable[str]) -> dict[str, float]:
+        """Mean scores by these metrics, as far as they are known; the first of all is called
+        ``fitness``."""
+        known = {**self.others, FITNESS: self}
+        there = [name for name in names if name in known and self.error is None]
+        return {name: float(known[name].values.mean()) for name in there}
 
     @property
     def standard_error(self) -> float | None:

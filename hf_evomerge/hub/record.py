@@ -9,23 +9,22 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.hashes import file_sha256
 from ..checkpoints.inside import check_inside
 from ..errors import EvoMergeError, HubError, SearchError
-from ..pictures.trials import Objective
 from ..recipes.names import named_folder
 from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
 from ..recipes.strict_yaml import validate
 from ..record import EVOLVED, STUDY_JSON, Record, Results
 from ..search.file.config import SearchConfig
-from ..search.file.objectives import FITNESS, known_values
 from ..search.file.splits import SPLITS
 from ..search.file.stages import STAGES
 from ..search.folder import about_of
+from ..search.front.results import record_parts
 from ..search.results.export import trial_row, write_parquet
 from ..search.results.plots import parent_levels, parent_scores
 from ..search.results.show import stage_facts
@@ -104,11 +103,11 @@ def write_record(
                 for stage in config.stages
                 if trials.get(stage.name)
             ],
-            "unit": config.units[FITNESS],
+            "unit": config.fitness.unit,
             "names": config.parent_names,
             "licenses": dict(licenses or {}),
             "levels": parent_levels(config, study),
-            **(_objectives(config, study) if config.objectives else {}),
+            **(record_parts(config, parent_scores(config, study)) if config.has_front else {}),
             "results": results,
             "trial": _winning_trial(study, results),
             **_examples(study, config, examples, out / IMAGES_FOLDER, trust_remote_code),
@@ -116,7 +115,7 @@ def write_record(
         record = validate(Record, parts, HubError)
         out.mkdir(parents=True, exist_ok=True)
         every = [trial for each in trials.values() for trial in each]
-        _write_trials(study, every, config.objective_names, out / TRIALS_FILE, publish)
+        _write_trials(study, every, config.metrics, out / TRIALS_FILE, publish)
     record.save(out / STUDY_JSON)
     for picture in sorted((search / PLOTS_FOLDER).glob("*.png")):
         check_inside(search, picture)
@@ -165,18 +164,6 @@ def _winning_trial(study: Study, results: Results | None) -> int | None:
     key = Recipe.load(study.folder / RECIPE_FILE).key
     trials = [trial for trial in study.trials(results.winner.stage) if trial.recipe_key == key]
     return max(trials, key=lambda trial: trial.scores.values.size).number if trials else None
-
-
-def _objectives(config: SearchConfig, study: Study) -> dict[str, Any]:
-    """The objectives, and the parents' values of each on the search examples."""
-    parents = {
-        name: known_values(scores, config.objective_names)
-        for name, scores in parent_scores(config, study).items()
-    }
-    return {
-        "objectives": [Objective(name, unit) for name, unit in config.units.items()],
-        "parents": parents,
-    }
 
 
 def _examples(
@@ -249,7 +236,7 @@ def _written(example: Example, number: int, images: Path) -> list[str]:
 
 
 def _write_trials(
-    study: Study, trials: Sequence[Trial], objectives: Sequence[str], file: Path, publish: Publish
+    study: Study, trials: Sequence[Trial], metrics: Iterable[str], file: Path, publish: Publish
 ) -> None:
     """Write one row per trial; the whole table appears under its name at once."""
     keys = dict.fromkeys(trial.recipe_key for trial in trials)
@@ -262,7 +249,7 @@ def _write_trials(
         key = trial.recipe_key or ""
         path = paths.get(key)
         row = {
-            **trial_row(trial, objectives),
+            **trial_row(trial, metrics),
             "recipe": texts.get(key),
             "error": _without_folders(trial.scores.error),
             "genome": trial.genome.tolist(),

@@ -1,39 +1,34 @@
-"""The front of a search for several objectives: every trial, and the models that nothing beats."""
+"""The front of a search by several metrics: every trial, and the models that nothing beats."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ..recipes.stage_names import STAGES
 from .fitness import MOST_DOTS, chart_axes, dot, fitness_range, stage_colour
 from .marks import Group, Line, Mark, Symbol, Text
 from .scene import WIDE, Axes, Panel, Scene, grid, number
-from .trials import DrawnTrial, FrontPoint, Objective
-
-_RANDOM: dict[str, Any] = {
-    "look": "failed",
-    "shape": "cross",
-}  # a random search is told apart without colour
+from .trials import DrawnTrial, FrontPoint, Metric
 
 
 def front_scene(
     trials: Sequence[DrawnTrial],
     points: Sequence[FrontPoint],
-    objectives: tuple[Objective, Objective],
+    metrics: tuple[Metric, Metric],
     parents: Mapping[str, Mapping[str, float]],
     width: int = WIDE,
 ) -> Scene:
-    """Draw one objective over another: every trial, the models that no other beats, the one on
+    """Draw one metric over another: every trial, the models that no other beats, the one on
     show, and the parents.
 
-    The front has at least one point; a line joins its points where there are no other objectives.
-    The first objective goes up, the second to the right. Parents have their values by objective, by
+    The front has at least one point; a line joins its points where there are no other metrics.
+    The first metric goes up, the second to the right. Parents have their values by metric, by
     name. The width is in pixels.
     """
-    up, right = (objective.name for objective in objectives)
+    names = [metric.name for metric in metrics]
+    up, right = names
     known = {
         name: (values[right], values[up])
         for name, values in parents.items()
@@ -59,45 +54,34 @@ def front_scene(
     if all(x == int(x) for x in across):  # hops: no marks between them
         count = min(count, math.ceil(x_range[1] - x_range[0]))
     axes = chart_axes(width, x_range, fitness_range(trials, levels))
-    marks = grid(axes, x_name=str(objectives[1]), y_name=str(objectives[0]), x_ticks=count)
+    marks = grid(axes, x_name=str(metrics[1]), y_name=str(metrics[0]), x_ticks=count)
     for trial, x, y in alive[:: max(1, math.ceil(len(alive) / MOST_DOTS))]:
-        words = (
-            f"Trial {trial.number}, generation {trial.generation}: {_values(objectives, (y, x))}"
-        )
+        said = _listed({up: y, right: x})
+        words = f"Trial {trial.number}, generation {trial.generation}: {said}"
         mark = dot(axes, (x, y), words)
         if trial.stage == "random" and mark.look == "dot":
-            mark = replace(mark, **_RANDOM)
+            mark = replace(mark, look="failed", shape="cross")  # told apart without colour
         marks.append(Group((mark,), colour=stage_colour(trial.stage)))
-    marks += [*_parents(axes, known, objectives), *_points(axes, points, objectives)]
-    label = (
-        f"{objectives[0].name} over {objectives[1].name}: {len(trials)} trials, of which "
-        f"{len(points)} are on the front. "
-    )
+    marks += [*_parents(axes, known, names), *_points(axes, points, names)]
+    label = f"{up} over {right}: {len(trials)} trials, of which {len(points)} are on the front. "
     return Scene(
         width, axes.bottom + 40, [Panel(axes, marks)], f"{label}Arrow keys go from point to point."
     )
 
 
-def _values(objectives: Sequence[Objective], values: Sequence[float]) -> str:
-    return ", ".join(
-        f"{objective.name} {number(value, 4)}"
-        for objective, value in zip(objectives, values, strict=True)
-    )
-
-
 def _listed(values: Mapping[str, float]) -> str:
-    return _values([Objective(name) for name in values], list(values.values()))
+    return ", ".join(f"{name} {number(value, 4)}" for name, value in values.items())
 
 
 def _parents(
-    axes: Axes, known: Mapping[str, tuple[float, float]], objectives: Sequence[Objective]
+    axes: Axes, known: Mapping[str, tuple[float, float]], metrics: Sequence[str]
 ) -> list[Mark]:
     names = dict[tuple[float, float], str]()
     marks = list[Mark]()
     for name, place in known.items():  # those at one place have one mark
         names[place] = f"{names[place]}, {name}" if place in names else name
     for place, name in names.items():
-        tip = f"{name}: {_values(objectives, place[::-1])}"
+        tip = f"{name}: {_listed(dict(zip(metrics, place[::-1], strict=True)))}"
         marks.append(Symbol(place, 6.5, "parent", shape="diamond", tip=tip))
         end = axes.x(place[0]) > (axes.left + axes.right) / 2
         label = name[: int(axes.right) // 16]
@@ -113,10 +97,8 @@ def _parents(
     return marks
 
 
-def _points(
-    axes: Axes, points: Sequence[FrontPoint], objectives: Sequence[Objective]
-) -> list[Mark]:
-    up, right = (objective.name for objective in objectives)
+def _points(axes: Axes, points: Sequence[FrontPoint], metrics: Sequence[str]) -> list[Mark]:
+    up, right = metrics
     places = [(point.search[right], point.search[up]) for point in points]
     marks: list[Mark] = []
     if all(len(point.search) == 2 for point in points):

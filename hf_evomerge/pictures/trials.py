@@ -10,7 +10,7 @@ from itertools import accumulate, groupby
 
 from ..recipes.stage_names import STAGES
 
-FITNESS = "fitness"  # the first of several objectives
+FITNESS = "fitness"  # the first of the metrics
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class DrawnTrial:
         recipe: Its recipe as text, as far as that is known.
         examples: How many it was scored on; 0 where that is not known.
         cost: What it cost, in scores of all examples.
-        others: The values of the objectives beside the fitness.
+        others: Values of the metrics beside the fitness.
     """
 
     stage: str
@@ -41,18 +41,16 @@ class DrawnTrial:
     cost: float = 1.0
     others: Mapping[str, float] = field(default_factory=dict)
 
-    def value(self, objective: str) -> float | None:
-        """The fitness or another objective; None where there is none."""
-        return (
-            self.fitness
-            if objective == FITNESS or self.fitness is None
-            else self.others.get(objective)
-        )
+    def value(self, metric: str) -> float | None:
+        """The fitness or another metric; None where there is none."""
+        if metric == FITNESS:
+            return self.fitness
+        return self.others.get(metric)
 
 
 @dataclass(frozen=True)
-class Objective:
-    """Objective of a search: its name, and what it is measured in."""
+class Metric:
+    """Metric of a search: its name, and what it is measured in."""
 
     name: str
     unit: str = ""
@@ -63,12 +61,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """Model that no other of the search beats in every objective, with the number that it is picked
+    """Model that no other of the search beats in every metric, with the number that it is picked
     by.
 
     Attributes:
         stage, trial: The trial that found it.
-        search, judged: The objectives on the search split, and where the results are measured;
+        search, judged: The metrics on the search split, and where the results are measured;
             empty if not scored there.
         winner: Whether it is the model that the search ended with.
     """

@@ -13,10 +13,10 @@ from ..merging.registry import get_method, in_core
 from .evaluation.devices import check_device, devices_of, product_seconds
 from .evaluation.evaluator import Evaluator
 from .file.config import SearchConfig
-from .file.objectives import only_task_objectives
 from .file.paths import GatesPath
 from .file.sections import MergeConfig
 from .file.splits import RETAINED, SPLITS
+from .front.optimizers import require_pymoo
 from .phases import phases_of
 from .phases.phase import Findings
 from .reports.trackers import Tracker
@@ -41,12 +41,11 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
             check_device(device)
     splits = {"search": evaluator.tasks.examples("search"), **evaluator.tasks.of_splits}
     retained = {name: splits[f"{RETAINED}{name}"] for name in config.compare.retain}
-    own = [each for each in only_task_objectives(config.objectives) if each.data]
     together: dict[str, list[Example]] = {}
-    for split in SPLITS:  # whatever is looked at for one objective, or term, is no test of another
+    for split in SPLITS:  # whatever is looked at for one task, or term, is no test of another
         together[split] = [each for example in splits.get(split, ()) for each in example.all]
-        for objective in own:
-            together[split] += splits.get(objective.split(split), ())
+    for extra in config.extra_splits:
+        together[extra.beside] += splits[extra.name]
     check_disjoint(**together, retained=retained)
     _check_extras(config, evaluator, here=here)
     for source in evaluator.sources.all:
@@ -90,8 +89,8 @@ def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> 
         require_ray()
     for name in config.report_to:
         Tracker(name)  # refuses one that is not installed
-    if config.objectives:
-        optional("pymoo", "objectives", "objectives: a search for several", SearchError)
+    if config.has_front:
+        require_pymoo()
     if config.compute.quantization:
         for package in ("bitsandbytes", "accelerate"):
             optional(package, "quantization", "quantization", SearchError)

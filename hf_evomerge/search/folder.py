@@ -20,7 +20,7 @@ from ..recipes.whole_file import write_whole
 from .evaluation.provenance import Pins, pin, versions
 from .file.config import SearchConfig
 from .file.stages import Stage
-from .results.front import picked
+from .front.results import picked
 from .results.result import Result
 from .study.database import STUDY_FILE
 from .study.files import (

@@ -14,7 +14,7 @@ from hf_evomerge.pictures.front import front_scene
 from hf_evomerge.pictures.marks import Group, Line, Rect, Symbol, Text
 from hf_evomerge.pictures.path import StepWords, path_scene
 from hf_evomerge.pictures.scene import MIDDLE, NARROW, WIDE, Axes, ticks
-from hf_evomerge.pictures.trials import DrawnTrial, FrontPoint, Moment, Objective
+from hf_evomerge.pictures.trials import DrawnTrial, FrontPoint, Metric, Moment
 from hf_evomerge.pictures.weights import spans, weights_of, weights_scene
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.gates import gate_path
@@ -170,7 +170,7 @@ def test_a_climb_is_a_bar_for_each_moment(width):
     assert len(of_kind(flat, Group, "cell")) == 1
 
 
-OBJECTIVES = (Objective("fitness", "share"), Objective("hops"))
+METRICS = (Metric("fitness", "share"), Metric("hops"))
 VALUES = [(0.9, 12.0), (0.5, 6.0), (0.4, 9.0), (0.1, 7.0)]
 
 
@@ -192,7 +192,7 @@ def front_of(width=WIDE):
         FrontPoint(1, "dfs", 1, known[1], {"fitness": 0.25, "hops": 6.0}, True),
     ]
     parents = {"a": known[3], "b": known[3], "c": {"fitness": 0.2}}
-    return front_scene(trials, points, OBJECTIVES, parents, width)
+    return front_scene(trials, points, METRICS, parents, width)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -234,7 +234,7 @@ def test_numbers_of_the_front_have_room(width):
     ]
     points = [FrontPoint(k, "dfs", k, value, {}, k == 8) for k, value in enumerate(values)]
     scene = front_scene(
-        [DrawnTrial("dfs", 0, 0, -1.0, others={"hops": 6.0})], points, OBJECTIVES, {}, width
+        [DrawnTrial("dfs", 0, 0, -1.0, others={"hops": 6.0})], points, METRICS, {}, width
     )
     shown = {text.words: text for text in of_kind(scene, Text, "value")}
     assert {"8, this model", "9"} <= set(shown)
@@ -251,7 +251,7 @@ def test_there_is_no_half_hop():
     """Below a picture of paths of nearly the same length stand whole numbers only."""
     trials = [DrawnTrial("dfs", k, 0, -1.0 - k, others={"hops": 7.0 + k}) for k in range(3)]
     points = [FrontPoint(0, "dfs", 0, {"fitness": -1.0, "hops": 7.0}, {}, True)]
-    scene = front_scene(trials, points, OBJECTIVES, {})
+    scene = front_scene(trials, points, METRICS, {})
     assert [
         text.words
         for text in of_kind(scene, Text)

@@ -23,12 +23,13 @@ from hf_evomerge.pictures.marks import Group, Symbol
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.file.objectives import vector
 from hf_evomerge.search.folder import found_recipe
+from hf_evomerge.search.front.file import vector
+from hf_evomerge.search.front.optimizers import FrontOptimizer, knee, non_dominated, spread
+from hf_evomerge.search.front.results import front_scenes
 from hf_evomerge.search.optimizers.ask_tell import Start
-from hf_evomerge.search.optimizers.nsga import ParetoOptimizer, knee, non_dominated, spread
 from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.results.plots import front_scenes
+from hf_evomerge.search.results.plots import drawn_trials, parent_scores
 from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.paths import rooted
 from hf_evomerge.search.study.study import Study
@@ -43,7 +44,8 @@ TOY = {
 
 
 def long_paths(job):
-    """Long paths are right on all examples and on half of the other objective, in proportion."""
+    """Long paths are right on all examples, the longer the less, and on half of the other
+    objective, in proportion."""
     hops = [(0, 0)] * 3
     if isinstance(job.target, Recipe) and job.target.flow is not None:
         hops = [
@@ -56,7 +58,7 @@ def long_paths(job):
         "hops": Scores([len(hops)]),
         "other": Scores([float(len(hops) - of_a)] * 2, correct=[True, False]),
     }
-    return Scores(np.linspace(0, 1, EXAMPLES) + of_a + 0.1 * len(job.split), others=others)
+    return Scores(np.linspace(0, 1, EXAMPLES) + of_a**0.5 + 0.1 * len(job.split), others=others)
 
 
 def _search(folder, **how):
@@ -66,29 +68,14 @@ def _search(folder, **how):
 def test_points_that_nothing_beats():
     """Non-dominated points, the knee, and an even choice of them, of a front that can be read
     off."""
-    points = [
-        np.array(point) for point in ([0, 10], [4, 9], [3, 8], [8, 6], [10, 0], [4, 9], [9, 1])
-    ]
+    points = np.array([[0, 10], [4, 9], [3, 8], [8, 6], [10, 0], [4, 9], [9, 1]])
     assert non_dominated(points) == [0, 1, 3, 4, 6]
-    whole = [points[i] for i in non_dominated(points)]
+    whole = points[non_dominated(points)]
     assert knee(whole) == 2
-    assert (
-        knee([np.array([*point, point[1], 7]) for point in whole]) == 2
-    )  # one that says the same, and one that says nothing
-    assert (
-        knee(
-            [
-                np.array(point)
-                for point in (
-                    [-9.345, -9, -9],
-                    [-9.527, -8, -8],
-                    [-10.481, -7, -7],
-                    [-10.555, -6, -6],
-                )
-            ]
-        )
-        == 1
-    )
+    # one that says the same, and one that says nothing
+    assert knee([[*point, point[1], 7] for point in whole]) == 2
+    together = [[-9.345, -9, -9], [-9.527, -8, -8], [-10.481, -7, -7], [-10.555, -6, -6]]
+    assert knee(together) == 1
     assert spread(whole, 2) == [0, 3]
     assert spread(whole, 4) == [0, 1, 2, 3]
     assert spread(whole, 9) == [0, 1, 2, 3, 4]
@@ -100,17 +87,17 @@ def test_the_optimizer_approaches_a_front_the_same_way_every_time():
 
     def run(seed):
         start = Start(np.full(6, 0.5), 0.2, np.zeros(6), np.ones(6), candidates=(np.full(6, 0.25),))
-        optimizer = ParetoOptimizer(start, objectives=2, population=20, seed=seed)
+        optimizer = FrontOptimizer(start, metrics=2, population=20, seed=seed)
         found = []
         told = []
         for _ in range(30):
-            points = optimizer.ask() or []
+            points = optimizer.ask()
             told = [
                 np.array([-x[0], -(g := 1 + 9 * x[1:].mean()) * (1 - np.sqrt(x[0] / g))])
                 for x in points
             ]
             told[3] = np.full(2, np.nan)  # one that failed
-            optimizer.tell([0.0] * len(points), objectives=told)
+            optimizer.tell(told)
             found += points
         return found, told
 
@@ -132,7 +119,7 @@ def test_what_can_be_left_out_is_left_out_however_small_the_steps():
     """Half of the first generation is without some coordinates, where these begin far from 0 in
     short steps too."""
     start = Start(np.ones(20), 0.04, np.full(20, -np.inf), np.full(20, np.inf), prunable=True)
-    points = ParetoOptimizer(start, objectives=2, population=30).ask() or []
+    points = FrontOptimizer(start, metrics=2, population=30).ask()
     off = np.array([(point < 0.1).sum() for point in points])
     assert np.array_equal(points[0], np.ones(20))
     assert 10 <= (off > 0).sum() <= 15
@@ -147,14 +134,15 @@ def test_a_search_finds_a_front(tmp_path):
         fails=lambda job: isinstance(job.target, Recipe) and len(job.target.flow.path) == 5,
     )
     numbers = [point.number for point in result.front]
-    fitness = [point.trial.scores.mean or 0.0 for point in result.front]
+    fitness = [point.trial.scores.mean for point in result.front]
     assert numbers == list(range(len(numbers)))
     assert fitness == sorted(fitness, reverse=True)
     assert len(numbers) > 4
-    vectors = [vector(point.trial.scores, result.objectives) for point in result.front]
+    names = result.front.names
+    vectors = [vector(point.trial.scores, names) for point in result.front]
     for trial in study.trials("dfs"):
         if trial.fitness is not None:
-            theirs = vector(trial.scores, result.objectives)
+            theirs = vector(trial.scores, names)
             assert not any((theirs >= each).all() and (theirs > each).any() for each in vectors)
     winners = [point for point in result.front if point.winner]
     assert [result.winner.key] == [point.key for point in winners]
@@ -353,9 +341,12 @@ def test_files_of_objectives_are_found_from_everywhere_and_published_by_name(
 
 def test_the_picture(tmp_path):
     """Each objective has a panel with the fitness over it, in which the front is where its values
-    are."""
-    study, result = _search(tmp_path)
-    panels = front_scenes(toy_config("dfs", **TOY), study, result.winner)
+    are. Its knee wins, without validation examples too."""
+    study, result = toy_search(tmp_path, ToyRunner(scores=long_paths), "dfs", ["search"], **TOY)
+    assert not result.front[0].winner
+    config = toy_config("dfs", **TOY)
+    parents = parent_scores(config, study)
+    panels = front_scenes(config, result.front, drawn_trials(study, config.metrics), parents)
     assert [scene.label.split(":")[0] for scene in panels] == [
         "fitness over hops",
         "fitness over other",

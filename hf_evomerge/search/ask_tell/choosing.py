@@ -178,11 +178,11 @@ def _check(config: SearchConfig) -> None:
     if (
         config.space != "ps"
         or more
-        or config.objectives
+        or config.has_front
         or step.by != "cma"
         or step.batch not in (None, "all")
     ):
         raise SearchError(
             "task choice: one person, one step; write space: ps and one step by: cma, and "
-            "leave batch and objectives out"
+            "leave batch and scores beside the fitness out"
         )

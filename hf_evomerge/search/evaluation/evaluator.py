@@ -25,10 +25,10 @@ from ...errors import (
 from ...fitness import DifferentiableTask, Example, Scores, Task, TaskSpec
 from ...fitness.tasks.writing import WritingSpec, WritingTask
 from ...fitness.text.encoding import encode_prompt, room
-from ...recipes.recipe import Recipe, SourceRef
+from ...recipes.recipe import Recipe
 from ..file.config import SearchConfig
-from ..file.objectives import Taken, TaskObjective
 from ..file.splits import SPLITS
+from ..front.evaluation import measured
 from .gradients import Slopes, recomputed
 from .model_pool import ModelPool
 from .sources import SearchSources, Target
@@ -124,9 +124,8 @@ class Evaluator:
                 )
             scores = scores.replace(seconds=time.perf_counter() - begin)
             if split in SPLITS and batch is None and slopes is None and fitness is None:
-                scores = scores.replace(
-                    others={**scores.others, **self._others(target, split, scores, rows, shots)}
-                )
+                new = measured(self.tasks, self._models(target), target, split, scores, rows, shots)
+                scores = scores.replace(others=scores.others | new)
             return scores
         # The candidate's fault, unless `is_of_machine` knows the error. Whatever stays referenced
         # by the traceback keeps its memory, so the error is raised anew outside of this block, or
@@ -163,45 +162,6 @@ class Evaluator:
         )
         task.prepare([example], tokenizer)
         return task.write(model)[0][0].strip()
-
-    def _others(
-        self, target: Target, split: str, scores: Scores, rows: int | None, shots: int
-    ) -> dict[str, Scores]:
-        others: dict[str, Scores] = {}
-        for objective in self.config.objectives:
-            if isinstance(objective, TaskObjective):
-                task = self.tasks.prepared(
-                    target, objective.split(split), None, objective.fitness, rows, shots
-                )
-                others[objective.name] = task.evaluate(self._models(target).model(target))
-            else:
-                others[objective] = self._taken(objective, target, scores)
-        return others
-
-    def _taken(self, what: Taken, target: Target, scores: Scores) -> Scores:
-        """Measure what a model took to be scored."""
-        if what == "tokens":
-            if scores.outputs is None:
-                raise FitnessError(
-                    "objectives: tokens counts those of answers, and the task keeps none"
-                )
-            tokenizer = self.tasks.tokenizer(target)
-            return Scores(
-                [
-                    len(tokenizer(text, add_special_tokens=False)["input_ids"])
-                    for text in scores.outputs
-                ]
-            )
-        if what == "seconds":
-            return Scores([scores.seconds])
-        if what == "parameters":
-            return Scores(
-                [sum(each.numel() for each in self._models(target).model(target).parameters())]
-            )
-        if isinstance(target, Recipe) and target.flow is not None:
-            return Scores([len(target.flow.path)])
-        ref = target if isinstance(target, SourceRef) else target.sources[target.merge_sources[0]]
-        return Scores([self.sources.open(ref).layer_count])
 
     def _differentiated(self, task: Task, target: Target, slopes: Slopes) -> Scores:
         assert isinstance(task, DifferentiableTask)  # the search has been checked

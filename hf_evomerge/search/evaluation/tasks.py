@@ -28,8 +28,7 @@ from ...fitness.tasks.retrieval import RetrievalTask
 from ...fitness.tasks.terms import TermsSpec, TermsTask
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
-from ..file.objectives import only_task_objectives
-from ..file.splits import SPLITS, objective_of
+from ..file.splits import SPLITS
 from .model_pool import ModelPool
 from .sources import SearchSources, Target
 
@@ -42,7 +41,7 @@ Batch = tuple[int, ...]
 
 
 class SearchTasks:
-    """The fitness of a search, the tasks of its stages and objectives, and their examples.
+    """The fitness of a search, all its other tasks, and their examples.
 
     Args:
         config: The search.
@@ -126,10 +125,9 @@ class SearchTasks:
     def check_examples(self, split: str) -> None:
         """Raise `FitnessError` where the task cannot use the examples of a split. Reads a tokenizer
         and no model."""
-        own = {each.name: each.fitness for each in only_task_objectives(self.config.objectives)}
+        own = {each.name: each.fitness for each in self.config.extra_splits}
         try:
-            fitness = own.get(objective_of(split))
-            self.prepared(self.config.sources[0], split, fitness=fitness, ready=False)
+            self.prepared(self.config.sources[0], split, fitness=own.get(split), ready=False)
         except FitnessError as error:
             if not str(error).startswith("data.chat:"):
                 raise  # it names the file of the example
@@ -201,12 +199,12 @@ class SearchTasks:
         # The cache. A prepared task holds token ids, which depend on the tokenizer, the examples
         # (split, batch and shots), the task's settings and the batch size, and on nothing of the
         # weights. These are the key, so all candidates of a generation share one entry. Entries for
-        # older batches are never asked for again; they all go when there are more than one for the
-        # fitness and each objective.
+        # older batches are never asked for again; they all go when there are more than one for each
+        # metric.
         named = None if fitness is None else fitness.model_dump_json()
         key = (which, split, batch, named, rows, shots)
         if key not in self._tasks:
-            if len(self._tasks) > len(self.config.objectives):
+            if len(self._tasks) >= len(self.config.metrics):
                 self._tasks.clear()
             examples = self.examples(split)
             task: Any = self._new_task(fitness, owner)

@@ -12,8 +12,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from ...errors import RecipeError, SearchError
 from ...fitness.data.spec import DataSpec
 from ...fitness.registry import AnyTaskSpec, TaskSpec
+from ...fitness.scores import FITNESS, Scores
 from ...fitness.tasks.terms import TermsSpec
-from ...fitness.tasks.writing import WritingSpec
 from ...merging.registry import all_methods
 from ...recipes.recipe import (
     FlowPart,
@@ -26,20 +26,13 @@ from ...recipes.recipe import (
 )
 from ...recipes.strict_yaml import StrictModel, dump_yaml, load_yaml, validate
 from ...recipes.whole_file import write_whole
-from ..optimizers.ask_tell import Algorithm
-from .objectives import (
-    FITNESS,
-    TAKEN,
-    AnyObjective,
-    name_of,
-    objective_splits,
-    only_task_objectives,
-)
+from ..front.file import AnyObjective, check, extra_splits, only_tasks, units, vector
+from ..optimizers.ask_tell import Vector
 from .paths import AnyPath, GatesPath, PrunePath
 from .presets import SPACES, completed, filled
 from .sections import CompareConfig, ComputeConfig, MergeConfig, OutputConfig
-from .splits import RETAINED
-from .stages import Control, SpaceName, Stage, Step, make_stages
+from .splits import RETAINED, ExtraSplit
+from .stages import Algorithm, Control, SpaceName, Stage, Step, make_stages
 
 _BY: dict[str, tuple[Algorithm, ...]] = {
     "ps": ("cma", "gradient", "random"),
@@ -110,8 +103,13 @@ class SearchConfig(StrictModel):
         return {
             **{str(split): spec for split, spec in self.data.items()},
             **retained,
-            **objective_splits(self.objectives),
+            **{extra.name: extra.data for extra in self.extra_splits},
         }
+
+    @property
+    def extra_splits(self) -> list[ExtraSplit]:
+        """Splits of tasks that have examples of their own."""
+        return extra_splits(self.objectives)
 
     @property
     def refs(self) -> list[SourceRef]:
@@ -143,27 +141,27 @@ class SearchConfig(StrictModel):
         return list(self.parent_names.values())[: len(self.sources)]
 
     @property
-    def objective_names(self) -> list[str]:
-        """The fitness, and the other objectives."""
-        return [FITNESS, *map(name_of, self.objectives)]
+    def metrics(self) -> dict[str, str]:
+        """Units of all that the search optimises by their names, the fitness first; empty where a
+        task does not say one."""
+        return {FITNESS: self.fitness.unit, **units(self.objectives, self.fitness)}
 
     @property
-    def units(self) -> dict[str, str]:
-        """Units of the objectives by their names, the fitness first; empty where a task does not
-        say one."""
-        tasks = {
-            each.name: (each.fitness or self.fitness).unit
-            for each in only_task_objectives(self.objectives)
-        }
-        units = {FITNESS: self.fitness.unit, **TAKEN, **tasks}
-        return {name: units[name] for name in self.objective_names}
+    def has_front(self) -> bool:
+        """True where the search optimises several metrics, and so ends in a front."""
+        return bool(self.objectives)
+
+    def vector(self, scores: Scores) -> Vector:
+        """The metrics of scores as numbers to be maximised, the fitness first; NaN where there is
+        none."""
+        return vector(scores, self.metrics)
 
     @property
     def task_specs(self) -> list[TaskSpec]:
         """The fitness, those of the stages and those of the objectives; of a sum its terms."""
-        tasks = (self.fitness, *(stage.fitness for stage in self.stages))
-        others = (each.fitness for each in only_task_objectives(self.objectives))
-        return [part for task in (*tasks, *others) if task is not None for part in task.parts]
+        tasks = [self.fitness, *(stage.fitness for stage in self.stages)]
+        tasks += [each.fitness for each in only_tasks(self.objectives)]
+        return [part for task in tasks if task is not None for part in task.parts]
 
     @model_validator(mode="before")
     @classmethod
@@ -175,7 +173,8 @@ class SearchConfig(StrictModel):
                 "this is a recipe, not a search file; build it with `hf-evomerge merge FILE "
                 "--out FOLDER`"
             )
-        return completed(filled(data))
+        by = "nsga2" if data.get("objectives") else ""
+        return completed(filled(data, by), "objectives")
 
     @field_validator("about")
     @classmethod
@@ -280,7 +279,7 @@ class SearchConfig(StrictModel):
     @model_validator(mode="after")
     def _check_data(self) -> SearchConfig:
         terms = self.fitness.terms if isinstance(self.fitness, TermsSpec) else ()
-        objectives = only_task_objectives(self.objectives)
+        objectives = only_tasks(self.objectives)
         parts = {f"fitness.terms: {term.fitness.task}": term.data for term in terms}
         for key, data in (
             parts | {f"objectives: {each.name}": each.data for each in objectives}
@@ -305,33 +304,7 @@ class SearchConfig(StrictModel):
                     f"data.{split}: the documents of fitness.task lm_eval are its own; write "
                     "lm_eval: [a task, ...]"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _check_objectives(self) -> SearchConfig:
-        names = [name_of(objective) for objective in self.objectives]
-        tasks = [objective.name for objective in only_task_objectives(self.objectives)]
-        if taken := [
-            name
-            for name in names
-            if names.count(name) > 1 or name == FITNESS or (name in tasks and name in TAKEN)
-        ]:
-            raise ValueError(
-                f"objectives: {taken[0]} is there twice; the fitness and what a model takes "
-                "have their own names"
-            )
-        if self.space == "ps" and (
-            same := [name for name in names if name in ("hops", "parameters")]
-        ):
-            raise ValueError(
-                f"objectives: {same[0]} is the same for every merge of a ps search; leave it "
-                "out, or search paths"
-            )
-        if "tokens" in names and not isinstance(self.fitness, WritingSpec):
-            raise ValueError(
-                f"objectives: tokens counts those of answers, and {self.fitness.task} writes "
-                "none; use generation"
-            )
+        check(self.objectives, self.space, self.fitness)
         return self
 
     @property

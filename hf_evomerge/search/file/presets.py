@@ -21,8 +21,9 @@ _WEIGHT = {"low": -0.5, "high": 2.0, "start": 0.5}  # of a task vector, where a 
 _FEW_GROUPS = 3  # for a search without a gradient, for which every number costs
 
 
-def filled(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in steps and merge as a search by gradient, objectives or ``optimize: quick`` have them.
+def filled(data: Mapping[str, Any], by: str = "") -> dict[str, Any]:
+    """Fill in steps and merge as a search by gradient or ``optimize: quick`` have them, and the
+    optimizer of steps that name none.
 
     A PS search by gradient has a weight between -.5 and 2 for each run of rows (for each tensor,
     where the method looks at whole tensors), and begins at the best of .5, the uniform average, the
@@ -44,13 +45,14 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     if not spaces or not all(isinstance(step, dict) for step in steps):
         return {**data, "optimize": steps}  # as well
     for step in steps:
-        step["by"] = step.get("by") or _usual(data, step.get("space") or spaces[0], quick=False)
+        usual = by or _usual(data, step.get("space") or spaces[0], quick=False)
+        step["by"] = step.get("by") or usual
     for space in spaces:
         if not any(step.get("space") in (None, space) for step in steps):
             budget = {"evaluations": _QUICK // len(spaces)} if quick else {}
             steps.append(
                 {
-                    "by": _usual(data, space, quick=quick),
+                    "by": by or _usual(data, space, quick=quick),
                     "space": space if len(spaces) > 1 else None,
                     **budget,
                 }
@@ -65,8 +67,6 @@ def _usual(data: Mapping[str, Any], space: str, *, quick: bool) -> str:
     path = data.get("path")
     merge = data.get("merge") or {}
     kind = path.get("kind") if isinstance(path, Mapping) else getattr(path, "kind", "gates")
-    if data.get("objectives"):
-        return "nsga2"
     smooth = (
         kind in ("gates", "prune")
         if space == "dfs"
@@ -93,20 +93,20 @@ def _weights(part: Mapping[str, Any], *, gradient: bool, quick: bool) -> dict[st
     return {**usual, **part}
 
 
-def completed(data: Mapping[str, Any]) -> dict[str, Any]:
+def completed(data: Mapping[str, Any], key: str) -> dict[str, Any]:
     """The sections of a search file, those of its splits with what the fitness task knows of its
     examples.
 
-    So have the objectives that have examples of their own.
+    So have the parts under a key that have examples of their own.
     """
     sections = _complete(data, data.get("fitness"))
-    objectives = sections.get("objectives")
-    if isinstance(objectives, list | tuple):
-        sections["objectives"] = [
+    parts = sections.get(key)
+    if isinstance(parts, list | tuple):
+        sections[key] = [
             _complete(each, each.get("fitness") or data.get("fitness"))
             if isinstance(each, Mapping)
             else each
-            for each in objectives
+            for each in parts
         ]
     return sections
 

@@ -1,15 +1,29 @@
-"""Names of splits: the search's own, ``retain:NAME`` of retained data, ``objective:NAME:SPLIT`` of
-an objective's own."""
+"""Names of splits: the search's own, ``retain:NAME`` of retained data, and further ones beside the
+search's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...fitness.data.spec import DataSpec
+from ...fitness.registry import TaskSpec
 
 SPLITS = ("search", "validation", "test")
 RETAINED = "retain:"
 
 
-def objective_split(name: str, split: str) -> str:
-    """The split that holds an objective's own examples in place of one of the search's."""
-    return f"objective:{name}:{split}"
+@dataclass(frozen=True)
+class ExtraSplit:
+    """Split of examples beside one of the search's own.
 
+    Attributes:
+        name: Its name.
+        beside: The search's own split that it goes with.
+        data: Where its examples come from.
+        fitness: The task that they are for; the search's own where None.
+    """
 
-def objective_of(split: str) -> str:
-    """The name of the objective whose examples a split holds; empty for other splits."""
-    return split.split(":")[1] if split.startswith("objective:") else ""
+    name: str
+    beside: str
+    data: DataSpec
+    fitness: TaskSpec | None

@@ -13,8 +13,9 @@ from pydantic import Field, model_validator
 from ...fitness.registry import AnyTaskSpec, TaskSpec
 from ...recipes.stage_names import STAGES as STAGES
 from ...recipes.strict_yaml import Count, Positive, StrictModel
-from ..optimizers.ask_tell import Algorithm
+from ..optimizers.ask_tell import default_population
 
+Algorithm = Literal["cma", "random", "gradient", "sweep", "nsga2"]
 SpaceName = Literal["ps", "dfs"]
 Role = Literal["first", "main", "random"]
 _FIRST: dict[SpaceName, str] = {"ps": "ps-first", "dfs": "dfs-first"}
@@ -123,6 +124,11 @@ class Stage:
     def fitness(self) -> TaskSpec | None:
         """The task that it climbs, where it is not the search's."""
         return self.step.fitness
+
+    def population(self, dimension: int) -> int:
+        """Candidates per generation, over so many numbers."""
+        usual = default_population(dimension) * (2 if self.algorithm == "nsga2" else 1)
+        return self.step.population or usual
 
     def batch_sizes(self, examples: int) -> tuple[int, ...]:
         """Sizes of the batches that generations are scored on, of so many examples: one after the

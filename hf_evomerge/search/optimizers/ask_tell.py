@@ -26,7 +26,6 @@ _SEPARABLE = 1000
 
 Vector = NDArray[np.float64]
 Batches = Generator[list[Vector], list[float], None]
-Algorithm = Literal["cma", "random", "gradient", "sweep", "nsga2"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ class AskTell:
 
     Attributes:
         request: What is to be done with the genomes of the last `ask`.
-        gradients, objectives: Values last told, where they were wanted.
+        gradients: Gradients last told, where they were wanted.
+        vectors: Scores last told, of which the first is the fitness, shape (k,) each.
         spent: Cost of what has been told, in scores of all examples.
         share: Share of the examples that the genomes of the last `ask` are scored on, unless it is
             to be all.
@@ -118,7 +118,7 @@ class AskTell:
         self.request = Request()
         self.spent = 0.0
         self.gradients: list[Vector] = []
-        self.objectives: list[Vector] = []
+        self.vectors: list[Vector] = []
         self._asked: list[Vector] | None = None
         self._told: list[float] | None = None
 
@@ -139,30 +139,24 @@ class AskTell:
             return None
         return [genome.copy() for genome in self._asked]
 
-    def tell(
-        self,
-        fitness: Sequence[float],
-        gradients: Sequence[Vector] = (),
-        objectives: Sequence[Vector] = (),
-    ) -> None:
+    def tell(self, scores: Sequence[float | Vector], gradients: Sequence[Vector] = ()) -> None:
         """Report the genomes of the last `ask`, in its order.
 
         Args:
-            fitness: Fitness of each; NaN for a candidate that failed.
+            scores: Fitness of each, or a vector that begins with it, to be maximised; NaN for a
+                candidate that failed.
             gradients: Gradient of each, where `request` wants it; those of candidates that failed
                 are not looked at.
-            objectives: The values of all objectives of each, to be maximised, where there are
-                several; NaN as above.
         """
-        if self._asked is None or len(fitness) != len(self._asked):
+        if self._asked is None or len(scores) != len(self._asked):
             raise SearchError(
-                f"tell() got {len(fitness)} values for {len(self._asked or [])} genomes"
+                f"tell() got {len(scores)} values for {len(self._asked or [])} genomes"
             )
-        self.spent += self.cost * len(fitness)
+        self.spent += self.cost * len(scores)
         self._asked = None
-        self._told = [float(value) for value in fitness]
+        self.vectors = [np.atleast_1d(each) for each in scores]
+        self._told = [float(vector[0]) for vector in self.vectors]
         self.gradients = list(gradients)
-        self.objectives = list(objectives)
 
     def affordable(self, start: Start) -> list[Vector]:
         """The start's candidates, as far as a third of the budget goes."""
@@ -243,7 +237,7 @@ class Optimizer(AskTell):
         self,
         start: Start,
         *,
-        algorithm: Algorithm = "cma",
+        algorithm: Literal["cma", "random"] = "cma",
         population: int | None = None,
         seed: int = 0,
         budgets: Sequence[float] = (np.inf,),
@@ -328,7 +322,7 @@ class Optimizer(AskTell):
             self.sigma = float(strategy.sigma)
 
 
-# CMA-ES and NSGA-II rank, so the cost of a failed candidate may be any number above all others. It
+# Optimizers rank, so the cost of a failed candidate may be any number above all others. It
 # is kept near the others, in units of their range, because pycma also looks at the spread of costs.
 def to_costs(fitness: Sequence[float]) -> list[float]:
     """Costs to minimise. A failed candidate (NaN) costs more than the worst that did not fail."""

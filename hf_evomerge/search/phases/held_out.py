@@ -8,10 +8,9 @@ from dataclasses import replace
 
 from ...fitness.scores import Scores
 from ..evaluation.sources import Target
-from ..file.objectives import FITNESS
 from ..file.splits import RETAINED
 from ..file.stages import STAGES
-from ..results.front import finalists, front, judged
+from ..front.results import finalists, front
 from ..results.result import Result
 from .phase import Phase, PhasePlan, Planner, SearchRun, judged_on
 
@@ -38,7 +37,7 @@ class HeldOut(Phase):
         """Score the rows and the front, and make the result; the rows of stages come last."""
         config = run.config
         unscored = sorted(run.rows, key=lambda row: row.stage in STAGES)
-        points = front(config, run.study) if config.objectives else []
+        points = front(config, run.study)
         targets = {row.label: row.target for row in unscored if row.target is not None}
         if points:
             targets |= run.recipes([*finalists(config, run.study), run.winner])
@@ -62,9 +61,8 @@ class HeldOut(Phase):
             run.study.recipe(run.winner),
             run.judged_on,
             rows,
-            objectives=config.objective_names if points else [],
-            front=judged(points, scores, run.winner),
-            unit=config.units[FITNESS],
+            front=points.judged(scores, run.winner),
+            unit=config.fitness.unit,
             looks=run.study.meta("looks") or 1,
             notes=run.notes,
             contributions=run.contributions,

@@ -9,6 +9,7 @@ from ...fitness.scores import Scores
 from ...fitness.tasks.classification import ClassificationSpec, label_names
 from ...fitness.tasks.multiple_choice import MultipleChoiceSpec
 from ..evaluation.evaluator import Evaluator
+from ..front.results import blind
 from ..results.table import Row, base_name
 from ..results.verdict import about_parents, no_better_than_chance
 from .phase import Phase, PhasePlan, Planner, SearchRun, parents_once
@@ -45,8 +46,7 @@ class Parents(Phase):
 
 
 def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:
-    """Say whether the sources have anything to give each other, and which objectives see
-    nothing."""
+    """Say whether the sources have anything to give each other, and which scores see nothing."""
     config = run.config
     refs = parents_once(config)
     sources = {
@@ -56,15 +56,13 @@ def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:
     for note in notes:
         logger.info(note)
     chance = 0.0 if run.evaluator is None else _chance(run.evaluator)
-    for line in (warning, no_better_than_chance(list(scores.values()), chance)):
+    for line in (
+        warning,
+        no_better_than_chance(list(scores.values()), chance),
+        *blind(config, sources.values()),
+    ):
         if line is not None:
             logger.warning(line)
-    for name in config.objective_names[1:]:
-        others = [each.others[name].mean for each in sources.values() if name in each.others]
-        if len(others) > 1 and len(set(others)) == 1 and name not in ("hops", "parameters"):
-            logger.warning(
-                f"objectives: {name} is {others[0]:.4g} for every source; it may see nothing"
-            )
 
 
 def _chance(evaluator: Evaluator) -> float:

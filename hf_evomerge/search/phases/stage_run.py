@@ -25,11 +25,10 @@ from ..evaluation.evaluator import Batch
 from ..evaluation.gradients import Slopes
 from ..evaluation.sources import SourceSummary
 from ..file.config import SearchConfig
-from ..file.objectives import vector
 from ..file.stages import Stage
+from ..front.optimizers import FrontOptimizer
 from ..optimizers.ask_tell import AskTell, Optimizer, Start, Vector
 from ..optimizers.descent import GradientOptimizer
-from ..optimizers.nsga import ParetoOptimizer
 from ..optimizers.sweep import sweep_over
 from ..runners.job import Job
 from ..runners.runner import Runner
@@ -201,14 +200,13 @@ class StageRun:
         self._open = None
         self.trials += trials
         self.spent = math.fsum(trial.cost for trial in self.trials)
-        values = np.array([np.nan if trial.fitness is None else trial.fitness for trial in trials])
-        alive = values[~np.isnan(values)]
-        if self.generation == 0 and not alive.size:
+        alive = [trial.fitness for trial in trials if trial.fitness is not None]
+        if self.generation == 0 and not alive:
             error = trials[0].scores.error
             raise SearchError(
                 f"{self.stage}: every candidate of the first generation failed: {error}"
             )
-        mean = float(alive.mean()) if alive.size else None
+        mean = float(np.mean(alive)) if alive else None
         self._progress = replace(self._progress, mean=mean)
         # The last generation may be cut by the budget. The optimizer is not told of a part of it:
         # it would need scores for every genome that it proposed.
@@ -218,8 +216,8 @@ class StageRun:
                 empty if trial.scores.gradient is None else trial.scores.gradient
                 for trial in trials
             ]
-            objectives = [vector(trial.scores, self.config.objective_names) for trial in trials]
-            self.optimizer.tell(values.tolist(), slopes, objectives)
+            vectors = [self.config.vector(trial.scores) for trial in trials]
+            self.optimizer.tell(vectors, slopes)
         if self._progress.fresh:
             self.study.set_meta("seconds", self._seconds(), self.stage.name)
         if self._tell(self.generation, trials):
@@ -244,19 +242,15 @@ class StageRun:
         They are asked after the last generation that is stored, and the study keeps the answer: so
         one that looks at a clock does not give a study other trials when it is resumed.
         """
-        replayed = all(trial.number in self.stored for trial in trials)
-        evaluations = round(self.spent, 3)
-        sigma = self.optimizer.sigma
-        state = self._progress
         ended = Generation(
             self.stage.name,
             generation,
             trials,
-            state.best,
-            state.mean,
-            sigma,
-            evaluations,
-            replayed,
+            self._progress.best,
+            self._progress.mean,
+            self.optimizer.sigma,
+            round(self.spent, 3),
+            all(trial.number in self.stored for trial in trials),
         )
         for callback in self.callbacks:
             callback.on_generation(self.study, ended)
@@ -274,7 +268,7 @@ class StageRun:
         stage = self.stages[0]
         start = self.start
         count = max(self.example_count, 1)
-        settings = stage.step
+        population = stage.population(start.mean.size)
         budget = stage.evaluations
         sizes = stage.batch_sizes(count)
         shares = [size / count for size in sizes]
@@ -289,18 +283,17 @@ class StageRun:
             )
         if algorithm == "sweep":
             return sweep_over(start, size=sizes[0], examples=count, budget=budget)
-        if algorithm == "nsga2":
-            count = len(self.config.objective_names)
-            return ParetoOptimizer(
-                start, objectives=count, population=settings.population, seed=seed
+        if algorithm == "cma" or algorithm == "random":
+            return Optimizer(
+                start,
+                algorithm=algorithm,
+                population=population,
+                seed=seed,
+                budgets=[each.evaluations for each in self.stages],
+                shares=shares,
             )
-        return Optimizer(
-            start,
-            algorithm=algorithm,
-            population=settings.population,
-            seed=seed,
-            budgets=[each.evaluations for each in self.stages],
-            shares=shares,
+        return FrontOptimizer(
+            start, metrics=len(self.config.metrics), population=population, seed=seed
         )
 
     def _start(self) -> Start:

@@ -16,10 +16,10 @@ from ...recipes.recipe import Recipe
 from ..evaluation.evaluator import Evaluator
 from ..file.config import SearchConfig
 from ..file.stages import Stage
-from ..optimizers.ask_tell import GROWTH, Start, Vector, default_population
+from ..front.results import finalists
+from ..optimizers.ask_tell import GROWTH, Start, Vector
 from ..optimizers.descent import checks_of, cost_of_starts
 from ..optimizers.sweep import sweep_cost
-from ..results.front import finalists
 from ..results.table import Against, Row, RowStage
 from ..runners.job import Job
 from ..spaces.parameter import ParameterSpace
@@ -169,9 +169,7 @@ class StagePhase(Phase):
 
 def _finalists(run: SearchRun, stage: Stage) -> list[str]:
     """Keys of the best recipes of a stage; raises `SearchError` where every trial failed."""
-    keys: list[str] = []
-    if run.config.objectives and stage.role != "first":
-        keys = finalists(run.config, run.study, [stage.name])
+    keys = [] if stage.role == "first" else finalists(run.config, run.study, [stage.name])
     if keys:
         return keys
     best = run.study.best(stage.name, most_finalists(run.config, stage, run.sizes["search"]))
@@ -269,8 +267,7 @@ class _Schedule:
         gradient = stage.algorithm == "gradient"
         sweep = stage.algorithm == "sweep"
         sizes = stage.batch_sizes(count)
-        usual = default_population(start.mean.size) * (2 if stage.algorithm == "nsga2" else 1)
-        population = 1 if gradient or sweep else stage.step.population or usual
+        population = 1 if gradient or sweep else stage.population(start.mean.size)
         everything = np.ones(start.mean.size, dtype=np.bool_)
         price = space.price(everything) + start.prunable if gradient else 1.0  # a step is tried
         budget = stage.evaluations

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from ...fitness.scores import Scores
 from ..file.config import SearchConfig
-from ..file.objectives import vector
 from ..file.stages import Stage
+from ..front.optimizers import best_point
+from ..front.results import finalists
 from ..optimizers.descent import checks_of
-from ..optimizers.nsga import knee, non_dominated
-from ..results.front import finalists
 from ..results.table import Row
 from .phase import Phase, PhasePlan, Planner, SearchRun
 
@@ -45,15 +42,15 @@ class Winner(Phase):
             if row.stage in main and row.label == run.winner:
                 run.rows[at] = replace(row, winner=True)
                 return
-        # with several objectives it may be on the front of all stages, and of none the knee
+        # it may be on the front of all stages, and of none the knee
         name = "knee of the whole front"
         target = run.study.recipe(run.winner)
         stage = run.config.spaces[-1]
         run.rows.append(Row(stage, name, label=run.winner, target=target, winner=True))
 
     def _choose(self, run: SearchRun) -> str:
-        if run.config.objectives:
-            return choose(run, finalists(run.config, run.study))
+        if keys := finalists(run.config, run.study):
+            return choose(run, keys)
         stages = [stage for stage in run.main_stages if stage.searches]
         return run.winners[best_of(run, stages).name]
 
@@ -82,20 +79,13 @@ def best_of(run: SearchRun, stages: Sequence[Stage]) -> Stage:
 def choose(run: SearchRun, keys: Sequence[str]) -> str:
     """Choose the best of some recipes on the validation split.
 
-    Of equals, and where there is no such split, it is the first. With several objectives it is the
-    knee of the front of these recipes, on the search split where there is no other.
+    Of equals, and where there is no such split, it is the first. Where the search has a front, it
+    is the knee of these recipes' front, on the search split where there is no other.
     """
-    if run.config.objectives and len(keys) > 1:
-        scores = _scores(run, keys, run.chosen_on)
-        alive = [key for key in keys if scores[key].error is None] or list(keys[:1])
-        vectors = [vector(scores[key], run.config.objective_names) for key in alive]
-        best = non_dominated(vectors)
-        return alive[best[knee([vectors[i] for i in best])]]
-    if "validation" not in run.sizes or len(keys) == 1:
+    if len(keys) == 1 or not (run.config.has_front or "validation" in run.sizes):
         return keys[0]
-    scores = _scores(run, keys, "validation")
-    fitness = [scores[key].mean for key in keys]
-    return keys[int(np.argmax([-np.inf if value is None else value for value in fitness]))]
+    scores = _scores(run, keys, run.chosen_on)
+    return keys[best_point([run.config.vector(scores[key]) for key in keys])]
 
 
 def _scores(run: SearchRun, keys: Sequence[str], split: str) -> dict[str, Scores]:

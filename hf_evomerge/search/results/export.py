@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ...errors import SearchError
 from ...recipes.recipe import Recipe, labels_of
 from ...recipes.whole_file import whole_file
 from ..file.config import SearchConfig
-from ..file.objectives import FITNESS, values
+from ..front.results import columns
 from ..study.paths import settings_of
 from ..study.study import Study, Trial
 
@@ -38,19 +38,18 @@ def trial_rows(folder: str | Path) -> list[Columns]:
     """
     with Study.open(folder) as study:
         config = settings_of(study)
-        names = config.objective_names
         rows = []
         for stage in config.stages:
             for trial, params in _with_params(study, config, stage.name):
                 numbers = {f"params.{name}": value for name, value in params.items()}
-                rows.append(trial_row(trial, names) | numbers)
+                rows.append(trial_row(trial, config.metrics) | numbers)
     if not rows:
         raise SearchError(f"{folder}: no trial is finished yet; there is nothing to export")
     empty = dict.fromkeys(key for row in rows for key in row)
     return [empty | row for row in rows]
 
 
-def trial_row(trial: Trial, objectives: Sequence[str]) -> Columns:
+def trial_row(trial: Trial, metrics: Iterable[str]) -> Columns:
     """Return a trial as a flat row; the recipe is given by its key."""
     return {
         "stage": trial.stage,
@@ -58,11 +57,7 @@ def trial_row(trial: Trial, objectives: Sequence[str]) -> Columns:
         "generation": trial.generation,
         "state": trial.state,
         "fitness": trial.fitness,
-        **{
-            f"objective.{name}": value
-            for name, value in values(trial.scores, objectives).items()
-            if name != FITNESS
-        },
+        **columns(trial.scores, metrics),
         "standard_error": trial.scores.standard_error,
         "accuracy": trial.scores.accuracy,
         "examples": trial.scores.values.size,

@@ -3,27 +3,24 @@ is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ...fitness.scores import Scores
 from ...pictures.fitness import fitness_scene
-from ...pictures.front import front_scene
 from ...pictures.matplotlib_painter import save_scenes
 from ...pictures.path import path_scene
 from ...pictures.scene import Scene
+from ...pictures.trials import FITNESS, Metric
 from ...pictures.trials import DrawnTrial as Drawn
-from ...pictures.trials import Objective
 from ...pictures.weights import weights_of, weights_scene
 from ...recipes.recipe import Recipe
 from ...recipes.stage_names import STAGES
 from ..file.config import SearchConfig
-from ..file.objectives import FITNESS, known_values
+from ..front.results import front, front_scenes
 from ..study.study import Study
-from .front import front, judged, published_point
 
 _CHART = 860
-_PANEL = 420  # pixels: cards are narrower than the widest pages
 
 
 def draw_pictures(
@@ -46,18 +43,18 @@ def draw_pictures(
     def save(name: str, *scenes: Scene) -> None:
         save_scenes(scenes, folder / f"{name}.png")
 
-    trials = drawn_trials(study, config.objective_names)
+    trials = drawn_trials(study, config.metrics)
     apart = {stage.name: stage.fitness.task for stage in config.stages if stage.fitness is not None}
     own = [trial for trial in trials if trial.stage not in apart]
-    name = str(Objective(FITNESS, config.units[FITNESS]))
+    name = str(Metric(FITNESS, config.fitness.unit))
     save("fitness", fitness_scene(own, parent_levels(config, study), name, _CHART))
     if others := [trial for trial in trials if trial.stage in apart]:
         save(
             "fitness-first",
             fitness_scene(others, {}, ", ".join(dict.fromkeys(apart.values())), _CHART),
         )
-    if config.objectives:
-        save("front", *front_scenes(config, study, winner))
+    if points := front(config, study).judged({}, winner.key):
+        save("front", *front_scenes(config, points, trials, parent_scores(config, study)))
     names = config.source_names
     if winner.merge is not None and (weights := weights_of(winner.merge.model_dump(), names)).rows:
         save("weights", weights_scene(weights))
@@ -69,35 +66,19 @@ def draw_pictures(
         save("path", path_scene(winner.flow.to_path(), names, layers, gated=gated, width=None))
 
 
-def front_scenes(config: SearchConfig, study: Study, winner: Recipe) -> list[Scene]:
-    """The front of a study on the search split, over each objective beside the fitness."""
-    names = config.objective_names
-    trials = [
-        trial for trial in drawn_trials(study, names) if trial.stage in (*config.spaces, "random")
-    ]
-    points = [
-        published_point(point, names) for point in judged(front(config, study), {}, winner.key)
-    ]
-    parents = {
-        name: known_values(scores, names) for name, scores in parent_scores(config, study).items()
-    }
-    first, *others = [Objective(name, unit) for name, unit in config.units.items()]
-    return [front_scene(trials, points, (first, other), parents, _PANEL) for other in others]
-
-
-def drawn_trials(study: Study, names: Sequence[str] = ()) -> list[Drawn]:
+def drawn_trials(study: Study, metrics: Iterable[str] = ()) -> list[Drawn]:
     """The trials of a study, stage by stage, as pictures take them.
 
     Args:
         study: The study.
-        names: The objectives of the search.
+        metrics: What the search optimises.
     """
     return [
         Drawn(
             *(trial.stage, trial.number, trial.generation, trial.fitness, trial.scores.accuracy),
             examples=trial.scores.values.size,
             cost=trial.cost,
-            others=known_values(trial.scores, names),
+            others=trial.scores.metrics(metrics),
         )
         for stage in STAGES
         for trial in study.trials(stage)

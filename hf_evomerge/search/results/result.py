@@ -8,7 +8,7 @@ from typing import Any
 
 from ...recipes.recipe import Recipe
 from ...record import Contribution, Results
-from .front import FrontPoint, front_table, front_verdict, published_point
+from ..front.results import Front
 from .kept import what_is_kept
 from .table import Row, RowStage, contributions_table, kept_by, published, rows_table
 from .verdict import RULE, instead, verdict
@@ -23,8 +23,8 @@ class Result:
             is none).
         split: What `rows` were measured on.
         rows: Base, sources, uniform average, the winner of each stage.
-        objectives: The names of the objectives, where there are several.
-        front: The models that no other beats in all of them, the best fitness first.
+        front: The models that no other beats in all metrics, where there are several; the best
+            fitness first.
         unit: What the fitness is measured in, such as ``nats per answer``; empty where it has no
             unit.
         looks: How often the test split was scored: again where the search was given more
@@ -36,8 +36,7 @@ class Result:
     winner: Recipe
     split: str
     rows: list[Row] = field(default_factory=list)
-    objectives: list[str] = field(default_factory=list)
-    front: list[FrontPoint] = field(default_factory=list)
+    front: Front = field(default_factory=Front)
     unit: str = ""
     looks: int = 1
     notes: list[str] = field(default_factory=list)
@@ -63,30 +62,26 @@ class Result:
             winner = next((row for row in self.rows if row.winner), None)
             shares = [] if winner is None else kept_by(winner, self.rows)
             return [*said, *what_is_kept(shares), *self.notes]
-        return [*front_verdict(self.front, self.rows, self.objectives, self.split), *self.notes]
+        return [*self.front.verdict(self.rows, self.split), *self.notes]
 
     @property
     def instead(self) -> Row | None:
-        """The simplest model that does as well as the winner; None where there is none, or several
-        objectives. What to do about it is ``row.against.keep``."""
+        """The simplest model that does as well as the winner; None where there is none, or a
+        front. What to do about it is ``row.against.keep``."""
         return None if self.front else instead(self.rows)
 
     def published(self) -> Results:
         """The comparison for the record. Each row has the winner's lead over it."""
         rows = [published(self.rows, row) for row in self.rows]
-        points = [published_point(point, self.objectives) for point in self.front]
-        more = {
-            key: value
-            for key, value in (("front", points), ("contributions", self.contributions))
-            if value
-        }
-        given: dict[str, Any] = {"rows": rows, "verdict": self.verdict, **more}
-        return Results(split=self.split, examples=self.examples, **given)
+        given = {"front": self.front.published(), "contributions": self.contributions}
+        more: dict[str, Any] = {key: value for key, value in given.items() if value}
+        return Results(
+            split=self.split, examples=self.examples, rows=rows, verdict=self.verdict, **more
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The comparison for ``results.json``."""
-        objectives = {"objectives": self.objectives} if self.front else {}
-        return {"unit": self.unit, **objectives, **self.published().to_json()}
+        return {"unit": self.unit, **self.front.facts, **self.published().to_json()}
 
     def __str__(self) -> str:
         """The comparison as a table, and what it says."""
@@ -95,7 +90,7 @@ class Result:
             "of 95 %; * is the winner"
         )
         caption += f"\n{RULE}" if self.verdict else ""
-        more = ["", front_table(self.front, self.objectives, self.split)] if self.front else []
+        more = ["", self.front.table(self.split)] if self.front else []
         more += ["", contributions_table(self.contributions)] if self.contributions else []
         return "\n".join(
             [rows_table(self.rows, caption), *more, "", *(f"- {each}" for each in self.verdict)]

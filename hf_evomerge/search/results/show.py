@@ -14,11 +14,11 @@ from ...recipes.recipe import RECIPE_FILE, Recipe, labels_of
 from ...record import Figures
 from ..file.config import SearchConfig
 from ..file.stages import Stage
+from ..front.results import front
 from ..study.files import REPORT, RESULTS_FILE
 from ..study.paths import settings_of
 from ..study.study import Study, Trial
 from .export import numbers, trial_row
-from .front import front, front_table, judged
 from .table import render
 
 
@@ -94,9 +94,8 @@ def describe_study(folder: str | Path, best: int = 5) -> str:
                 parts.append(
                     "others were scored on fewer examples, a batch: they are not compared here"
                 )
-            if settings.objectives:
-                points = judged(front(settings, study, [stage.name]), {}, winner)
-                parts.append(front_table(points, settings.objective_names, "search"))
+            if points := front(settings, study, [stage.name]):
+                parts.append(points.judged({}, winner).table("search"))
             if failed:
                 parts.append(
                     f"the first failure, trial {failed[0].number}: {failed[0].scores.error}"
@@ -124,9 +123,7 @@ def study_facts(folder: str | Path, best: int = 5) -> dict[str, Any]:
         file = study.folder / RESULTS_FILE
         stages = []
         for stage in settings.stages:
-            rows = [
-                trial_row(trial, settings.objective_names) for trial in study.best(stage.name, best)
-            ]
+            rows = [trial_row(trial, settings.metrics) for trial in study.best(stage.name, best)]
             stages.append({**stage_facts(stage, study.trials(stage.name)), "best": rows})
         results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
         about = {

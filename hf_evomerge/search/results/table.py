@@ -105,15 +105,11 @@ def published(rows: Sequence[Row], row: Row) -> record.Row:
         None if winner is None else compare(winner.scores, row.scores, measure) for measure in by
     ]
     given: dict[str, Any] = dict(zip(("lead", "fitness_lead"), leads, strict=False))
-    if row.scores.others:
-        given["objectives"] = {
-            name: each.mean for name, each in row.scores.others.items() if each.mean is not None
-        }
     return record.Row(
         stage=row.stage,
         model=row.model,
         label=row.label,
-        **Figures.of(row.scores).model_dump(),
+        **record.Row.scored(row.scores),
         retained={name: Figures.of(scores) for name, scores in row.retained.items()},
         evaluations=int(row.evaluations)
         if row.evaluations == int(row.evaluations)
@@ -127,7 +123,7 @@ def published(rows: Sequence[Row], row: Row) -> record.Row:
 def rows_table(rows: Sequence[Row], caption: str) -> str:
     """Models side by side: fitness and accuracy with standard errors, and what they cost.
 
-    Where there are several objectives, answers cut at the limit of their length, or retained
+    Where there are several metrics, answers cut at the limit of their length, or retained
     examples, there are columns for these.
     """
     others = list(dict.fromkeys(name for row in rows for name in row.scores.others))
@@ -191,7 +187,7 @@ def _with_columns(*headings: str) -> Table:
 
 
 def other_text(scores: Scores | None) -> str:
-    """The value of an objective beside the fitness, with its standard error where it has one; empty
+    """The value of a metric beside the fitness, with its standard error where it has one; empty
     where there is none."""
     if scores is None or scores.mean is None:
         return ""

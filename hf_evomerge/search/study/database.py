@@ -45,13 +45,14 @@ CREATE TABLE objectives (
     value REAL NOT NULL, scores BLOB NOT NULL, correct BLOB,
     PRIMARY KEY (owner, split, name));
 """
+OTHERS = "objectives"  # scores beside those of the fitness
 _KEYS = {
     "meta": 1,
     "recipes": 1,
     "trials": 2,
     "evaluations": 2,
     "answers": 2,
-    "objectives": 3,
+    OTHERS: 3,
 }  # columns that name a row
 Values = tuple[Any, ...]
 

@@ -23,7 +23,7 @@ from ...errors import SearchError
 from ...fitness.scores import Scores
 from ...recipes.recipe import Recipe, SourceRef
 from ...recipes.strict_yaml import read_yaml, to_yaml, validate
-from .database import StudyFile
+from .database import OTHERS, StudyFile
 from .paths import followed
 
 State = Literal["COMPLETE", "FAILED"]
@@ -77,7 +77,7 @@ class Study(StudyFile):
     """
 
     def add_trial(self, trial: Trial) -> None:
-        """Store a finished trial, durably; what its model wrote, and its other objectives, are kept
+        """Store a finished trial, durably; what its model wrote, and its other scores, are kept
         under ``stage:number``."""
         if trial.duplicate_of is None:
             self._add_beside(f"{trial.stage}:{trial.number}", "search", trial.scores)
@@ -248,11 +248,11 @@ class Study(StudyFile):
         return None, None
 
     def _others(self, split: str, owner: str | None = None) -> dict[str, dict[str, Scores]]:
-        """Scores of the objectives beside the fitness on a split, by owner and name."""
+        """Scores by the metrics beside the fitness on a split, by owner and name."""
         others: dict[str, dict[str, Scores]] = {}
         where = "split = ? AND (? IS NULL OR owner = ?) ORDER BY rowid"
-        for row in self._whole("objectives", where, split, owner, owner):
-            with self._readable("objectives", row):
+        for row in self._whole(OTHERS, where, split, owner, owner):
+            with self._readable(OTHERS, row):
                 others.setdefault(row[0], {})[row[2]] = _scores(row[4], row[5], 0.0, None)
         return others
 
@@ -268,7 +268,7 @@ class Study(StudyFile):
             )
         for name, other in scores.others.items():
             row = (owner, split, name, other.mean, _pack(other.values), _pack(other.correct))
-            self.write("objectives", row, replace=True)
+            self.write(OTHERS, row, replace=True)
 
 
 def _score_columns(scores: Scores) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import SearchError, optional
-from .ask_tell import AskTell, Batches, Start, Vector, default_population, to_costs
+from ..optimizers.ask_tell import AskTell, Batches, Start, Vector, to_costs
 
 _STEPS = 4  # between the start's points and a bound, where a coordinate has none
 _MOST_LEFT_OUT = (
@@ -25,7 +25,7 @@ _MOST_LEFT_OUT = (
 # bounds. Its operators need finite bounds, and genomes may have none. Every value is maximised here
 # and minimised there. Each objective is converted by itself, so a failed candidate is the worst in
 # all of them.
-class ParetoOptimizer(AskTell):
+class FrontOptimizer(AskTell):
     """Ask for genomes, evaluate them anywhere, tell the values of all their objectives.
 
     The first generation is the start's mean and candidates, and points around these; where
@@ -35,8 +35,8 @@ class ParetoOptimizer(AskTell):
     Args:
         start: Where to begin. A coordinate without bounds stays within four step sizes of the
             start's points, and of 0 where coordinates are prunable.
-        objectives: How many there are.
-        population: Candidates per generation; twice the default of CMA-ES where None.
+        metrics: How many objectives there are.
+        population: Candidates per generation.
         seed: Seed of all random numbers.
 
     Raises:
@@ -44,25 +44,22 @@ class ParetoOptimizer(AskTell):
 
     Example:
         >>> start = Start(np.full(2, 0.5), 0.2, np.zeros(2), np.ones(2))
-        >>> optimizer = ParetoOptimizer(start, objectives=2, population=8)
+        >>> optimizer = FrontOptimizer(start, metrics=2, population=8)
         >>> for _ in range(20):
         ...     points = optimizer.ask()
-        ...     objectives = [np.array([x[0], 1 - x[0] - x[1]]) for x in points]
-        ...     optimizer.tell([0.0] * 8, objectives=objectives)
+        ...     optimizer.tell([np.array([x[0], 1 - x[0] - x[1]]) for x in points])
         >>> bool(np.mean([x[1] for x in points]) < 0.1)
         True
     """
 
-    def __init__(
-        self, start: Start, *, objectives: int, population: int | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, start: Start, *, metrics: int, population: int, seed: int = 0) -> None:
         super().__init__()
-        optional("pymoo", "objectives", "objectives: a search for several", SearchError)
+        require_pymoo()
         self.start = start
-        self.count = objectives
+        self.count = metrics
         self.seed = seed
         self.sigma = start.sigma
-        self.population = population or 2 * default_population(start.mean.size)
+        self.population = population
         self._batches = self._generations()
 
     def _generations(self) -> Batches:
@@ -81,7 +78,7 @@ class ParetoOptimizer(AskTell):
         while (offspring := algorithm.ask()) is not None and len(offspring):
             yield list(np.asarray(offspring.get("X"), dtype=np.float64))
             costs = np.column_stack(
-                [to_costs(column) for column in np.array(self.objectives).T]
+                [to_costs(column) for column in np.array(self.vectors).T]
             )  # a failed one is worse
             Evaluator().eval(StaticProblem(problem, F=costs), offspring)
             algorithm.tell(infills=offspring)
@@ -113,6 +110,11 @@ class ParetoOptimizer(AskTell):
                 point = np.where(out, -0.5 * self.start.sigma, point)
             points.append(point)
         return np.array(points)
+
+
+def require_pymoo() -> None:
+    """Raise `SearchError` where pymoo is not installed."""
+    optional("pymoo", "objectives", "objectives: a search for several", SearchError)
 
 
 def non_dominated(vectors: Sequence[Vector]) -> list[int]:
@@ -164,6 +166,20 @@ def knee(vectors: Sequence[Vector]) -> int:
         0
     ]  # the shortest, where the ends leave it open
     return int(np.argmax(np.round(points @ np.maximum(normal, 0.0), 9)))
+
+
+def best_point(vectors: Sequence[Vector]) -> int:
+    """Index of the knee of the points that nothing beats, and of the best of plain numbers; NaN is
+    worse than any, and of equals it is the first.
+
+    Example:
+        >>> best_point([np.array([number]) for number in (np.nan, 1.0, 3.0, 3.0)])
+        2
+    """
+    alive = [i for i, point in enumerate(vectors) if not np.isnan(point[0])] or [0]
+    points = [vectors[i] for i in alive]
+    best = non_dominated(points)
+    return alive[best[knee([points[i] for i in best])]]
 
 
 # Farthest-point sampling (Gonzalez 1985): each new point maximises its distance to the nearest
