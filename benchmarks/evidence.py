@@ -50,6 +50,11 @@ BASELINES = {
     "dfs": ["average", "alone", "noise"],
     "hybrid": ["average", "alone", "noise"],
 }
+SPACES = {
+    "ps": "weights are merged",
+    "dfs": "a path through the layers",
+    "hybrid": "weights, then a path",
+}
 MERGE = "merge"  # the stage that won: ps, or dfs
 ROWS = {
     "base": "base",
@@ -210,7 +215,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """One table a number of examples: a column for each pair, a row for each kind of model.
+    """One table a number of examples and space: a column for each pair, a row for each kind of
+    model.
 
     A cell has the accuracy, the log-likelihood and the share of the parents' own problems that is
     still solved, as means over draws. In brackets stands in how many draws the merge is above or
@@ -218,25 +224,32 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     """
     texts = []
     for count in sorted({line["examples"] for line in lines}):
-        there = [line for line in lines if line["examples"] == count]
-        names = [name for name in NAMES if any(line["pair"] == name for line in there)]
-        rows = [["", *names]]
-        of_pair = {name: [line for line in there if line["pair"] == name] for name in names}
-        rows += [
-            [title, *(_cell(of_pair[name], stage) for name in names)]
-            for stage, title in ROWS.items()
-        ]
-        rows.append(["draws", *(str(len(of_pair[name])) for name in names)])
-        rows.append(
-            [
-                "processor seconds, mean",
-                *(f"{_mean([line['cpu'] for line in of_pair[name]]):.0f}" for name in names),
+        for space, searched in SPACES.items():
+            there = [
+                line
+                for line in lines
+                if line["examples"] == count and (line["pair"].partition(":")[2] or "ps") == space
             ]
-        )
-        head, *body = (f"| {' | '.join(row)} |" for row in rows)
-        rule = f"|{' --- |' * len(rows[0])}"
-        texts.append("\n".join([f"{count} search examples:", "", head, rule, *body]))
+            if there:
+                texts.append(f"{count} search examples, {searched}:\n\n{_table(there)}")
     return "\n\n".join(texts)
+
+
+def _table(lines: Sequence[dict[str, Any]]) -> str:
+    """The table of the cells of one number of examples and one space."""
+    names = [name for name in NAMES if any(line["pair"] == name for line in lines)]
+    of_pair = {name: [line for line in lines if line["pair"] == name] for name in names}
+    rows = [["", *(name.partition(":")[0] for name in names)]]
+    for stage, title in ROWS.items():
+        cells = [_cell(of_pair[name], stage) for name in names]
+        if any(cells):
+            rows.append([title, *cells])
+    rows.append(["draws", *(str(len(of_pair[name])) for name in names)])
+    seconds = (_mean([line["cpu"] for line in of_pair[name]]) for name in names)
+    rows.append(["processor seconds, mean", *(f"{each:.0f}" for each in seconds)])
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    rule = f"|{' --- |' * len(rows[0])}"
+    return "\n".join([head, rule, *body])
 
 
 def main() -> None:
