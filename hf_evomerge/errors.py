@@ -26,6 +26,10 @@ _HIDDEN = (
         re.compile(r":? cannot be read: (?:\[Errno 2\] )?No such file or directory(?:: '[^']*')?"),
         ": no such file",
     ),
+    (
+        re.compile(r":? cannot be read: (?:\[Errno 21\] )?Is a directory(?:: '[^']*')?"),
+        ": a folder, and no file; name a file in it",
+    ),
     (re.compile(r' in "<unicode string>"'), ""),
     (re.compile(r"For more information check: \S+ ?"), ""),  # no secret, and no news
 )

@@ -500,8 +500,13 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
     if not build:
         return []
     lines = [f"next:   hf-evomerge eval {name} --show 3"]
+    # of a model that is wrong more often than right the next step is no push
+    solved = next(row for row in result.rows if row.winner).scores.accuracy
     if solves_nothing(result.rows):
         LOGGER.warning(f"look at what it answers: {FORM}")
+    elif solved is not None and solved < 0.5:
+        more = "raise evaluations, or give it more search examples"
+        lines.append(f"        it solves {solved:.0%} of the problems: {more}")
     else:
         lines.append(f"        hf-evomerge push {name} YOUR-NAME/YOUR-MERGE --space --examples 50")
     return lines
@@ -529,6 +534,8 @@ def _run(
         from .publishing import published_as
 
         facts = study_facts(out)
+        steps = _next(result, out, build=build)
+        facts["next"] = [step.removeprefix("next:").strip() for step in steps]
         facts |= {} if push is None else {"published": published_as(out, *push)}
         typer.echo(as_object(facts))
         return

@@ -91,7 +91,7 @@ def evaluate_model(
         config: The search whose task and data are used.
         split: ``search``, ``validation`` or ``test``.
         show: Number of examples to which the model's answers are kept: the first, and where it is
-            right in all of them, a wrong one in place of the last.
+            right in all of them, or wrong, one of the other kind in place of the last.
         adapter: A LoRA adapter of the model: a folder, or a repository on the Hub.
         trust_remote_code: Whether Python files that come with the model may be run; merged models
             need none where this package is installed.
@@ -122,8 +122,9 @@ def evaluate_model(
         raise SearchError(f"{model}: cannot be evaluated: {scores.error}")
     shown = [*range(len(examples))][:show]
     right = scores.correct
-    if right is not None and show > 1 and right[:show].all() and not right.all():
-        shown[-1] = int(right.argmin())
+    if right is not None and show > 1 and (right[:show] == right[0]).all():
+        others = (right != right[0]).nonzero()[0]
+        shown[-1] = int(others[0]) if others.size else shown[-1]
     answers = {
         i: scores.outputs[i] if scores.outputs else evaluator.answer(target, examples[i])
         for i in shown

@@ -124,9 +124,9 @@ def test_wrong_keys(keys, complaint):
             ":2: expected an object of fields, found list; write one JSON object per line",
         ),
         ('{"question": "a"}\n', ":1: no field 'number'; its fields are question"),
-        ('{"question": "a", "number": null}\n', ":1: field 'number' is neither text nor a number"),
-        ('{"question": "a", "number": NaN}\n', ":1: field 'number' is neither text nor a number"),
-        ('{"question": ["a"], "number": 1}\n', ":1: field 'question' is neither text nor a number"),
+        ('{"question": "a", "number": null}\n', ":1: field 'number' is neither text, nor"),
+        ('{"question": "a", "number": NaN}\n', ":1: field 'number' is neither text, nor"),
+        ('{"question": ["a"], "number": 1}\n', ":1: field 'question' is neither text, nor"),
         (
             '{"question": "a\\ud800b", "number": 1}\n',
             ":1: field 'question' has half of a surrogate pair",
@@ -155,6 +155,20 @@ def test_unreadable_file(tmp_path):
         load_examples(spec(jsonl=str(tmp_path / "latin.jsonl")))
     with pytest.raises(FitnessError, match=r"a\?b: cannot be read: embedded null byte$"):
         load_examples(spec(jsonl="a\0b"))
+
+
+def test_one_chat_message_is_its_text(tmp_path):
+    """Prompt and completion of one message each, as trl writes them, are read as their texts; a
+    longer chat is refused."""
+    user, assistant = ({"role": role, "content": role} for role in ("user", "assistant"))
+    file = tmp_path / "chat.jsonl"
+    fields = {"jsonl": str(file), "prompt_field": "prompt", "answer_field": "completion"}
+    file.write_text(json.dumps({"prompt": [user], "completion": [assistant]}))
+    (example,) = load_examples(spec(**fields))
+    assert (example.prompt, example.answer) == ("user", "assistant")
+    file.write_text(json.dumps({"prompt": [user, user], "completion": [assistant]}))
+    with pytest.raises(FitnessError, match=r"nor one chat message .*; write each problem as one"):
+        load_examples(spec(**fields))
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])

@@ -123,7 +123,7 @@ def test_a_search_that_cannot_work_does_not_end_in_a_push(trained, tmp_path, mon
     Path("wrong.jsonl").write_text("\n".join(lines))
     config, _ = measured(names, Path("wrong.jsonl"))
     config.save("search.yaml")
-    nothing = "of the search examples no model answers one right"
+    nothing = "search examples no model answers one right"
     assert any(nothing in line for line in plan_search(config).warnings)
     words = ["search", "search.yaml", "--out", "study", "--workers", "0"]
     done = CliRunner().invoke(cli.app, words)

@@ -267,7 +267,9 @@ def test_the_command_replaces_no_file_unasked(tiny, tmp_path, monkeypatch):
     ]
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output
-    assert "81 problems in my problems.jsonl: 40 for search, 41 for test\na search" in done.stdout
+    assert (
+        "81 problems in my problems.jsonl: 40 for search, 41 for test\neach search" in done.stdout
+    )
     assert "hf-evomerge search search.yaml --out my-search --dry-run" in done.stdout
     assert SearchConfig.load("search.yaml").data["search"].jsonl == data.name
     assert CliRunner().invoke(cli.app, [*words, "--out", "new/search.yaml"]).exit_code == 0
@@ -300,7 +302,9 @@ def test_how_problems_are_split(count, choices, sizes, tiny, tmp_path):
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
     assert [spec.start for spec in config.data.values()] == starts
     found = draft_search([str(tiny / name) for name in ("a", "b")], data).found
-    why = next(line for line in found if "a search gains by each" in line)
+    why = next(line for line in found if "the test tells an accuracy" in line)
+    more = "more search examples may help (count)"
+    assert why.startswith(more if sizes[0] == 128 else "each search example helps;")
     error = 0.5 / sizes[-1] ** 0.5
     assert f"the test tells an accuracy to ± {error:.2f}; " in why
     assert ("validation guards against luck" in why) == (len(sizes) == 3)

@@ -201,7 +201,7 @@ def test_evaluate_model_needs_only_the_model(tiny, search_config):
 
 def test_answers_are_shown_with_their_marks(tiny, search_config, monkeypatch):
     """Each answer says if it is right, and below its problem what that means; after right ones
-    there is a wrong one."""
+    there is a wrong one, and the other way round."""
     scores = Scores([1, 1, 1, 0], correct=[True, True, True, False], outputs=["p", "q", "r", "s"])
     monkeypatch.setattr(Evaluator, "evaluate", lambda *_: scores)
     config = search_config(fitness={"task": "generation"})
@@ -210,6 +210,10 @@ def test_answers_are_shown_with_their_marks(tiny, search_config, monkeypatch):
         for show in (0, 1, 3, 9)
     }
     assert answers == {0: {}, 1: {0: "p"}, 3: {0: "p", 1: "q", 3: "s"}, 9: dict(enumerate("pqrs"))}
+    few = Scores([0, 0, 1], correct=[False, False, True], outputs=["p", "q", "r"])
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *_: few)
+    wrong = evaluate_model(str(tiny / "a"), config, split="validation", show=2).answers
+    assert wrong == {0: "p", 2: "r"}
     problem = Example("二たす三は", "5", gloss="Two and three are")
     lines = str(Evaluation(scores, (problem,) * 4, answers[3])).splitlines()
     assert lines[1:6] == [

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hf_evomerge.cli.searching import _next
 from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.search.phases.baselines import alone, average, lora, noise
+from hf_evomerge.search.phases.held_out import _learned_by_heart
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.table import Against, Row, published, rows_table
 from hf_evomerge.search.results.verdict import (
@@ -502,6 +504,45 @@ def test_the_next_step_is_to_publish_what_nothing_simpler_equals():
     assert _next(won, Path("mine"), build=False) == []
     level = Result(None, "test", _rows(0.31, parent=0.3))  # type: ignore[arg-type]
     assert _next(level, Path("mine"), build=True) == ["next:   keep maths as it is"]
+    poor = Result(None, "test", _rows(0.45))  # type: ignore[arg-type]
+    _, more = _next(poor, Path("mine"), build=True)
+    assert more.startswith("        it solves 45% of the problems: raise evaluations")
+
+
+@pytest.mark.parametrize(
+    ("searched", "solved", "said"), [(90, 60, True), (90, 170, False), (66, 120, False)]
+)
+def test_examples_that_were_learned_by_heart_are_told(searched, solved, said):
+    """Where the winner solves far more of 100 search examples than of 200 others, more search
+    examples are asked for."""
+    trial = Scores(np.zeros(100), correct=np.arange(100) < searched)
+    held_out = Scores(np.zeros(N), correct=np.arange(N) < solved)
+    run = SimpleNamespace(
+        sizes={"search": 100, "test": N},
+        winner="key",
+        judged_on="test",
+        study=SimpleNamespace(trials=lambda: [SimpleNamespace(recipe_key="key", scores=trial)]),
+    )
+    lines = _learned_by_heart(run, held_out)
+    assert [
+        "It solves 0.900 of the search examples and 0.300 of the others" in x for x in lines
+    ] == [True] * said
+
+
+def test_a_few_test_examples_give_no_advice():
+    """That eight examples do not tell a parent and the winner apart is no reason to keep the
+    parent; a parent that is better on them is named."""
+
+    def rows(parent, winner):
+        made = []
+        for stage, model, right in (("source", "a", parent), ("ps", "evolved PS", winner)):
+            correct = np.arange(8) < right
+            scores = Scores(np.where(correct, 0.0, -1.0), correct=correct)
+            made.append(Row(stage, model, scores, winner=stage == "ps"))
+        return [*made, replace(made[0], model="b")]
+
+    assert instead(rows(3, 2)) is None
+    assert instead(rows(8, 1)).model == "a"
 
 
 def test_a_lora_that_forgets_more_is_no_substitute():

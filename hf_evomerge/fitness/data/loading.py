@@ -232,12 +232,15 @@ def _field(record: Record, field: str, where: str) -> Any:
 def _text(record: Record, field: str, where: str) -> str:
     """A field as text. Whole numbers that the file holds as floats are written without ``.0``."""
     value = _field(record, field, where)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
+        value = value[0].get("content")  # one message, as trl writes a prompt or a completion
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     is_none = isinstance(value, float) and not math.isfinite(value)  # NaN, as Python's json has it
     if is_none or not isinstance(value, str | int | float) or isinstance(value, bool):
         raise FitnessError(
-            f"{where}: field {field!r} is neither text nor a number (found {value!r:.80})"
+            f"{where}: field {field!r} is neither text, nor a number, nor one chat message (found "
+            f"{value!r:.80}); write each problem as one text"
         )
     text = str(value)
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):

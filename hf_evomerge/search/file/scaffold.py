@@ -400,7 +400,9 @@ class _Problems:
         """Say how many examples each split has, and why."""
         sizes = ", ".join(f"{count} for {split}" for split, count in self.sizes.items())
         error = 0.5 / math.sqrt(self.sizes["test"])
-        helped = f"a search gains by each of the first {MOST['search']}"
+        helped = "each search example helps"
+        if self.sizes["search"] == MOST["search"]:
+            helped = "more search examples may help (count), and take longer"
         chosen = "validation guards against luck"
         if "validation" not in self.sizes:
             chosen = "none are left to choose the best by"

@@ -45,7 +45,7 @@ class Range(StrictModel):
         ):
             start = "" if self.start is None else f", start {self.start}"
             raise ValueError(
-                f"low is below high, and start between them (found low {self.low}, high "
+                f"low must be below high, and start between them (found low {self.low}, high "
                 f"{self.high}{start})"
             )
         return self

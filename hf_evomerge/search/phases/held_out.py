@@ -16,6 +16,8 @@ from .phase import Phase, PhasePlan, Planner, SearchRun, judged_on
 
 logger = logging.getLogger(__name__)
 
+_MUCH = 0.1  # of accuracy, that the search examples are ahead of others
+
 
 class HeldOut(Phase):
     """Scores of all rows on examples that chose nothing."""
@@ -57,6 +59,7 @@ class HeldOut(Phase):
                 logger.warning(f"the results have no {row.model}: {outcome.error}")
                 continue
             rows.append(replace(row, scores=outcome, retained=retained[row.label]))
+        run.notes += _learned_by_heart(run, scores[run.winner])
         run.result = Result(
             run.study.recipe(run.winner),
             run.judged_on,
@@ -67,6 +70,30 @@ class HeldOut(Phase):
             notes=run.notes,
             contributions=run.contributions,
         )
+
+
+# With accuracies a and b on n search examples and m others, the standard error of a - b is
+# sqrt(p (1 - p) (1 / n + 1 / m)) at the pooled share p. Beyond two of them, and beyond what a
+# reader would call little, the winner has learned its examples and not the task.
+def _learned_by_heart(run: SearchRun, held_out: Scores) -> list[str]:
+    """Say that the winner is much better on the search examples; nothing where it is not."""
+    sizes = run.sizes
+    searched = None
+    for trial in run.study.trials():
+        if trial.recipe_key == run.winner and trial.scores.values.size == sizes["search"]:
+            searched = trial.scores.accuracy
+    solved = held_out.accuracy
+    if searched is None or solved is None or run.judged_on == "search":
+        return []
+    counts = [sizes["search"], held_out.values.size]
+    pooled = (searched * counts[0] + solved * counts[1]) / sum(counts)
+    error = (pooled * (1 - pooled) * sum(1 / count for count in counts)) ** 0.5
+    if searched - solved < max(_MUCH, 2 * error):
+        return []
+    return [
+        f"It solves {searched:.3f} of the search examples and {solved:.3f} of the others: it has "
+        "learned some by heart; more search examples help, and more evaluations alone do not"
+    ]
 
 
 def _skills(run: SearchRun) -> dict[str, list[int]]:

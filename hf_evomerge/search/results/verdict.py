@@ -33,6 +33,7 @@ RULE = (
     "Better, or WORSE, means that p is below .05 and the interval excludes 0; with hardly, only "
     "one of these holds"
 )
+FEW = 20  # test examples; that fewer do not tell two models apart is no news
 LITTLE = 0.1  # of accuracy: who is the best of models that solve less is no advice
 DIFFERENCE = 0.05  # of accuracy; what a reader would call better
 FORM = "do separator, chat template and end of the answer suit the models?"
@@ -96,7 +97,9 @@ def no_better_than_chance(models: Sequence[Scores], chance: float = 0.0) -> str 
         return None
     right = f"more right than chance ({chance:.0%})" if chance else "one right"
     look = "`hf-evomerge eval MODEL --search FILE --show 3`"
-    return f"of the search examples no model answers {right}; if one should, look at {look}: {FORM}"
+    count = models[0].values.size
+    none = f"of {count} search examples no model answers {right}"
+    return f"{none}; if one should, look at {look}: {FORM}"
 
 
 def instead(rows: Sequence[Row]) -> Row | None:
@@ -204,6 +207,8 @@ def _does_as_well(row: Row, winner: Row, by: Sequence[Measure]) -> bool:
         return False
     first = compared[0]
     if first.is_close and first.difference > 0:  # undecided, and not level
+        return False
+    if first.examples < FEW and not first.is_worse:  # so few tell nothing apart
         return False
     return first.is_worse or not _forgets(row, winner)
 
