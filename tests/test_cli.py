@@ -207,6 +207,7 @@ def test_objects_for_programs(search_file, hybrid_search, tiny, tmp_path, monkey
         plan["minutes"], sum(each["minutes"] for each in plan["phases"]), abs_tol=0.01
     )
     found = told("search", search_file, "--out", out, "--workers", 0)
+    assert found.pop("next")[0] == f"hf-evomerge eval {out} --show 3"
     assert found == told("show", out)
     assert found["results"] == json.loads((out / "results.json").read_text())
     scored = told("eval", out, "--split", "validation", "--show", 2)

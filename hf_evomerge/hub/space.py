@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Collection
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from ..checkpoints.client import ask, default_api
 from ..checkpoints.open import config_name
 from ..checkpoints.pipeline import INDEX
-from ..errors import EvoMergeError, HubError, optional
+from ..errors import EvoMergeError, HubError, optional, told
 from ..recipes.names import is_folder
 from ..search.study.database import STUDY_FILE
 from .bundled import bundled
@@ -165,8 +166,8 @@ def run_space(
         share: Whether Gradio makes a public link.
 
     Raises:
-        HubError: There is no such folder, gradio is not installed, or the app ended with an error.
-            Of a repository that is not there the page tells.
+        HubError: There is no such folder, the port is taken, gradio is not installed, or the app
+            ended with an error. Of a repository that is not there the page tells.
     """
     place = Path(model)
     built = place / "model"
@@ -181,6 +182,10 @@ def run_space(
             f"{model}: holds no model and no study; give the folder of one, or a repository "
             "such as user/name"
         )
+    if port is not None:  # Gradio would take the next one that is free
+        with socket.socket() as free, told(HubError, OSError, f"port {port}: ", "; give another"):
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind((host or "127.0.0.1", port))
     optional("gradio", "space", "the page", HubError)
     for folder in (place, built):
         for package, extra in _extras(os.listdir(folder) if folder.is_dir() else ()).items():

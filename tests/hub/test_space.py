@@ -2,6 +2,7 @@
 for."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -108,14 +109,19 @@ def test_a_space_needs_its_model(lfs_api):
 
 
 def test_the_app_runs_here_without_the_hub(app, monkeypatch, tmp_path):
-    """`run_space` starts the same app, told by the environment which model to show."""
+    """`run_space` starts the same app, told by the environment which model to show; a port that
+    another program has is refused."""
     told = ("EVOMERGE_MODEL", "GRADIO_SERVER_PORT", "GRADIO_SERVER_NAME", "GRADIO_SHARE")
     app.write_text(
         f"import os; open(os.environ['SEEN'], 'w').write(' '.join(map(os.environ.get, {told})))"
     )
     monkeypatch.setenv("EVOMERGE_MODEL", "before")
-    run_space("my-search/model", port=8000, host="0.0.0.0", share=True)
-    assert (tmp_path / "seen").read_text() == "my-search/model 8000 0.0.0.0 True"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(HubError, match=f"port {port}: Address already in use; give another"):
+            run_space("my-search/model", port=port)
+    run_space("my-search/model", port=port, host="0.0.0.0", share=True)
+    assert (tmp_path / "seen").read_text() == f"my-search/model {port} 0.0.0.0 True"
     app.write_text("raise SystemExit(3)")
     with pytest.raises(HubError, match="my-search/model: the app ended with status 3"):
         run_space("my-search/model")

@@ -127,10 +127,11 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
     examples, there are columns for these.
     """
     others = list(dict.fromkeys(name for row in rows for name in row.scores.others))
+    has_marks = any(row.scores.accuracy is not None for row in rows)
     headings = [
         "",
         "fitness",
-        "accuracy",
+        *(["accuracy"] if has_marks else []),
         *others,
         "evaluations",
         "to search, s" if "seconds" in others else "seconds",
@@ -151,7 +152,7 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
         figures.add_row(
             f"{row.model}{' *' if row.winner else ''}",
             Figures.of(row.scores).fitness_text,
-            Figures.of(row.scores).accuracy_text,
+            *([Figures.of(row.scores).accuracy_text] if has_marks else []),
             *(other_text(row.scores.others.get(name)) for name in others),
             f"{row.evaluations:.0f}" if row.evaluations else "",
             f"{row.seconds:.0f}" if row.seconds else "",
