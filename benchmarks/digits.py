@@ -180,7 +180,7 @@ def interval(values: np.ndarray) -> str:
 
 def both(config: SearchConfig) -> Recipe:
     """Both task vectors whole: task arithmetic as people do it by hand."""
-    merge = config.merge_part().model_copy(
+    merge = config.merge.part().model_copy(
         update={"parameters": [{"weight": 1.0}, {"weight": 1.0}]}
     )
     return config.recipe(merge=merge)

@@ -428,8 +428,7 @@ def _check(merged: Merged) -> None:
         raise SourceError(f"{method.name} without normalize scales the base as well")
     if merged.recipe.vocabulary is not None:
         raise SourceError("vocabulary: the result has other rows than the base")
-    router = merged.recipe.merge.router if merged.recipe.merge is not None else None
-    if reason := why_no_products(plan.sources, plan.base, router, base_too=True):
+    if reason := why_no_products(plan.sources, plan.base, plan.kept, base_too=True):
         raise SourceError(reason)
 
 

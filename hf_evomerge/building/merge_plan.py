@@ -19,7 +19,7 @@ from ..merging.core import why_no_products
 from ..merging.method import Call, MergeMethod, Values
 from ..merging.registry import get_method, in_core
 from ..merging.rows import row_count
-from ..recipes.layer_groups import classify, merged_names, parse_key, renumbered, resolve
+from ..recipes.layer_groups import classify, parse_key, renumbered, resolve
 from ..recipes.recipe import MergePart, Recipe, SlicePart, with_optional
 from .planned import Input, Planned
 
@@ -33,6 +33,7 @@ class MergePlan:
         sources: Sources that are merged, each once; the first gives the config.
         base: The base.
         tensors: The tensors of the result by their names, in their order.
+        kept: Tensors of the sources that are not merged, see `MergePart.kept`.
         options: Complete options for the whole model; empty where the recipe has slices.
         stack: Index in `sources` and layer of each layer of the result; None: those of the first
             source in their order.
@@ -44,6 +45,7 @@ class MergePlan:
     sources: list[Parent]
     base: Parent | None
     tensors: dict[str, Planned]
+    kept: Mapping[str, Parent]
     options: Values
     stack: list[tuple[int, int]] | None = None
     core: bool = False
@@ -66,7 +68,8 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
     if part is None:
         raise RecipeError("merge: the recipe has no merge part; there is nothing to merge")
     first = merged_sources[0]
-    names = merged_names(first.tensors, part.router)
+    kept = part.kept(first.tensors, merged_sources)
+    names = [name for name in first.tensors if name not in kept]
     method = get_method(part.method)
     has_base = base is not None
     adapted = [source for source in merged_sources if source.adapter is not None]
@@ -95,26 +98,21 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
     check_mergeable(merged_sources, base, same_depth=part.slices is None)
     if part.slices is not None:
         return _plan_slices(recipe, part, part.slices, merged_sources, base)
-    if part.core_space and (reason := why_no_products(merged_sources, base, part.router)):
+    if part.core_space and (reason := why_no_products(merged_sources, base, kept)):
         raise SourceError(f"merge.core_space: {reason}; leave it out")
     core = in_core(part)
     tensors = dict[str, Planned]()
     merged = set(names)
     if core:
         merged = {name for source in merged_sources for name in source.changes}
-    donor = (
-        merged_sources[recipe.merge_sources.index(part.router)]
-        if isinstance(part.router, int)
-        else first
-    )
     for name in sorted(first.tensors, key=tensor_order):
         if name not in merged:
-            tensors[name] = Planned.copy(donor, name, recipe.dtype)
+            tensors[name] = Planned.copy(kept.get(name, first), name, recipe.dtype)
             continue
         inputs = tuple((source, name) for source in merged_sources)
         origin = (base, name) if base is not None else None
         tensors[name] = _planned(inputs, origin, values, options, recipe.dtype)
-    return MergePlan(method, merged_sources, base, tensors, options, core=core)
+    return MergePlan(method, merged_sources, base, tensors, kept, options, core=core)
 
 
 def _planned(
@@ -160,7 +158,9 @@ def _plan_slices(
     for position, piece in enumerate(slices):
         where = f"merge.slices[{position}]"
         merged_sources = [by_number[run[0][0]] for run in piece.runs()]
-        values, options = _slice_values(method, part, piece, merged_sources, base, where)
+        kept = part.kept(merged_sources[0].tensors, merged_sources)
+        names = [name for name in merged_sources[0].tensors if name not in kept]
+        values, options = _slice_values(part, piece, names, base is not None, where)
         layers = [piece.base_layers()] if base is not None else []
         for run in piece.runs():
             layers.append([number for _, number in run])
@@ -172,8 +172,7 @@ def _plan_slices(
                 )
         outside = {"embed"} if position == 0 else set()
         outside |= {"head"} if position == len(slices) - 1 else set()
-        names = merged_names(merged_sources[0].tensors, part.router)
-        stacked = _Stacked(merged_sources, base, options, values, recipe.dtype, set(names))
+        stacked = _Stacked(merged_sources, base, options, values, recipe.dtype, kept)
         tensors |= stacked.outside(outside)
         # Layer `offset` of the slice becomes layer len(stack) of the result. Names are those of the
         # result; parameters are resolved by the names in the sources, as the recipe's author sees
@@ -185,21 +184,16 @@ def _plan_slices(
     # Where every layer stays where it is, the result has the first source's config as it is.
     # Otherwise the config's lists with an entry a layer follow the stack.
     as_it_is = stack == [(0, layer) for layer in range(sources[0].layer_count)]
-    return MergePlan(method, sources, base, tensors, {}, None if as_it_is else stack)
+    kept = part.kept(sources[0].tensors, sources)
+    return MergePlan(method, sources, base, tensors, kept, {}, None if as_it_is else stack)
 
 
 def _slice_values(
-    method: MergeMethod,
-    part: MergePart,
-    piece: SlicePart,
-    sources: list[Parent],
-    base: Parent | None,
-    where: str,
+    part: MergePart, piece: SlicePart, names: Sequence[str], has_base: bool, where: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The complete parameters of a slice, with gradients over its layers."""
     with told(RecipeError, RecipeError, f"{where}: "):
         count = len(piece.runs()[0])
-        names = merged_names(sources[0].tensors, part.router)
         mappings: list[Values] = [part.options, piece.options, *piece.parameters]
         for mapping in mappings:
             for name, value in mapping.items():
@@ -210,11 +204,11 @@ def _slice_values(
                         "patterns, or another slice"
                     )
         return complete(
-            method,
+            get_method(part.method),
             piece.parameters,
             {**part.options, **piece.options},
-            sources=len(sources),
-            has_base=base is not None,
+            sources=len(piece.layers),
+            has_base=has_base,
             layer_count=count,
             names=names,
             ignore=part.unmatched == "ignore",
@@ -230,7 +224,7 @@ class _Stacked:
     options: Values
     values: Sequence[Values]
     dtype: str | None
-    merged: set[str]
+    kept: Mapping[str, Parent]
 
     def outside(self, kinds: set[str]) -> dict[str, Planned]:
         """The tensors of these kinds, from outside the blocks."""
@@ -250,8 +244,8 @@ class _Stacked:
         return planned
 
     def _tensor(self, name: str, there: list[str], base: str, offset: int | None) -> Planned:
-        if there[0] not in self.merged:
-            return Planned.copy(self.sources[0], there[0], self.dtype)
+        if there[0] in self.kept:
+            return Planned.copy(self.kept[there[0]], there[0], self.dtype)
         inputs = tuple((source, own) for source, own in zip(self.sources, there, strict=True))
         origin = (self.base, base) if self.base is not None else None
         options = {key: resolve(value, name, offset) for key, value in self.options.items()}

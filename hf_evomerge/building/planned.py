@@ -30,7 +30,7 @@ class Planned:
         values: Complete per-source parameters of a merge.
         options: Complete options of a merge.
         is_merged: Whether it is merged; a mask or a table of positions is that of the first source,
-            a router mostly that of one.
+            what `MergePart.kept` names that of one.
     """
 
     info: TensorInfo

@@ -3,12 +3,12 @@ any method can merge, so that the result is an adapter again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Container, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ..checkpoints.checkpoint import Parent
 from ..checkpoints.source import Source
-from ..recipes.layer_groups import classify, merged_names
+from ..recipes.layer_groups import classify
 from .arithmetic import TensorJob
 from .gradient import Products, add_by_runs, zeros
 from .method import Call, MergeMethod, Values
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def why_no_products(
     sources: Sequence[Parent],
     base: Parent | None,
-    router: int | Literal["merge"] | None = None,
+    kept: Container[str] = (),
     *,
     base_too: bool = False,
 ) -> str | None:
@@ -32,7 +32,7 @@ def why_no_products(
     Args:
         sources: The merged sources.
         base: The recipe's base; without one the sources need only have one base.
-        router: As a recipe has it.
+        kept: Names of tensors that are not merged.
         base_too: Whether a source may be the base itself, without an adapter.
     """
     origin = base if base is not None else sources[0]
@@ -47,11 +47,10 @@ def why_no_products(
             return f"{source} is no adapter of {origin.folder}"
         if source.sentence.has_weights and source.sentence.folder != source.folder:
             return f"{source} has modules after the encoder of its own"
-        merged = set(merged_names(source.tensors, router))
         for name, change in source.changes.items():
             beyond = change.beyond
-            if beyond or name not in merged or classify(name)[2] == "experts":
-                more = beyond or "experts, or a router that is not merged"
+            if beyond or name in kept or classify(name)[2] == "experts":
+                more = beyond or "experts, or a tensor that is not merged"
                 return (
                     f"{source} changes {name} by more than the product of two factors of a "
                     f"linear layer or a convolution ({more})"

@@ -10,8 +10,8 @@ weight.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ..checkpoints.checkpoint import Parent
 from ..checkpoints.headers import tensor_order
@@ -36,7 +36,7 @@ def why_merged(
     options: Values,
     *,
     core: bool = False,
-    router: int | Literal["merge"] | None = None,
+    kept: Container[str] = (),
 ) -> str | None:
     """Reason why merges of this kind cannot run as adapters of one base; None where they can. Reads
     headers only.
@@ -47,11 +47,11 @@ def why_merged(
         method: Name of the merge method.
         options: Its options.
         core: Whether they are merged in core space (see `Core`).
-        router: As a recipe has it.
+        kept: Names of tensors that are not merged.
     """
     if not core and not get_method(method).adds(options):
         return f"{method} is not the sum of weighted task vectors that task_arithmetic is"
-    if reason := why_no_products(sources, base, router):
+    if reason := why_no_products(sources, base, kept):
         return reason
     for source in sources:
         if source.whole.entries:
@@ -73,7 +73,7 @@ class JoinedAdapters(MergeKind):
         method: Name of the merge method: a sum of weighted task vectors, or any in core space.
         model: The base in memory, in the dtype that candidates run in; its linear layers, quantised
             or not, get a forward hook.
-        router: As for `MergeKind`.
+        kept: As for `MergeKind`.
         core: Whether they are merged in core space.
         seed: The recipe's seed.
 
@@ -89,14 +89,14 @@ class JoinedAdapters(MergeKind):
         method: str,
         model: PreTrainedModel,
         *,
-        router: int | Literal["merge"] = 0,
+        kept: Mapping[str, Parent] | None = None,
         core: bool = False,
         seed: int = 0,
     ) -> None:
         from torch import nn
 
-        super().__init__(sources, base, method, {}, router=router)
-        reason = why_merged(sources, base, method, {}, core=core, router=router)
+        super().__init__(sources, base, method, {}, kept=kept)
+        reason = why_merged(sources, base, method, {}, core=core, kept=self.kept)
         if reason is not None:
             raise SourceError(f"{reason}; write unmerged: false")
         modules = {

@@ -7,13 +7,12 @@ those that `build_model` writes for the same recipe, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Parent
 from ..checkpoints.compatibility import check_mergeable
 from ..checkpoints.headers import tensor_order
 from ..errors import SourceError
-from ..recipes.layer_groups import merged_names
 from ..recipes.recipe import ParameterValue
 from .arithmetic import TensorJob, memory_needed
 from .checks import complete
@@ -37,7 +36,7 @@ class MergeKind:
         base: The common ancestor, for methods that need one.
         method: Name of the merge method.
         options: Its global options; defaults where absent.
-        router: Source in `sources` whose routers a mixture of experts gets, or ``merge``.
+        kept: Tensors that are not merged, each with the source whose the result has.
 
     Raises:
         RecipeError: The method is unknown, or its options are wrong.
@@ -51,14 +50,15 @@ class MergeKind:
         method: str,
         options: Values,
         *,
-        router: int | Literal["merge"] = 0,
+        kept: Mapping[str, Parent] | None = None,
     ) -> None:
         self.method = get_method(method)
         check_mergeable(sources, base)
         self.layer_count = sources[0].layer_count
         self.source_count = len(sources)
         self.has_base = base is not None
-        self.names = merged_names(sources[0].tensors, router)
+        self.kept = kept or {}
+        self.names = [name for name in sources[0].tensors if name not in self.kept]
         self.options = dict(options)
         self.complete([])
 
@@ -82,7 +82,7 @@ class LiveMerger(MergeKind):
     """Merges sources into a model that stays in memory.
 
     Args:
-        sources, base, method, options, router: As for `MergeKind`.
+        sources, base, method, options, kept: As for `MergeKind`.
         seed: The recipe's seed.
         model: A model of the sources' own class; its parameters are overwritten by `apply`.
         memory_limit: Bytes that may be spent on task vectors, sorted magnitudes and random fields.
@@ -108,23 +108,19 @@ class LiveMerger(MergeKind):
         seed: int,
         model: PreTrainedModel,
         *,
-        router: int | Literal["merge"] = 0,
+        kept: Mapping[str, Parent] | None = None,
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
-        super().__init__(sources, base, method, options, router=router)
+        super().__init__(sources, base, method, options, kept=kept)
         self.jobs: list[tuple[TensorJob, Tensor]] = []
-        merged = set(self.names)
-        targets = live_tensors(sources[0], model)
-        for name in targets.keys() - merged:
-            assert isinstance(router, int)  # else all are merged
-            targets[name].data.copy_(sources[router].read(name, targets[name].dtype))
         # Memory is given to tensors in their order until the limit is reached. A tensor that gets
         # none reads its inputs from the mapped files in every merge, which is slower, to the same
         # bits.
-        for name, parameter in targets.items():
-            if name not in merged:
-                continue
+        for name, parameter in live_tensors(sources[0], model).items():
             target = parameter.data
+            if name in self.kept:
+                target.copy_(self.kept[name].read(name, target.dtype))
+                continue
             needed = memory_needed(self.method, target.numel(), len(sources), base is not None)
             keep = needed <= memory_limit
             memory_limit -= needed if keep else 0

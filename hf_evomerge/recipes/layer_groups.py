@@ -352,18 +352,13 @@ def check_keys(
             select_key(tuple(value), name, post_norms)
 
 
-def merged_names(names: Iterable[str], router: int | Literal["merge"] | None) -> list[str]:
-    """The names of the tensors that are merged: all but the routers of a mixture of experts, which
-    are one source's.
-
-    Args:
-        names: The raw names of a model's tensors.
-        router: Setting of the recipe for them.
-    """
+def router_names(names: Iterable[str]) -> list[str]:
+    """The names of a mixture's routers, by the names of all its tensors; none where there are no
+    experts."""
     halves = {name: classify(name)[2] for name in names}
-    if router == "merge" or "experts" not in halves.values():
-        return list(halves)
-    return [name for name, half in halves.items() if half != "router"]
+    if "experts" not in halves.values():
+        return []
+    return [name for name, half in halves.items() if half == "router"]
 
 
 def without_unmatched(value: Any, names: Sequence[str]) -> Any:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import EvoMergeError, PathError, RecipeError, told
+from .layer_groups import router_names
 from .layer_path import MAX_HOPS, LayerPath
 from .names import hidden
 from .run import Run, expanded
@@ -253,6 +254,19 @@ class MergePart(StrictModel):
     merged as everything else."""
     unmatched: Literal["refuse", "ignore"] | None = None
     """What becomes of patterns that name no tensor: ``refuse``, the default, or ``ignore``."""
+
+    def kept(self, names: Iterable[str], sources: Sequence[T]) -> dict[str, T]:
+        """Tensors that are not merged, each with the source whose the result has.
+
+        Args:
+            names: Raw names of a source's tensors.
+            sources: The merged sources, in the order of ``sources``; of a slice its own.
+        """
+        if self.router == "merge":
+            return {}
+        numbers = self.sources or range(len(sources))
+        position = 0 if self.router is None else numbers.index(self.router)
+        return dict.fromkeys(router_names(names), sources[position])
 
     def check_slices(self) -> None:
         """Raise `ValueError`, naming the key, where the slices do not go with the rest or with

@@ -53,14 +53,14 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     findings = Findings(notes=list(_unused(config)))
     if here:
         _check_dtype(config, evaluator, findings)
-    if evaluator.sources.runs_unmerged(config.merge_part()):
+    if evaluator.sources.runs_unmerged(config.merge.part()):
         bits = (
             f", whose weights have {config.compute.quantization[0]} bits"
             if config.compute.quantization
             else ""
         )
         more = "; `compute: {unmerged: false}` merges each"
-        if in_core(config.merge_part()):
+        if in_core(config.merge.part()):
             more = ", merged in core space"
         findings.notes.append(
             f"candidates run unmerged, as LoRA adapters on their base{bits}{more}"
@@ -72,9 +72,9 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         models = evaluator.sources.all  # ends with the base
     findings.warnings += twins(models, [*config.source_names, "the base"], download=reads)
     if reads and not evaluator.sources.runs_unmerged(
-        config.merge_part()
+        config.merge.part()
     ):  # which would compute every whole weight
-        findings.warnings += evaluator.sources.merged(config.merge_part()).doubts()
+        findings.warnings += evaluator.sources.merged(config.merge.part()).doubts()
     for phase in phases_of(config):
         phase.check(config, evaluator, findings)
     for split in splits:

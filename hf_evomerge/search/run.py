@@ -100,7 +100,7 @@ def run_search(
     checked = check_search(config, evaluator, here=not ray)
     with open_study(config, Path(out), pins, written) as study:
         check_same_grounds(study, evaluator, task_factory)
-        study.set_meta("unmerged", evaluator.sources.runs_unmerged(config.merge_part()))
+        study.set_meta("unmerged", evaluator.sources.runs_unmerged(config.merge.part()))
         for line in (
             checked.warnings if not any(study.trials(stage.name) for stage in config.stages) else ()
         ):

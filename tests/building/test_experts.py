@@ -11,7 +11,7 @@ from slowly import slow_beyond
 from tiny_models import MIXTURES, tiny_model
 from transformers import AutoModelForCausalLM
 
-from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.building.build import build_model, check_recipe, open_merge
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging.live import LiveMerger
@@ -89,14 +89,11 @@ def test_a_live_model_has_the_bits_of_a_build(architecture, router, families, tm
     """Also where transformers keeps the experts of a block in one parameter and the files have one
     of each."""
     folder = families(architecture)
-    written = AutoModelForCausalLM.from_pretrained(
-        build_model(recipe_of(folder, router=router), tmp_path / "out")
-    )
+    recipe = recipe_of(folder, router=router)
+    written = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "out"))
     live = AutoModelForCausalLM.from_pretrained(folder / "base")
-    sources = [open_source(str(folder / name)) for name in "ab"]
-    merger = LiveMerger(
-        sources, open_source(str(folder / "base")), "task_arithmetic", {}, 0, live, router=router
-    )
+    plan = open_merge(recipe, open_source).plan
+    merger = LiveMerger(plan.sources, plan.base, "task_arithmetic", {}, 0, live, kept=plan.kept)
     merger.apply([{"weight": 0.5}] * 2)
     for name, tensor in written.state_dict().items():
         assert torch.equal(tensor, live.state_dict()[name]), name

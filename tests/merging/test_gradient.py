@@ -185,13 +185,7 @@ def test_every_method_on_a_whole_model(method, parents, load):
     ]
     model = load(base.folder)
     merger = LiveMerger(
-        sources,
-        base if get_method(method).task_vectors else None,
-        method,
-        {},
-        0,
-        model,
-        router="merge",
+        sources, base if get_method(method).task_vectors else None, method, {}, 0, model
     )
     values = {
         "weight": (0.4, 0.7),

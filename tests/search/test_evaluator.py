@@ -467,7 +467,7 @@ def test_attention_is_computed_as_the_file_says(search_config):
     of the Hub is refused."""
     config = search_config(compute={"attn_implementation": "eager"})
     evaluator = Evaluator(config)
-    for target in (config.sources[0], config.recipe(merge=config.merge_part())):
+    for target in (config.sources[0], config.recipe(merge=config.merge.part())):
         assert evaluator.models.model(target).config._attn_implementation == "eager"
     assert (
         Evaluator(search_config()).models.model(config.sources[0]).config._attn_implementation

@@ -187,7 +187,7 @@ def test_what_is_doubtful_is_said(tiny, tmp_path, search_config, caplog):
     folder = shutil.copytree(tiny, tmp_path / "tiny")
     _doubtful(folder)
     config = search_config("ps", folder)
-    found = check_recipe(config.recipe(merge=config.merge_part())).warnings
+    found = check_recipe(config.recipe(merge=config.merge.part())).warnings
     assert [line.partition(" ")[0] for line in found] == [
         "rope_parameters",
         "rms_norm_eps",

@@ -164,7 +164,7 @@ def test_core_space_needs_adapters_that_run_unmerged(more, line, adapters, searc
         given["sources"] = [*adapters["sources"], adapters["base"]]
     config = search_config(**{"space": "ps", **given})
     with pytest.raises(EvoMergeError, match=f"^merge.core_space: .*{line}"):
-        Evaluator(config).sources.runs_unmerged(config.merge_part())
+        Evaluator(config).sources.runs_unmerged(config.merge.part())
 
 
 def test_an_adapter_is_opened_with_its_own_tokenizer(adapters, tiny, tmp_path):

@@ -52,7 +52,7 @@ def worker_memory(config: SearchConfig, evaluator: Evaluator) -> int:
     sources = evaluator.sources
     models = 0
     if config.space != "dfs":
-        part = config.merge_part()
+        part = config.merge.part()
         merged = sources.merged(part)
         vectors = _numel(merged) * (len(config.merge_sources) + (sources.base is not None))
         unmerged = sources.runs_unmerged(part)

@@ -11,12 +11,11 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ...checkpoints.headers import read_mapping
 from ...errors import SourceError
 from ...fitness.text.encoding import FORCED_TOKENS, SPECIAL_TOKENS
-from ...merging.registry import in_core
 from ...recipes.recipe import MergePart, Recipe, SourceRef
 from ..file.config import SearchConfig
 from .devices import devices_of
@@ -178,7 +177,7 @@ class ModelPool:
         refs = [self.config.sources[number] for number in self.config.merge_sources]
         if ref not in (*refs, self.config.base) or self.config.space != "ps":
             return None
-        if not self.sources.runs_unmerged(part := self.config.merge_part()):
+        if not self.sources.runs_unmerged(part := self.config.merge.part()):
             return None
         merger, model = self._merger_of(part)
         assert isinstance(merger, JoinedAdapters)
@@ -294,26 +293,17 @@ class ModelPool:
                 "merge.slices: a stack is built on disk and not scored in memory; build it, "
                 "and give its folder"
             )
-        numbers = list(part.sources or range(len(self.sources)))
-        router: int | Literal["merge"] = (
-            numbers.index(part.router) if isinstance(part.router, int) else part.router or 0
-        )
         kind = self.sources.kind_of(part)
         joined = self.sources.runs_unmerged(part)
-        key = ("joined", part.method, in_core(part), *numbers, router) if joined else kind
+        key = kind[:-1] if joined else kind  # adapters on their base take any options
         if self._merger is None or self._merger[0] != key:
             self._merger = self._gradient = self._applied = (
                 None  # first: task vectors of two kinds are not held at once
             )
-            self._merger = (
-                key,
-                *(self._joined(part, router) if joined else self._live_merger(part, router)),
-            )
+            self._merger = (key, *(self._joined(part) if joined else self._live_merger(part)))
         return self._merger[1:]
 
-    def _joined(
-        self, part: MergePart, router: int | Literal["merge"]
-    ) -> tuple[JoinedAdapters, PreTrainedModel]:
+    def _joined(self, part: MergePart) -> tuple[JoinedAdapters, PreTrainedModel]:
         """Adapters on their base, which is loaded for them alone."""
         from ...merging.joined import JoinedAdapters
 
@@ -330,15 +320,13 @@ class ModelPool:
                 plan.base,
                 part.method,
                 model,
-                router=router,
+                kept=plan.kept,
                 core=plan.core,
                 seed=self.config.compute.seed,
             )
         return merger, model
 
-    def _live_merger(
-        self, part: MergePart, router: int | Literal["merge"]
-    ) -> tuple[LiveMerger, PreTrainedModel]:
+    def _live_merger(self, part: MergePart) -> tuple[LiveMerger, PreTrainedModel]:
         """Merger that writes into a whole model of the first source, and that model."""
         from ...merging.live import LiveMerger
 
@@ -366,7 +354,7 @@ class ModelPool:
                 getattr(model, source.part)
                 if source.whole.entries and source.part
                 else model,  # of a pipeline the part
-                router=router,
+                kept=plan.kept,
             )
         return merger, model
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from ...errors import SourceError
 from ...merging.registry import in_core
-from ...recipes.layer_groups import merged_names
 from ...recipes.recipe import MergePart, Recipe, SourceRef
 from ..file.config import SearchConfig
 
@@ -94,19 +93,14 @@ class SearchSources:
 
         if self.config.space == "dfs":
             return SourceSummary(self.layers)
-        plan = self.merged(self.config.merge_part()).plan
+        plan = self.merged(self.config.merge.part()).plan
         merged = plan.sources
-        base = plan.base
-        names = merged_names(
-            (name for name, info in merged[0].tensors.items() if info.is_float),
-            self.config.merge.router,
-        )
         tensors = {
-            name: row_count(merged[0].tensors[name].shape)
-            for name in names
-            if ".rotary_emb.inv_freq" not in name
+            name: row_count(info.shape)
+            for name, info in merged[0].tensors.items()
+            if info.is_float and name not in plan.kept and ".rotary_emb.inv_freq" not in name
         }
-        base = base if self.weights else None
+        base = plan.base if self.weights else None
         unchanged = (
             [unchanged_tensors(source, base) for source in merged] if base is not None else []
         )
@@ -135,14 +129,14 @@ class SearchSources:
             self._merges[key] = open_merge(self.config.recipe(merge=part), self.open)
         return self._merges[key]
 
-    def kind_of(self, part: MergePart) -> Hashable:
-        """Key of a kind of merges: they differ in numbers alone."""
+    def kind_of(self, part: MergePart) -> tuple[Hashable, ...]:
+        """Key of a kind of merges: they differ in numbers alone. The last item names the options
+        that have some."""
         return (
-            part.method,
-            tuple(sorted(part.options)),
+            part.model_dump_json(exclude={"sources", "parameters", "options", "core_space"}),
             tuple(part.sources or range(len(self))),
-            part.router,
             in_core(part),
+            tuple(sorted(part.options)),
         )
 
     def runs_unmerged(self, part: MergePart) -> bool:
@@ -166,7 +160,7 @@ class SearchSources:
             return False
         plan = self.merged(part).plan
         reason = why_merged(
-            plan.sources, plan.base, part.method, part.options, core=core, router=part.router
+            plan.sources, plan.base, part.method, part.options, core=core, kept=plan.kept
         )
         if reason is not None and wanted:
             raise SourceError(f"{wanted}: {reason}; leave it out")

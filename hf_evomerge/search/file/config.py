@@ -190,7 +190,7 @@ class SearchConfig(StrictModel):
     # read.
     @model_validator(mode="after")
     def _check_recipe(self) -> SearchConfig:
-        merge = None if self.space == "dfs" else self.merge_part()
+        merge = None if self.space == "dfs" else self.merge.part()
         try:
             validate(
                 Recipe,
@@ -350,17 +350,6 @@ class SearchConfig(StrictModel):
     def recipe(self, merge: MergePart | None = None, flow: FlowPart | None = None) -> Recipe:
         """The recipe of a candidate: these parts, of the search's sources."""
         return Recipe(**self._recipe(merge, flow))
-
-    def merge_part(self, **numbers: Any) -> MergePart:
-        """A merge of the kind that is searched, with these ``options`` and ``parameters``; the
-        method's defaults where absent."""
-        return MergePart(
-            method=self.merge.method,
-            sources=self.merge.sources,
-            core_space=self.merge.core_space,
-            router=self.merge.router,
-            **numbers,
-        )
 
     def _recipe(self, merge: MergePart | None, flow: FlowPart | None) -> dict[str, Any]:
         own = {"sources": self.sources, "base": self.base, "seed": self.compute.seed}

@@ -4,13 +4,13 @@ in ``stages.py``."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from ...errors import shown
 from ...fitness.data.spec import DataSpec
-from ...recipes.recipe import Dtype, TokenPart, Vocabulary
+from ...recipes.recipe import Dtype, MergePart, TokenPart, Vocabulary
 from ...recipes.strict_yaml import Count, Index, Number, Positive, StrictModel
 
 
@@ -93,6 +93,17 @@ class MergeConfig(StrictModel):
     (weight 1 for one, 0 for the others). For checkpoints of a run, oldest first: the average of the
     ``last`` half; ``wsm``, which stands for a decay by minus-sqrt (arXiv:2507.17634);
     ``exponential``."""
+
+    def part(self, **numbers: Any) -> MergePart:
+        """A merge of the kind that is searched, with these ``options`` and ``parameters``; the
+        method's defaults where absent."""
+        return MergePart(
+            method=self.method,
+            sources=self.sources,
+            core_space=self.core_space,
+            router=self.router,
+            **numbers,
+        )
 
 
 class CompareConfig(StrictModel):

@@ -75,7 +75,7 @@ class StagePhase(Phase):
             own = config
             if stage.source is not None:
                 own, _ = narrowed(config, stage.source, sources)
-            merge = own.merge_part()
+            merge = own.merge.part()
         space = make_space(config, stage, sources, merge)
         start = space.start()
         warnings = _check_recipe(space.decode(start.mean), evaluator)

@@ -17,7 +17,7 @@ def without(recipe: Recipe, source: int) -> Recipe:
     the same.
 
     Raises:
-        RecipeError: The routers are those of the source.
+        RecipeError: The recipe names the source elsewhere.
     """
     merge = recipe.merge
     numbers = recipe.merge_sources

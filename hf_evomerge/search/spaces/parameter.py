@@ -382,4 +382,4 @@ class ParameterSpace:
                 parameters[coordinate.source].setdefault(coordinate.parameter, {}).setdefault(
                     "default", coordinate.span.elsewhere or 0.0
                 )
-        return self.config.recipe(self.config.merge_part(options=options, parameters=parameters))
+        return self.config.recipe(self.config.merge.part(options=options, parameters=parameters))

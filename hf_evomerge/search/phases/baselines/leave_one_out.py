@@ -36,7 +36,7 @@ class LeaveOneOut(Phase):
                 f"{where}: goes with space: ps and a method that can merge one source less "
                 f"(found {config.space}, {config.merge.method} of {count}); leave it out"
             )
-        whole = config.recipe(merge=config.merge_part())
+        whole = config.recipe(merge=config.merge.part())
         for at, number in enumerate(config.merge_sources):
             try:
                 evaluator.sources.checkpoint(without(whole, at))
