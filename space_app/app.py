@@ -514,7 +514,7 @@ def serve(
     """
     show: Any = (
         drawing.Painter(model, revision)
-        if drawing.is_pipeline(model, revision)
+        if drawing.draws(model, revision)
         else Showcase(model, revision)
     )
     blocks = drawing.page(show) if isinstance(show, drawing.Painter) else Page(show).build()

@@ -12,7 +12,7 @@ from published import as_float
 from seeing import KEPT
 from texts import SpaceError, escape, message
 
-from hf_evomerge.checkpoints.pipeline import INDEX
+from hf_evomerge.checkpoints.model_folder import INDEX
 from hf_evomerge.checkpoints.repository import find_folder
 from hf_evomerge.errors import EvoMergeError, one_line
 from hf_evomerge.record import MADE_WITH
@@ -22,7 +22,7 @@ MAX_SEED = 2**31 - 1
 MAX_PROMPT = 1000  # characters
 
 
-def is_pipeline(model: str, revision: str | None = None) -> bool:
+def draws(model: str, revision: str | None = None) -> bool:
     """Tell whether a folder or repository is a diffusion pipeline."""
     try:
         return (find_folder(model, revision)[0] / INDEX).is_file()

@@ -22,7 +22,7 @@ _RECORDED = (
     "model_index.json",
     "*/*.safetensors",
     "*/*.safetensors.index.json",
-    "*/config.json",  # of pipelines
+    "*/config.json",  # of components
 )
 _LIBRARIES = ("hf-evomerge", "huggingface_hub", "safetensors", "torch", "transformers")
 

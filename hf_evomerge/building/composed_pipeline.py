@@ -13,8 +13,7 @@ from ..checkpoints.checkpoint import Parent
 from ..checkpoints.component import Component
 from ..checkpoints.headers import torch_dtype
 from ..checkpoints.inside import check_inside
-from ..checkpoints.model_folder import write_json
-from ..checkpoints.pipeline import INDEX
+from ..checkpoints.model_folder import INDEX, write_json
 from ..checkpoints.repository import SMALL_FILES
 from ..errors import SourceError
 from .composed import Composed

@@ -81,7 +81,7 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
         )
     if part.slices is None:
         everyone = [*merged_sources, *([base] if base is not None else [])]
-        # Adapters of one pipeline need no component: numbers then hold for whole components.
+        # Adapters of one folder need no component: numbers then hold for whole components.
         whole = bool(first.entries) and all(source.same_folder(first) for source in everyone)
         values, options = complete(
             method,

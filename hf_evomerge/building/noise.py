@@ -101,7 +101,7 @@ def check_noise(source: Parent, base: Parent, name: str) -> None:
     """Raise `SourceError` where noise of the size of a source's changes is not defined."""
     reason = ""
     if source.entries or not source.is_whole or source.part is not None:
-        reason = "it is a part of a model, or a pipeline"
+        reason = "it is a part of a model, or has components"
     elif _is_adapter(source, base):
         beyond = {change.beyond for change in source.changes.values()}
         beyond &= {"DoRA", "a bias", "a whole tensor"}

@@ -55,8 +55,8 @@ class Inspection:
             ``sources``, as in its config, and ``distinct_layers``, of which each is stored once.
         parts: Number of tensors of each part of the model, where it has several, such as ``text``
             and ``vision``.
-        adapter: Facts on an adapter: ``name``, ``ranks``, ``alphas`` (a pipeline's are among its
-            tensors), last names of the ``modules`` that it changes, number of ``weights``, and
+        adapter: Facts on an adapter: ``name``, ``ranks``, ``alphas`` (empty where they are among
+            its tensors), last names of the ``modules`` that it changes, number of ``weights``, and
             ``bytes``.
     """
 
@@ -109,7 +109,7 @@ class Inspection:
         if self.effective != self.stored:
             rows.append(("effective", _size_text(self.effective)))
         rows.append(("chat template", "there" if self.chat_template else "none"))
-        if self.model_type == "diffusion_pipeline":  # which has none of these
+        if self.layers is None and self.vocab_size is None:  # no language model
             rows = [
                 row
                 for row in rows

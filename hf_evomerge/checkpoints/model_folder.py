@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from ..errors import EvoMergeError
 from .inside import check_inside
 
+INDEX = "model_index.json"  # what components a model has, each in its folder
 PROCESSOR = (
     "preprocessor_config.json",
     "processor_config.json",

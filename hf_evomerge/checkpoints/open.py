@@ -9,7 +9,8 @@ from ..errors import SourceError, told
 from ..recipes.names import is_folder
 from ..recipes.recipe import SourceRef
 from .lora import CONFIG_FILE, Adapter
-from .pipeline import INDEX, Pipeline
+from .model_folder import INDEX
+from .pipeline import Pipeline
 from .repository import find_folder
 from .source import Source
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import SourceError, one_line
 from .headers import StoredTensor, torch_dtype
 from .inside import check_folder, held_instead
+from .model_folder import INDEX
 from .part_layout import PartLayout
 from .repository import SMALL_FILES
 from .source import Source
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-INDEX = "model_index.json"
 MODEL_TYPE = "diffusion_pipeline"
 _BLOCK = re.compile(r"(\w*?)blocks?(?:\.(\d+))?\.")
 _ORDER = (

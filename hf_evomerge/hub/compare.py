@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.hashes import file_sha256
+from ..checkpoints.model_folder import INDEX
 from ..checkpoints.open import config_name
-from ..checkpoints.pipeline import INDEX
 from ..checkpoints.source import Source
 from ..errors import one_line
 from .card import read_json

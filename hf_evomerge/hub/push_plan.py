@@ -18,9 +18,8 @@ from ..building.build_record import BUILD_FILE, changed_since, read_build_record
 from ..checkpoints.client import T, ask
 from ..checkpoints.inside import check_inside
 from ..checkpoints.lora import CONFIG_FILE
-from ..checkpoints.model_folder import COMPANIONS, write_json
+from ..checkpoints.model_folder import COMPANIONS, INDEX, write_json
 from ..checkpoints.open import config_name
-from ..checkpoints.pipeline import INDEX
 from ..checkpoints.replication import KEY as LAYERS
 from ..checkpoints.repository import SMALL_FILES
 from ..errors import HubError, RecipeError

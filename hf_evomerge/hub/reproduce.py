@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from ..building.build import build_model
 from ..checkpoints.client import ask, default_api, large_files, repo_info
 from ..checkpoints.lora import PICTURE_FILE, WEIGHTS_FILE
+from ..checkpoints.model_folder import INDEX
 from ..checkpoints.open import open_files, open_source
-from ..checkpoints.pipeline import INDEX
 from ..errors import HubError, RecipeError
 from ..pictures.scene import listed
 from ..recipes.names import is_folder
@@ -246,7 +246,7 @@ class _Published:
                     "was pushed"
                 )
                 raise HubError(f"{self.repo_id}: {name} {changed}")
-        deep = 1 if INDEX in self.names else 0  # of a pipeline what is in its components' folders
+        deep = 1 if INDEX in self.names else 0  # then also in the components' folders
         there = [name for name in self.names if name.count("/") <= deep]
         loadable = [name for name in there if name.endswith(".safetensors")]
         for index in (name for name in there if name.endswith(".safetensors.index.json")):

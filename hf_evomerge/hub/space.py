@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..checkpoints.client import ask, default_api
+from ..checkpoints.model_folder import INDEX
 from ..checkpoints.open import config_name
-from ..checkpoints.pipeline import INDEX
 from ..errors import EvoMergeError, HubError, optional, told
 from ..recipes.names import is_folder
 from ..search.study.database import STUDY_FILE

@@ -205,7 +205,7 @@ def live_tensors(source: Parent, model: PreTrainedModel) -> dict[str, Tensor]:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers()),
     }
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."  # diffusers has none
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."  # transformers' models have one
     names = sorted(
         (name for name, info in source.tensors.items() if info.is_float), key=tensor_order
     )

@@ -33,8 +33,7 @@ _MLP = re.compile(
 # norms of other names
 _MLP_WITH_NORM = re.compile(rf"{_MLP.pattern}|post_attention_layernorm")
 _OTHER_NORMS = re.compile(r"(?:pre|post)_feedforward_layernorm|pre_mlp_layernorm")
-# what follows the number of a block of a U-Net or diffusion transformer; the other is
-# RecurrentGemma's attention
+# what follows the number of a block of a U-Net or DiT; the other is RecurrentGemma's attention
 _PICTURE_BLOCK = re.compile(r"(?!temporal_block\.)(?:\w+_)?blocks?\.")
 _PICTURE_ATTENTION = re.compile(r"\.(?:to_(?:add_)?(?:q|k|v|out|qkv)|add_[qkv]_proj)\b")
 _ROUTER = re.compile(
@@ -66,8 +65,8 @@ def classify(tensor_name: str, post_norms: bool = False) -> tuple[Kind, int | No
         Kind (``embed``, ``block`` or ``head``), block index and half (``attn``, ``mlp``, or of the
         latter ``router`` or ``experts``); the last two are None outside the blocks. A norm counts
         with what it feeds: the first of a block with attention, the second with the MLP, the final
-        one with the head; one behind attention or MLP counts with it. In U-Nets and diffusion
-        transformers ``attn`` are the projections of attention, and ``mlp`` is all else of a block.
+        one with the head; one behind attention or MLP counts with it. In U-Nets and DiTs ``attn``
+        are the projections of attention, and ``mlp`` is all else of a block.
     """
     # Names are all that is known, and they are alike in most architectures. The order of the
     # questions matters. A number behind `layers`, `h` or `blocks` makes it a block. Of a block,

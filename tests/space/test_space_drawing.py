@@ -163,13 +163,13 @@ def test_its_space_draws(published, monkeypatch):
     """The Space shows the page that draws, with the pictures of the published weights; where memory
     is short it says so."""
     import loading
-    from drawing import Painter, is_pipeline
+    from drawing import Painter, draws
 
     search, api = published
     assert {"drawing.py", "space.json"} <= set(
         api.list_repo_files("demo/bright", repo_type="space")
     )
-    assert is_pipeline("demo/bright")
+    assert draws("demo/bright")
     painters = [Painter(name) for name in ("demo/bright", str(search / "model"))]
     for painter in painters:
         painter.load()

@@ -207,7 +207,7 @@ def scoring(model: Any, *, gradient: bool = False) -> Iterator[None]:
         if hasattr(model, "train")
         else [m for m in model.components.values() if hasattr(m, "train")]
     )
-    before = [module.training for module in modules]  # of a pipeline several
+    before = [module.training for module in modules]  # several of a model with components
     writers = [
         part
         for module in modules

@@ -140,9 +140,8 @@ class OutputConfig(StrictModel):
     """The dtype that candidates are evaluated in and the winner is saved in; the first source's
     where absent."""
     adapter: Literal["auto"] | None = None
-    """``auto``: the winner is saved as an adapter where it can be one, also a path through one
-    model without scales, or a merge of a pipeline's LoRAs; where absent, only a merge of a
-    language model's adapters."""
+    """``auto``: the winner is saved as an adapter where it can be one, see the recipe's; where
+    absent, only a merge of a language model's adapters."""
     tokenizer: Index | Literal["base"] | None = None
     """The source whose tokenizer, chat template and generation settings go with the result, or
     ``base``."""
