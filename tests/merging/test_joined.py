@@ -240,8 +240,8 @@ def test_other_adapters_are_merged(family, load, tmp_path):
 
 
 def test_what_is_merged_instead(family, tmp_path):
-    """A method that is no sum of task vectors, whole models, and adapters of another base or of
-    none: the reason says so."""
+    """A method that is no sum of task vectors, whole models, adapters of another base or of none,
+    and a change of what one source gives: the reason says so."""
     sources, base = save_adapters(tmp_path, family / "base", [{"r": 2}])
     whole = open_source(str(family / "source0"))
     other = open_source(str(family / "source1"))
@@ -254,6 +254,8 @@ def test_what_is_merged_instead(family, tmp_path):
     ):
         assert line in (why_merged(*given, method, options) or ""), line
     assert why_merged(sources, base, "ties", {}, core=True) is None
+    kept = list(sources[0].changes)[:1]
+    assert "not merged)" in why_merged(sources, base, "task_arithmetic", {}, kept=kept)
 
 
 def test_more_numbers_than_rows(family, load, tmp_path):
