@@ -117,7 +117,7 @@ def test_the_adapter_is_the_whole_model(case, make, tmp_path):
         AutoPeftModelForCausalLM.from_pretrained(folder),
         AutoModelForCausalLM.from_pretrained(folder),
     ):
-        assert (logits(model) - wanted).abs().max() < 1e-5
+        assert (logits(model) - wanted).abs().max() < 3e-5
     source = open_source(str(folder))
     state = whole.state_dict()
     for name in source.tensors:
