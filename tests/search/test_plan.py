@@ -4,12 +4,15 @@ import pytest
 from searches import BY_BOTH, GRADIENT
 
 from hf_evomerge.errors import SearchError
+from hf_evomerge.fitness import Example
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation import memory
 from hf_evomerge.search.evaluation.devices import product_seconds
 from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.evaluation.tasks import SearchTasks
 from hf_evomerge.search.file.config import SearchConfig
+from hf_evomerge.search.phases import parents
 from hf_evomerge.search.plan import plan_search
 
 
@@ -101,10 +104,21 @@ def test_a_plan_warns(search_config, search_settings):
     )
     text = {phase.name: phase.text for phase in plan.phases}
     assert text["lora"] == (
-        "5 trainings of 9 evaluations each, and 8 of a quarter of that, which say from which of 4 "
-        "starts: 63 evaluations; up to 2 more trainings where the highest rate is the best"
+        "5 trainings of 9 evaluations each, and 10 of a quarter of that, which say from which of 5 "
+        "starts: 68 evaluations; up to 2 more trainings where the highest rate is the best"
     )
     assert text["test"] == "6 models on 6 test + 6 retain:general examples: all rows of the table"
+
+
+def test_answers_that_a_tokenizer_makes_one_are_named(search_config, monkeypatch):
+    """Where two answers are the same tokens, a wrong one would count as right: the dry run says
+    which."""
+    config = search_config("ps")
+    assert not any("same tokens" in line for line in plan_search(config).warnings)
+    examples = [Example("w1", "zz9"), Example("w2", "yy8")]
+    monkeypatch.setattr(SearchTasks, "examples", lambda self, split: examples)
+    (line,) = parents._answers_that_are_one(config, Evaluator(config))
+    assert line.startswith("the answers 'zz9' and 'yy8' are the same tokens to a, which cannot")
 
 
 @pytest.mark.parametrize(("times", "warns"), [(78.0, True), (1.1, False), (0.5, False)])

@@ -324,6 +324,18 @@ def test_uniform_average():
     assert {option.name: option.default for option in method.options}["normalize"] is True
 
 
+def test_a_search_of_one_source_begins_at_the_base_too():
+    """What a search of two sources reaches by the other source alone, one of a single source
+    reaches from the base: so the two compare."""
+    space = ParameterSpace(_config(1, merge={"starts": ["sum", "sources"]}), 2, TENSORS)
+    start = space.start()
+    of_base = start.candidates[start.names.index("the base")]
+    weights = [_merge(space, of_base).parameters[0]["weight"]]
+    assert set(weights[0].values() if isinstance(weights[0], dict) else weights) == {0.0}
+    two = ParameterSpace(_config(2, merge={"starts": ["sum", "sources"]}), 2, TENSORS).start()
+    assert "the base" not in two.names
+
+
 def test_starts_of_closed_form():
     """Beside its own start a search may try the average and the sum of the task vectors, inside the
     bounds."""

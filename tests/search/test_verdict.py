@@ -358,7 +358,7 @@ SEARCHES = {
             ("The base (tiny) does as well: keep the base (tiny) as it is; it has "),
             "The plain average does as well; it has ",
             "A single source does as well; it has ",
-            "LoRA at the same cost is as good; it has ",
+            "The best of several LoRAs, each at this cost, is as good; it has ",
         ],
         "keep the base (tiny) as it is",
     ),
@@ -441,7 +441,7 @@ SEARCHES = {
             "The same examples in the prompt do as well; it has ",
             "A single source does as well; it has ",
             "Random changes do as well as the sources; it has ",
-            "LoRA at the same cost is as good; ",
+            "The best of several LoRAs, each at this cost, is as good; ",
         ],
         "keep the base (tiny) as it is",
     ),
@@ -477,7 +477,7 @@ def test_searches_whose_truth_is_known(case):
             "0.900 and evolved PS 0.900, which 200 examples do not tell apart: +0.000 (-0.010 to "
             "0.010), p = 1 of accuracy; but better in fitness (nats): +0.400 (",
         ),
-        (0.0, "Needs more than one source: maths alone has -0.498; it beats the best alone by "),
+        (0.0, None),  # two that solve nothing
     ],
 )
 def test_equal_answers_are_as_good_whatever_their_likelihood(right, sentence):
@@ -490,8 +490,8 @@ def test_equal_answers_are_as_good_whatever_their_likelihood(right, sentence):
         Row("alone", "maths alone", lone, against=alone.against("maths", "ps")),
         Row("ps", "evolved PS", won, winner=True),
     ]
-    (said,) = (each for each in verdict(rows, "test", "nats") if "source" in each)
-    assert said.startswith(sentence)
+    said = [each for each in verdict(rows, "test", "nats") if "source" in each]
+    assert [each.startswith(sentence or "") for each in said] == [True] * (right > 0)
     assert (instead(rows) is None) == (right == 0)
 
 
@@ -550,9 +550,10 @@ def test_a_lora_that_forgets_more_is_no_substitute():
     have; the winner is published."""
     shares = {"average": 0.3, "lora": 0.8, "ps": 0.8}
     rows = _search({"lora": 0.02, "ps": 0.38}, **shares)
-    (said,) = (each for each in verdict(rows, "test") if each.startswith("LoRA"))
+    (said,) = (each for each in verdict(rows, "test") if "LoRA" in each)
     assert said.startswith(
-        "LoRA at the same cost is as good, and forgets more (0.02 against 0.38 of sums); it has "
+        "The best of several LoRAs, each at this cost, is as good, and forgets more "
+        "(0.02 against 0.38 of sums); it has "
     )
     assert instead(rows) is None
     rows = _search({"lora": 0.38, "ps": 0.38}, **shares)

@@ -9,10 +9,11 @@ from ...fitness.scores import Scores
 from ...fitness.tasks.classification import ClassificationSpec, label_names
 from ...fitness.tasks.multiple_choice import MultipleChoiceSpec
 from ..evaluation.evaluator import Evaluator
+from ..file.config import SearchConfig
 from ..front.results import blind
 from ..results.table import Row, base_name
 from ..results.verdict import about_parents, no_better_than_chance
-from .phase import Phase, PhasePlan, Planner, SearchRun, parents_once
+from .phase import Findings, Phase, PhasePlan, Planner, SearchRun, parents_once
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,10 @@ class Parents(Phase):
 
     name = "parents"
     title = "parents"
+
+    def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
+        """Warn where a tokenizer cannot tell answers apart."""
+        findings.warnings += _answers_that_are_one(config, evaluator)
 
     def plan(self, planner: Planner) -> PhasePlan:
         """Price a score of each parent on all search examples."""
@@ -43,6 +48,24 @@ class Parents(Phase):
             else:
                 row = Row("source", names[label], label=label, target=ref)
             run.rows.append(row)
+
+
+def _answers_that_are_one(config: SearchConfig, evaluator: Evaluator) -> list[str]:
+    """Warn of a tokenizer that makes two answers one: a wrong answer would count as right."""
+    if config.fitness.task not in ("likelihood", "generation", "multiple_choice"):
+        return []
+    answers = dict.fromkeys(each.answer for each in evaluator.tasks.examples("search"))
+    for name, ref in zip(config.source_names, config.sources, strict=True):
+        tokenizer = evaluator.tasks.tokenizer(ref)
+        first: dict[tuple[int, ...], str] = {}
+        for answer in answers:
+            tokens = tuple(tokenizer(answer, add_special_tokens=False)["input_ids"])
+            if first.setdefault(tokens, answer) != answer:
+                return [
+                    f"the answers {first[tokens]!r:.40} and {answer!r:.40} are the same tokens to "
+                    f"{name}, which cannot tell them apart; mend its tokenizer"
+                ]
+    return []
 
 
 def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:

@@ -33,7 +33,7 @@ RULE = (
     "Better, or WORSE, means that p is below .05 and the interval excludes 0; with hardly, only "
     "one of these holds"
 )
-FEW = 20  # test examples; that fewer do not tell two models apart is no news
+FEW = 30  # test examples; that fewer do not tell two models apart is no news
 LITTLE = 0.1  # of accuracy: who is the best of models that solve less is no advice
 DIFFERENCE = 0.05  # of accuracy; what a reader would call better
 FORM = "do separator, chat template and end of the answer suit the models?"
@@ -57,6 +57,11 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
     by = measures(*(row.scores for row in rows))
     sentences = _nothing_right(rows, winner, by)
     others = _others(rows, winner, by)
+    if sentences:  # to be closer to right than another model that is wrong says nothing
+        parents = ("base", "source")
+        others = [
+            row for row in others if row.stage in parents or (row.scores.accuracy or 0.0) >= LITTLE
+        ]
     simpler = _simplest(rows, others, winner, by)
     if simpler is not None and simpler.stage == "noise":
         others = [row for row in others if row.stage != "alone"]  # no source is needed
@@ -286,7 +291,8 @@ def _against(
             )
         ]
     figures = _figures(compared, unit)
-    if other.stage in SIMPLER and (first.difference <= 0 or not first.is_close):
+    is_level = first.examples >= FEW and (first.difference <= 0 or not first.is_close)
+    if other.stage in SIMPLER and is_level:
         level = against.level or f"{against.name} does as well"
         if forgets:
             level = f"{level.partition(':')[0]}, and {forgets}"

@@ -326,6 +326,8 @@ class ParameterSpace:
                 name: {f"average of checkpoints, {name}": chosen} for name, chosen in of_run.items()
             },
         }
+        if count == 1:  # where a search of several sources has that of another source
+            weights["sources"]["the base"] = [0.0]
         points: dict[str, Vector] = {}
         for name, chosen in (
             item for start in self.space.starts for item in weights[start].items()

@@ -64,6 +64,13 @@ def narrowed(
     )
 
 
+def task_vector_sum(config: SearchConfig) -> Recipe:
+    """The base and all task vectors in full."""
+    parameters: list[dict[str, ParameterValue]] = [{"weight": 1.0} for _ in config.sources]
+    part = MergePart(method="task_arithmetic", parameters=parameters, router=config.merge.router)
+    return config.recipe(merge=part)
+
+
 def uniform_average(config: SearchConfig) -> Recipe:
     """The plain average of the sources: what people try first."""
     adapters = config.base is not None and all(ref.adapter is not None for ref in config.sources)

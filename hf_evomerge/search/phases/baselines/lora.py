@@ -1,5 +1,5 @@
-"""Baseline: the best of LoRA fine-tunes of a parent or of the average, each at the cost of the
-search.
+"""Baseline: the best of LoRA fine-tunes of a parent, of the average or of the sum of the task
+vectors, each at the cost of the search.
 
 Short trainings say from which models it is worth while. A training sees the examples that the
 search sees. The adapters stay in the study's folder, and can be scored and used like any source
@@ -25,14 +25,15 @@ from ...callbacks import Progress
 from ...evaluation.sources import Target
 from ...file.config import SearchConfig
 from ...results.table import Against, Row
+from ...spaces.space import task_vector_sum
 from ..phase import (
     Findings,
     Phase,
     PhasePlan,
     Planner,
     SearchRun,
+    can_average,
     judged_on,
-    parents_once,
     plain_models,
 )
 from .finetune import Lora, fine_tune
@@ -86,7 +87,7 @@ class LoraTrainings(Phase):
         config = planner.config
         sizes = planner.sizes
         spent = sum(stage.evaluations for stage in config.stages if stage.searches)
-        starts = len(parents_once(config)) + planner.can_average
+        starts = len(_starts(config, planner.evaluator.sources.layers))
         short, whole = _counts(starts)
         cost = spent * (short * SHARE + whole)
         text = (
@@ -101,7 +102,7 @@ class LoraTrainings(Phase):
     def run(self, run: SearchRun) -> None:
         """Train, and give the best a row; a warning where none could be trained."""
         assert run.evaluator is not None  # the search has been checked
-        starts = plain_models(run.config, run.sources.layers)
+        starts = _starts(run.config, run.sources.layers)
         cost = run.searched
         size = run.sizes["search"]
         split = _ranked_on(run.sizes)
@@ -158,6 +159,15 @@ class LoraTrainings(Phase):
         )
 
 
+def _starts(config: SearchConfig, layers: Sequence[int]) -> dict[str, tuple[str, Target]]:
+    """Models that a training may begin at: parents, their average and, as a search of weights has
+    it, the sum of their task vectors."""
+    starts = plain_models(config, layers)
+    if config.base is not None and can_average(config, layers):
+        starts["sum"] = ("the sum", task_vector_sum(config))
+    return starts
+
+
 # A fine-tune that has learned its examples by heart is the best on them. Where no validation split
 # is there, trainings are ranked on the test split: too kind to LoRA, and never too hard.
 def _ranked_on(sizes: Mapping[str, int]) -> str:
@@ -175,7 +185,7 @@ def against(name: str, model: SourceRef) -> Against:
     return Against(
         f"a {name}",
         worse="here fine-tuning is worth more than merging",
-        level="LoRA at the same cost is as good",
+        level="the best of several LoRAs, each at this cost, is as good",
         keep=f"take the LoRA in {model.adapter}",
     )
 
