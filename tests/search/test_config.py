@@ -91,7 +91,7 @@ def test_a_name_that_is_nowhere_says_where_it_was_looked_for(elsewhere, monkeypa
 
 ONE = {"space": "dfs", "sources": [{"model": "a"}]}
 DFS = {"space": "dfs"}
-RANGE = "merge.parameters.weight: low is below high, and start between them"
+RANGE = "merge.parameters.weight: low must be below high, and start between them"
 
 
 def _by(algorithm, **more):

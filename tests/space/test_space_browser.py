@@ -468,5 +468,5 @@ def test_other_models_have_their_page(visit, serve, ps, broken):
     folder = broken(study__json="{")
     (folder / "model.safetensors").write_bytes(b"\0" * 64)
     wrong = visit(serve(folder).url)
-    wrong.wait_for_selector("#ev-status .ev-error >> text=cannot be loaded")
+    wrong.wait_for_selector("#ev-status .ev-error >> text=not a safetensors file")
     wrong.wait_for_selector("#ev-heading .ev-warning >> text=study.json cannot be read")
