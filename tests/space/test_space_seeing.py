@@ -107,8 +107,8 @@ def test_path_and_weights_work_with_pictures(served):
             EVOLVED,
             shown.prompt,
             8,
-            published.path[:2],
-            published.scales[:2],
+            published.path[:1],
+            published.scales[:1],
             pictures=shown.pictures,
         )
         assert host.whole_answer(short).text != said
