@@ -35,7 +35,7 @@ def check_served(folder, model, *, sees=False):
     linear layers.
     """
     config = json.loads((folder / "adapter_config.json").read_text())
-    linear = {name for name, part in model.named_modules() if type(part) is torch.nn.Linear}
+    linear = {name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
     ends = {name.rpartition(".")[2] for name in linear}
     assert not config["use_dora"]
     assert not config.get("modules_to_save")
