@@ -116,7 +116,7 @@ def test_adapters_of_a_model_that_sees_have_the_names_of_the_whole(name, is_plai
     seen = inputs(name)
     with torch.inference_mode():
         adapted = AutoPeftModel.from_pretrained(folder).eval()
-        assert (adapted(**seen).logits - merged(**seen).logits).abs().max() < 5e-6
+        assert (adapted(**seen).logits - merged(**seen).logits).abs().max() < 2e-5
         assert (plain(**seen).logits - merged(**seen).logits).abs().max() > 1e-3
 
 
