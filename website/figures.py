@@ -101,13 +101,13 @@ def run_figures() -> Iterator[float]:
 
 def evidence_figures() -> Iterator[float]:
     """The mean accuracy of merge, LoRA and both over draws: on the pair *travel*, and on the demo's
-    three families with 16 and with 128 examples."""
+    three families, with 16 examples."""
     lines = (RESULTS / "search" / "evidence.jsonl").read_text(encoding="utf-8").splitlines()
     cells = [json.loads(line) for line in lines]
     families = ("demo", "family-1", "family-2")
-    for pairs, count in ((("travel",), 16), (families, 16), (families, 128)):
-        of_count = [cell for cell in cells if cell["examples"] == count]
-        rows = [row for cell in of_count if cell["pair"] in pairs for row in cell["rows"]]
+    for pairs in (("travel",), families):
+        few = [cell for cell in cells if cell["examples"] == 16]
+        rows = [row for cell in few if cell["pair"] in pairs for row in cell["rows"]]
         for stage in ("ps", "lora", "together"):
             rights = [row["right"] for row in rows if row["stage"] == stage]
             yield round(fmean(right.count("1") / len(right) for right in rights), 3)
