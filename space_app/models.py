@@ -407,8 +407,8 @@ class Host(loading.LoadedInBackground):
         loading.check_memory(loading.weights_bytes(host.model, host.revision), host.label)
         found = loading.load(host.model, host.revision, sees=True)
         refs = (SourceRef(model=one.model, revision=one.revision) for one in (blind, host))
-        parts = [Component(open_source(ref), "text") for ref in refs]
-        write_part(*parts, found.model)
+        part, replaced = (Component(open_source(ref), "text") for ref in refs)
+        write_part(part, replaced, found.model)
         return found
 
 

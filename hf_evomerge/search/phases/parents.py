@@ -56,7 +56,8 @@ def _answers_that_are_one(config: SearchConfig, evaluator: Evaluator) -> list[st
         return []
     answers = dict.fromkeys(each.answer for each in evaluator.tasks.examples("search"))
     for name, ref in zip(config.source_names, config.sources, strict=True):
-        tokenizer = evaluator.tasks.tokenizer(ref)
+        if (tokenizer := evaluator.tasks.tokenizer(ref)) is None:  # a pipeline draws
+            continue
         first: dict[tuple[int, ...], str] = {}
         for answer in answers:
             tokens = tuple(tokenizer(answer, add_special_tokens=False)["input_ids"])
