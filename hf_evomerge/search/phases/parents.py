@@ -56,7 +56,7 @@ def _answers_that_are_one(config: SearchConfig, evaluator: Evaluator) -> list[st
         return []
     answers = dict.fromkeys(each.answer for each in evaluator.tasks.examples("search"))
     for name, ref in zip(config.source_names, config.sources, strict=True):
-        if (tokenizer := evaluator.tasks.tokenizer(ref)) is None:  # a pipeline draws
+        if (tokenizer := evaluator.tasks.tokenizer(ref)) is None:  # of models that draw
             continue
         first: dict[tuple[int, ...], str] = {}
         for answer in answers:
