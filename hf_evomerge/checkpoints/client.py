@@ -107,7 +107,7 @@ def unreachable(api: HfApi, repo_id: str) -> str | None:
     try:
         with bounded():
             api.model_info(repo_id)
-    except Exception as error:
+    except Exception as error:  # whatever else is wrong, something answered
         cause = root_of(error)
         if isinstance(cause, (OfflineModeIsEnabled, httpx.ConnectError, httpx.ConnectTimeout)):
             return one_line(cause, 120)

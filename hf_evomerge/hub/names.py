@@ -81,7 +81,7 @@ class PublicNames:
 
 
 def _same_weights(folder: Path, repo_id: str, api: HfApi) -> SourceRef:
-    """The repository's head, if its weights are those of the folder."""
+    """Find the head of a repository; raises `HubError` unless its weights are the folder's."""
     info = repo_info(api, repo_id)
     there = large_files(info)
     adapters = [folder / name for name in (WEIGHTS_FILE, PICTURE_FILE) if (folder / name).is_file()]

@@ -50,7 +50,7 @@ class DrawnTrial:
 
 @dataclass(frozen=True)
 class Metric:
-    """Metric of a search: its name, and what it is measured in."""
+    """Name and unit of a metric."""
 
     name: str
     unit: str = ""

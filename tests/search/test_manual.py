@@ -104,6 +104,6 @@ def test_gradients_and_objectives_are_refused(search_config, tmp_path):
     config = search_config("ps", optimize=[{"by": "gradient", "evaluations": 8}])
     with pytest.raises(SearchError, match="by: gradient needs gradients, and tell takes scores"):
         Search.open(config, tmp_path / "out")
-    with pytest.raises(SearchError, match="fitness, hops: tell takes one score"):
+    with pytest.raises(SearchError, match="objectives: tell takes one score"):
         Search.open(search_config("dfs", objectives=["hops"]), tmp_path / "out")
     assert not (tmp_path / "out").exists()

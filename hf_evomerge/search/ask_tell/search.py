@@ -76,9 +76,7 @@ class Search:
                     "optimize: by: gradient needs gradients, and tell takes scores; write by: cma"
                 )
         if config.has_front:
-            raise SearchError(
-                f"{', '.join(config.metrics)}: tell takes one score; leave all but the fitness out"
-            )
+            raise SearchError("objectives: tell takes one score of a candidate; leave them out")
         sources = SearchSources(config, trust_remote_code=trust_remote_code)
         study = open_study(config, Path(out), pins, written)
         search = cls(config, study, sources)

@@ -46,8 +46,8 @@ def worker_memory(config: SearchConfig, evaluator: Evaluator) -> int:
     A search of weights writes every candidate into one whole model, beside which the float32 task
     vectors are kept as far as `MEMORY_LIMIT` goes, and gradients where they are followed. LoRA
     adapters run on their base with their factors beside it, and no weight of it has a gradient.
-    Paths run through the layers of all
-    sources, and those of a hybrid search through the merged model's too.
+    Paths run through the layers of all sources, and those of a hybrid search through the merged
+    model's too.
     """
     sources = evaluator.sources
     models = 0

@@ -18,7 +18,7 @@ from ..file.splits import ExtraSplit
 from ..optimizers.ask_tell import Vector
 
 Taken = Literal["tokens", "hops", "parameters", "seconds"]
-"""What a model takes, of which less is better: tokens of its answers, hops, stored parameters, time
+"""Costs of a model, of which less is better: tokens of its answers, hops, stored parameters, time
 for the fitness."""
 
 TAKEN: dict[Taken, str] = {
@@ -27,14 +27,14 @@ TAKEN: dict[Taken, str] = {
     "parameters": "stored",
     "seconds": "of one evaluation",
 }
-"""What they are counted in."""
+"""Units of the costs."""
 
 
 class TaskObjective(StrictModel):
     """A further task, or the search's task on further examples."""
 
     name: str = Field(pattern=r"^[\w-]{1,40}$")
-    """What it is called in tables."""
+    """Name in tables."""
     fitness: AnyTaskSpec | None = None
     """The task; the search's own where absent."""
     data: dict[Literal["search", "validation", "test"], DataSpec] = Field(default_factory=dict)

@@ -11,8 +11,10 @@ from ..winner import best_of
 
 # Another parent in a merge is worth what the merge has more than the best of the parents can have
 # alone. So each gets all that the search had: the same stages, optimizer, numbers per source and
-# budget (`Control` in ``file/stages.py``), over a space that has this source only. Its stages are
-# run by `StagePhase`, like any other; here their winners get their rows.
+# budget (`Control` in ``file/stages.py``), over a space that has this source only. A search of
+# several sources may begin at another one, which may be no more than the base; so this one may
+# begin at the base. Its stages are run by `StagePhase`, like any other; here their winners get
+# their rows.
 class Alone(Phase):
     """Rows of the searches over one source, the best on the validation split first."""
 

@@ -130,11 +130,13 @@ class LoraTrainings(Phase):
         tried = train([(label, rate) for label in starts for rate in TRIED], SHARE * cost)
         first, *others = dict.fromkeys(each.start for each in tried) or starts
         finished = train([(first, rate) for rate in RATES], cost)
-        rates: tuple[float, ...] = RATES
-        while finished and finished[0].rate == rates[-1] and len(rates) < len(RATES + HIGHER):
-            rates = (RATES + HIGHER)[: len(rates) + 1]
+        highest = RATES[-1]
+        for rate in HIGHER:
+            if not finished or finished[0].rate < highest:
+                break
+            highest = rate
             trainer.total += cost
-            finished += train([(first, rates[-1])], cost)
+            finished += train([(first, rate)], cost)
             finished.sort(key=lambda each: -each.fitness)
         if finished and others:
             finished += train([(others[0], finished[0].rate)], cost)
