@@ -5,10 +5,9 @@ Everything is measured as pairs, one after the other and in turns, so that what 
 does falls on both; a ratio is the geometric mean of the pairs' ratios, with a 95 % interval by
 bootstrap. CPU time, one thread; where nothing else runs:
 
-    python benchmarks/performance.py --write                                 # an hour
-    python benchmarks/performance.py --sizes 470M                            # the same for larger
-    models, longer python benchmarks/performance.py --pairs 2 --quick                       # does
-    it work?
+    python benchmarks/performance.py --write            # an hour
+    python benchmarks/performance.py --sizes 470M       # the same for larger models, longer
+    python benchmarks/performance.py --pairs 2 --quick  # does it work?
 """
 
 from __future__ import annotations
@@ -179,7 +178,8 @@ def gradients(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
     ]
     import gradient_memory
 
-    gradient_memory.make_family(work / "smol" / "float32", "float32")
+    sizes = gradient_memory.SHAPES["135M"]
+    gradient_memory.make_family(work / "smol" / "135M-float32", "float32", sizes, ["a", "b"])
     for name in ("weights", "gates")[: 1 if options.quick else 2]:
         found = []
         for _ in range(options.pairs):
@@ -193,6 +193,44 @@ def gradients(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
             ratio([each["step"] for each in found], [each["score"] for each in found]),
             f"{memory:.2f}",
         ]
+
+
+def shared_prefixes(options: argparse.Namespace) -> Iterator[list[str]]:
+    """Scores and gradients of 16 prompts of 64 tokens that begin with the same ones, beside the
+    same with every row run whole, at the shape of SmolLM2-135M."""
+    from gradient_memory import SHAPES
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from hf_evomerge.fitness import Example
+    from hf_evomerge.fitness.text import prefix
+    from hf_evomerge.fitness.text.pairs import Pairs
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPES["135M"]))
+    units = ([1.0] * 16, 16)
+    least = prefix.LEAST_SAVED
+
+    def passes(shared: int, least_saved: float, mean_of: Any) -> Callable[[], Figures]:
+        ids = torch.randint(model.config.vocab_size, (16, 64))
+        ids[:, :shared] = ids[0, :shared]
+        pairs = [(row[:60], row[60:]) for row in ids.tolist()]
+        prefix.LEAST_SAVED = least_saved
+        scorer = Pairs(pairs, [Example("", "", str(i)) for i in range(16)], 8, None)
+        prefix.LEAST_SAVED = least
+
+        def once() -> Figures:
+            begin = time.process_time()
+            scorer.score(model, mean_of)
+            return {"cpu": time.process_time() - begin}
+
+        return once
+
+    for shared in (16, 32, 48)[1 if options.quick else 0 :]:
+        found = [
+            ratio(*paired(passes(shared, 0.0, of), passes(shared, 1.0, of), options.pairs))
+            for of in (None, units)
+        ]
+        yield [f"{shared} of 64", *found]
 
 
 def starting(work: Path, options: argparse.Namespace) -> Iterator[list[str]]:
@@ -264,6 +302,9 @@ def report(options: argparse.Namespace) -> Iterator[str]:
         yield "\n## A step along the gradient\n"
         head = "gradient of | CPU time: a step / a score | memory: a step / a score"
         yield from table(head, gradients(work, options))
+        yield "\n## A shared prefix\n"
+        head = "tokens that all prompts begin with | CPU time of a score: once / in every row"
+        yield from table(f"{head} | CPU time of a step", shared_prefixes(options))
         yield "\n## Starting\n"
         yield from table(
             (

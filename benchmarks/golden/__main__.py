@@ -1,10 +1,11 @@
 """Golden hashes: one sha256 for everything that the package computes, so that a refactoring can
 prove that it changed no bit.
 
-    python benchmarks/golden run --tree TREE --out before.json      # hashes of the package in a
-    work tree python benchmarks/golden compare before.json after.json         # names every
-    difference; exit status 1 if there is one python benchmarks/golden compare OLD_TREE NEW_TREE
-    # the same, of two work trees
+    python benchmarks/golden run --tree TREE --out before.json  # hashes of a work tree's package
+    python benchmarks/golden compare before.json after.json     # names every difference
+    python benchmarks/golden compare OLD_TREE NEW_TREE          # the same, of two work trees
+
+`compare` exits with 1 where something differs.
 
 Four sections, `--only` chooses: `merge` (every method as a function, in memory and on disk; paths,
 slices, vocabularies), `search` (every kind of search, column by column of its study), `resume` (the

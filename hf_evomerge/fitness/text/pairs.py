@@ -111,7 +111,7 @@ class Pairs:
         check_length(model, self.longest, f"{self._where}: the longest example")
         values = [0.0] * len(self.counts)
         exact = [False] * len(self.counts)
-        prefix = SharedPrefix(model) if mean_of is None else None
+        prefix = SharedPrefix(model, keep=mean_of is None)
         with scoring(model, gradient=mean_of is not None):
             # Reading a result waits for the device, so every micro-batch is started before the
             # first one is read.
@@ -134,7 +134,7 @@ class Pairs:
         batch: MicroBatch,
         mean_of: Mean | None,
         measure: Measure | None,
-        prefix: SharedPrefix | None,
+        prefix: SharedPrefix,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Score a micro-batch, and run its backward pass where a gradient is wanted."""
         sums, hits = _score(model, batch, self.temperature, measure or _chosen, prefix)
@@ -188,7 +188,7 @@ def _pack(
 
 
 def _score(
-    model: Any, batch: MicroBatch, temperature: float, measure: Measure, prefix: SharedPrefix | None
+    model: Any, batch: MicroBatch, temperature: float, measure: Measure, prefix: SharedPrefix
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute each row's summed values, and how many of its answer tokens are hits; with a prefix
     the tokens that all rows share are run once."""
@@ -200,7 +200,7 @@ def _score(
     ids = batch.input_ids.to(device)
     given = {"input_ids": ids, "use_cache": False, **placed(batch.seen, model)}
     shared = batch.input_ids[0, : batch.shared].tolist()
-    repeated = None if prefix is None else prefix.repeated(shared, len(ids))
+    repeated = prefix.repeated(shared, len(ids))
     if repeated is not None:
         given = {"input_ids": ids[:, batch.shared :], "use_cache": True, **repeated}
         keep = keep - batch.shared

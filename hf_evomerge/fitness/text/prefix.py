@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import torch
 
 
+LEAST_SAVED = 0.2  # of a group's tokens; what is saved below it, the second call takes
+
+
 def prefix_batches(
     prompts: Sequence[Sequence[int]],
     lengths: Sequence[int],
@@ -30,16 +33,17 @@ def prefix_batches(
         batch_size: Prompts in a batch.
 
     Yields:
-        Indices of a batch, and the number of tokens that all of its group begin with; 0 where there
-        are no shots, or no others of the group.
+        Indices of a batch, and the number of tokens that all of its group begin with, such as a
+        chat's system message; 0 where these are too few to save time.
     """
     groups: dict[Any, list[int]] = {}
     for number, example in enumerate(examples):
         groups.setdefault(example.shots, []).append(number)
-    for shots, group in groups.items():
-        shared = 0
-        if shots and len(group) > 1:
-            shared = shared_length([prompts[i] for i in group])
+    for group in groups.values():
+        shared = shared_length([prompts[i] for i in group])
+        saved = shared * (len(group) - 1)
+        if saved < LEAST_SAVED * sum(lengths[i] for i in group):
+            shared = 0
         for rows in length_batches([lengths[i] for i in group], batch_size):
             yield [group[row] for row in rows], shared
 
@@ -69,10 +73,13 @@ class SharedPrefix:
 
     Args:
         model: A causal language model.
+        keep: Whether later batches are given the same keys and values. Where gradients are wanted
+            they are not: a backward pass frees what has led to them.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, keep: bool = True) -> None:
         self._model = model
+        self._keep = keep
         self._tokens: list[int] = []
         self._states: list[tuple[torch.Tensor, torch.Tensor]] | None = None
 
@@ -91,7 +98,7 @@ class SharedPrefix:
 
         if not tokens or self._name is None:
             return None
-        if self._tokens != tokens:
+        if not self._keep or self._tokens != tokens:
             self._tokens = list(tokens)
             self._states = self._run(self._name)
         if self._states is None:
@@ -106,7 +113,8 @@ class SharedPrefix:
     @cached_property
     def _name(self) -> str | None:
         """Name of the model's argument for its cache, which transformers has changed with 5.24."""
-        if self._model.config.get_text_config() is not self._model.config:
+        config = self._model.config
+        if config.get_text_config() is not config or not getattr(config, "use_cache", True):
             return None
         known = inspect.signature(self._model.forward).parameters
         return next((name for name in ("cache", "past_key_values") if name in known), None)

@@ -97,7 +97,7 @@ def recomputed(model: PreTrainedModel) -> Iterator[None]:
     """Let the layers keep their inputs alone and compute what is inside anew in the backward pass.
 
     Not transformers' own switch: that one works in training mode only, which brings dropout with
-    it.
+    it. The model keeps no cache meanwhile: a layer that runs twice would fill it twice.
     """
     from torch.utils.checkpoint import checkpoint
     from transformers.modeling_layers import GradientCheckpointingLayer
@@ -110,8 +110,11 @@ def recomputed(model: PreTrainedModel) -> Iterator[None]:
         # at a time, at the price of a second forward pass. An instance attribute hides the method;
         # deleting it brings the method back.
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    caches = getattr(model.config, "use_cache", True)
+    model.config.use_cache = False
     try:
         yield
     finally:
+        model.config.use_cache = caches
         for layer in layers:
             del layer.forward
