@@ -52,6 +52,13 @@ def test_the_interval_covers():
     assert 0.91 <= inside / 400 <= 0.985
 
 
+def test_no_share_is_beyond_what_an_accuracy_can_be():
+    """Of a parent that is always right, no more than everything is kept."""
+    right = np.ones(50, dtype=bool)
+    rows = _rows(np.arange(50) != 7, right)
+    assert kept_by(rows[2], rows)[0].high == 1.0
+
+
 def test_nothing_is_kept_of_what_no_parent_has():
     """A skill that every parent lacks has no share, and without skills there is no sentence."""
     nobody = np.zeros(10, dtype=bool)

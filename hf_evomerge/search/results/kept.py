@@ -60,7 +60,8 @@ def kept(skills: Skills, parents: Mapping[str, Skills]) -> list[Kept]:
 # A ratio of two means over the same n examples, r = mean(x) / mean(y). By the delta method its
 # variance is that of the residuals e_i = x_i - r y_i:
 #   r +- 1.96 sqrt(mean(e^2) / n) / mean(y)       (Cochran 1977, Sampling Techniques, section 2.11)
-# What makes an example hard for both drops out of e, as in every paired comparison.
+# What makes an example hard for both drops out of e, as in every paired comparison. An accuracy is
+# at most 1, so r is at most 1 / mean(y).
 def _ratio(model: Scores, parent: Scores) -> tuple[float, float, float]:
     assert model.correct is not None  # `kept` has looked
     assert parent.correct is not None
@@ -69,7 +70,8 @@ def _ratio(model: Scores, parent: Scores) -> tuple[float, float, float]:
     share = float(right.mean() / by_parent.mean())
     error = math.sqrt(float(((right - share * by_parent) ** 2).mean()) / right.size)
     half = 1.96 * error / float(by_parent.mean())
-    return share, max(0.0, share - half), share + half
+    most = 1 / float(by_parent.mean())
+    return share, max(0.0, share - half), min(share + half, most)
 
 
 def mean_kept(shares: Sequence[Kept]) -> str:
