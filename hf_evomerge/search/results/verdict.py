@@ -104,7 +104,8 @@ def no_better_than_chance(models: Sequence[Scores], chance: float = 0.0) -> str 
     look = "`hf-evomerge eval MODEL --search FILE --show 3`"
     count = models[0].values.size
     none = f"of {count} search examples no model answers {right}"
-    return f"{none}; if one should, look at {look}: {FORM}"
+    normal = "which is as it should be where a task needs the skills of several"
+    return f"{none}, {normal}; if one alone should, look at {look}: {FORM}"
 
 
 def instead(rows: Sequence[Row]) -> Row | None:
