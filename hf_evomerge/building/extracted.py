@@ -30,8 +30,8 @@ _STANDS = 1e-6  # the energy stands where a block of directions adds no more tha
 
 
 def extract_adapter(
-    fine_tune: SourceRef | str,
-    base: SourceRef | str,
+    fine_tune: SourceRef | str | Path,
+    base: SourceRef | str | Path,
     out: str | Path,
     *,
     rank: int = 16,

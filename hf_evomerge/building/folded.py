@@ -181,7 +181,7 @@ def fold(
         >>> fold("my-search/model", "my-search/plain", dtype="bfloat16")
         PosixPath('my-search/plain')
     """
-    source = open_source(str(model), trust_remote_code=trust_remote_code)
+    source = open_source(model, trust_remote_code=trust_remote_code)
     folded: Checkpoint
     if source.layer_order:  # plain once it is read
         alone = MergePart(method="linear", parameters=[{"weight": 1.0}])

@@ -169,7 +169,7 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         >>> report.stored.parameters < report.effective.parameters
         True
     """
-    source = open_source(str(model), trust_remote_code=trust_remote_code)
+    source = open_source(model, trust_remote_code=trust_remote_code)
     config = source.config
     text = source.text_config
     merged = None

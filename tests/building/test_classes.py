@@ -41,7 +41,7 @@ def test_models_of_any_class_are_merged(name, tmp_path):
         model, report = kind.from_pretrained(out, output_loading_info=True)
         assert not report["missing_keys"]
         merged = model.state_dict()
-        opened = [open_source(str(tmp_path / folder)) for folder in ("a", "b", "base")]
+        opened = [open_source(tmp_path / folder) for folder in ("a", "b", "base")]
         opened = [Component(source, part) for source in opened] if part else opened
         live = kind.from_pretrained(tmp_path / "a")
         LiveMerger(opened[:2], opened[2], "task_arithmetic", {}, 0, live).apply(

@@ -87,7 +87,7 @@ def test_a_merged_language_part_is_what_the_formula_gives(name, parents, tmp_pat
         torch.testing.assert_close(tensor, wanted)
     assert seen == len(plain)
     ledger = check_recipe(recipe).ledger
-    assert ledger.kinds.total() == len(open_source(str(folder / "sight")).tensors)
+    assert ledger.kinds.total() == len(open_source(folder / "sight").tensors)
     assert (out / "processor_config.json").is_file()
 
 
@@ -96,7 +96,7 @@ def test_old_and_new_layouts_give_the_same_bits(name, parents, tmp_path):
     """Whether a file has the names of older or of today's releases of transformers, its parts are
     found and matched."""
     folder = parents(name)
-    source = open_source(str(folder / "sight"))
+    source = open_source(folder / "sight")
     modules = source.layout.modules
     new = tmp_path / "sight"
     new.mkdir()
@@ -318,7 +318,7 @@ def test_a_path_through_language_parts_is_still_that_model(name, parents, tmp_pa
     for key, tensor in model.inner.state_dict().items():
         assert ".layers." in (in_text(key) or "") or torch.equal(tensor, sight[key]), key
     checkpoint = check_recipe(recipe).ledger
-    assert checkpoint.kinds == {"copied": len(open_source(str(out)).tensors)}
+    assert checkpoint.kinds == {"copied": len(open_source(out).tensors)}
     assert set(checkpoint.dropped) == {
         "layer not on the path",
         "embeddings, norm and head come from another source",

@@ -94,7 +94,7 @@ def test_a_component_is_what_the_formula_gives(kind, parents, tmp_path):
 def test_groups_of_a_unet(parents, tmp_path):
     """Attention and the rest, as EvoSDXL-JP has them: queries, keys, values and outputs, and
     everything else."""
-    first = Component(open_source(str(parents / "sdxl" / "a")), "unet")
+    first = Component(open_source(parents / "sdxl" / "a"), "unet")
     attention = [name for name in first.tensors if classify(name)[2] == "attn"]
     assert attention == [
         n

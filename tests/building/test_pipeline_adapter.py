@@ -223,7 +223,7 @@ def test_it_is_read_again(parents, tmp_path):
     assert facts.adapter["ranks"] == [4, 5]  # conv_in has four inputs and outputs
     shown = CliRunner().invoke(app, ["inspect", str(out)])
     assert "rank 4/5" in shown.stdout
-    alone = open_source(str(out))
+    alone = open_source(out)
     assert alone.adapter.label == str(out)
     twice = recipe_of(folder, adapters=[str(out)], merge={"parameters": [{"weight": 2.0}]})
     double = build_model(twice, tmp_path / "double")

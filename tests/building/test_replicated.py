@@ -197,4 +197,4 @@ def test_ranges_that_cannot_run_are_refused(architecture, ranges, message, tmp_p
     out = build_model(recipe_of("0:2-3", base), tmp_path / "out")
     edit_json(out / "adapter_config.json", layer_replication=ranges)
     with pytest.raises(SourceError, match=message):
-        _ = open_source(str(out)).config
+        _ = open_source(out).config

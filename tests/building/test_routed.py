@@ -107,7 +107,7 @@ def test_a_checkpoint_of_the_base_model_is_read(tmp_path):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)).eval()
     model.transformer.save_pretrained(tmp_path / "gpt2")
     flow = FlowPart(path="0:0, 0:1, 0:1")
-    out = write_checkpoint(Routed([open_source(str(tmp_path / "gpt2"))], flow), tmp_path / "out")
+    out = write_checkpoint(Routed([open_source(tmp_path / "gpt2")], flow), tmp_path / "out")
     expected = LayerPool([model]).model(flow.to_path())(IDS).logits
     assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(IDS).logits, expected)
 

@@ -49,7 +49,7 @@ def test_whole_models_of_any_kind_raise_no_alarm(kind, tmp_path):
     folder = save(kind, tmp_path / "a")
     assert check_recipe(merge_of(folder, shutil.copytree(folder, tmp_path / "b"))).warnings == []
     built = build_model(merge_of(folder, tmp_path / "b"), tmp_path / "out")
-    (name,) = open_source(str(built)).config.architectures
+    (name,) = open_source(built).config.architectures
     _, info = getattr(transformers, name).from_pretrained(built, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -179,7 +179,7 @@ def test_stacked_layers_are_compared_with_their_own_config(llama):
 
 def test_a_source_is_asked_once(llama, monkeypatch):
     """What a source's architecture says is found out once, however often it is merged."""
-    source = open_source(str(llama))
+    source = open_source(llama)
     assert source.architecture_warnings == []
     monkeypatch.setattr("hf_evomerge.checkpoints.architecture.fit_of", None)
     assert source.architecture_warnings == []

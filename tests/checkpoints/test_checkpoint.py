@@ -31,7 +31,7 @@ def make(tiny):
 
     def made(kind):
         if kind == "source":
-            return open_source(str(tiny / "a"))
+            return open_source(tiny / "a")
         flow = (
             {"path": ["2:0", "2:1", "0:1", "2:1"], "scales": [1, 0.5, 1.5, 1]}
             if kind == "hybrid"
@@ -71,7 +71,7 @@ def test_what_is_read_is_what_is_written(kind, make, tmp_path):
     for name, tensor in sorted(written.items(), reverse=True):
         assert torch.equal(again.read(name), tensor), name
         assert checkpoint.tensors[name].shape == tuple(tensor.shape)
-    reopened = open_source(str(out))
+    reopened = open_source(out)
     assert {name: str(info) for name, info in reopened.tensors.items()} == {
         name: str(info) for name, info in checkpoint.tensors.items()
     }

@@ -36,7 +36,7 @@ def edit(folder, name, change):
 
 def told(first, second):
     """The find_warnings about two folders."""
-    return find_warnings([open_source(str(first)), open_source(str(second))])
+    return find_warnings([open_source(first), open_source(second)])
 
 
 def test_relatives_raise_no_doubt(pair):
@@ -109,7 +109,7 @@ def test_settings_that_differ_are_told(change, message, pair):
     lines = told(*pair)
     assert len(lines) == 1
     assert lines[0].startswith(message.format(a=pair[0], b=pair[1])), lines
-    check_mergeable([open_source(str(folder)) for folder in pair])
+    check_mergeable([open_source(folder) for folder in pair])
 
 
 def test_dtypes_that_differ_are_told(tiny, tiny_half):
@@ -134,7 +134,7 @@ def test_tokenizers_that_differ_are_told(pair):
     with pytest.raises(
         SourceError, match=r"token 7 is 'w3' in .*, 'w4' in .*, so their rows do not match"
     ):
-        check_mergeable([open_source(str(folder)) for folder in pair])
+        check_mergeable([open_source(folder) for folder in pair])
     edit(pair[1], "tokenizer.json", swap)
     edit(pair[1], "tokenizer.json", rename)
     lines = told(*pair)

@@ -459,11 +459,11 @@ def test_an_adapter_that_is_not_there(tmp_path, adapted):
         _ = opened(base, adapter).changes
     edit_json(adapter / "adapter_config.json", base_model_name_or_path="/nowhere/x")
     with pytest.raises(SourceError) as caught:
-        open_source(str(adapter))
+        open_source(adapter)
     said = "the base that its adapter_config.json names: /nowhere/x: no such folder; give"
     assert str(caught.value).startswith(f"{adapter}: {said}")
     edit_json(adapter / "adapter_config.json", base_model_name_or_path=None)
     with pytest.raises(
         SourceError, match=r"a LoRA adapter that names no base; write \{model: ITS BASE, adapter: "
     ):
-        open_source(str(adapter))
+        open_source(adapter)

@@ -41,7 +41,7 @@ def golden(folder, out):
     model = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=kind(dequantize=True), dtype=torch.bfloat16
     )
-    plain = AutoModelForCausalLM.from_config(open_source(str(folder)).config).to(torch.bfloat16)
+    plain = AutoModelForCausalLM.from_config(open_source(folder).config).to(torch.bfloat16)
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(out)
     return out
@@ -53,7 +53,7 @@ def test_tensors_are_those_that_transformers_dequantises(kind, tmp_path):
     dtype; so has a merge of two, whose config says nothing of quantisation."""
     folders = [save(tmp_path / f"{kind} {seed}", kind, seed) for seed in range(2)]
     plain = [golden(folder, tmp_path / f"plain {folder.name}") for folder in folders]
-    source = open_source(str(folders[0]))
+    source = open_source(folders[0])
     expected = load_file(plain[0] / "model.safetensors")
     assert set(source.tensors) == set(expected)
     for name, info in source.tensors.items():
@@ -77,7 +77,7 @@ def test_the_last_block_may_be_a_part_of_one(tmp_path):
     is in."""
     tiny_model("llama", 2).to(torch.bfloat16).save_pretrained(tmp_path)
     stored = load_file(to_fp8(tmp_path, weight_block_size=[16, 24]) / "model.safetensors")
-    source = open_source(str(tmp_path))
+    source = open_source(tmp_path)
     for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"):
         scales = stored[f"{name}_scale_inv"]
         values = stored[name].float()
@@ -142,4 +142,4 @@ def test_damaged_scales_are_refused(change, settings, message, tmp_path):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     edit_json(folder / "config.json", quantization_config={**FP8, **settings})
     with pytest.raises(SourceError, match=message):
-        _ = open_source(str(folder)).tensors
+        _ = open_source(folder).tensors

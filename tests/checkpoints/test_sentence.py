@@ -59,7 +59,7 @@ def test_modules_are_merged_with_the_encoder(folders, tmp_path):
             (folders[0] / module / "config.json").read_text()
         )
     assert not any("/" in name for file in built.glob("*.safetensors") for name in load_file(file))
-    assert set(open_source(str(built)).tensors) == set(open_source(str(folders[0])).tensors)
+    assert set(open_source(built).tensors) == set(open_source(folders[0]).tensors)
 
 
 def test_a_module_has_the_weight_of_its_group_or_name(folders, tmp_path):

@@ -58,8 +58,8 @@ def test_shards_are_read_through_the_index(saved, tmp_path):
     """A checkpoint in shards is the same checkpoint."""
     LlamaForCausalLM.from_pretrained(saved).save_pretrained(tmp_path, max_shard_size="4KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    whole = open_source(str(saved))
-    cut = open_source(str(tmp_path))
+    whole = open_source(saved)
+    cut = open_source(tmp_path)
     check_mergeable([whole, cut], whole)
     assert all(torch.equal(whole.read(name), cut.read(name)) for name in whole.tensors)
 
@@ -154,21 +154,21 @@ def test_pickles_are_refused(folder):
         SourceError,
         match=r"no .safetensors file \(only pytorch_model.bin, a pickle, .*save_pretrained",
     ):
-        open_source(str(folder))
+        open_source(folder)
 
 
 def test_a_missing_tokenizer_is_named_with_what_to_do(folder):
     """A model without a tokenizer file says which files to copy; one with a file that cannot be
     read says why not."""
     with pytest.raises(SourceError) as caught:
-        open_source(str(folder)).tokenizer()
+        open_source(folder).tokenizer()
     assert str(caught.value) == (
         f"{folder}: has no tokenizer.json; copy tokenizer.json and tokenizer_config.json of its "
         "base beside the weights"
     )
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(SourceError, match="its tokenizer cannot be read: "):
-        open_source(str(folder)).tokenizer()
+        open_source(folder).tokenizer()
 
 
 def test_missing_files_are_refused(folder):
@@ -176,36 +176,36 @@ def test_missing_files_are_refused(folder):
     missing."""
     (folder / "model.safetensors").unlink()
     with pytest.raises(SourceError, match=r"no .safetensors file \(no weights\)"):
-        open_source(str(folder))
+        open_source(folder)
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(
         SourceError, match=r"a LoRA adapter, not a model; write \{model: ITS BASE, adapter: "
     ):
-        open_source(str(folder))
+        open_source(folder)
     (folder / "config.json").unlink()
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(
         SourceError, match=r"a LoRA adapter that names no base; write \{model: ITS BASE, adapter: "
     ):
-        open_source(str(folder))
+        open_source(folder)
     (folder / "adapter_config.json").unlink()
     with pytest.raises(
         SourceError,
         match=r"no config.json in .*; give the folder or repository of a transformers model",
     ):
-        open_source(str(folder))
+        open_source(folder)
     (folder / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(
         SourceError, match=r"no config.json in .*; transformers makes one of a GGUF file"
     ):
-        open_source(str(folder))
+        open_source(folder)
     (folder / "model.gguf").unlink()
     (folder / "german").mkdir()
     (folder / "german" / "adapter_config.json").write_text("{}")
     with pytest.raises(
         SourceError, match=r"no config.json in .*; an adapter is in \S+/german: give that folder"
     ):
-        open_source(str(folder))
+        open_source(folder)
     with pytest.raises(
         SourceError, match=r"nowhere/: no such folder in .*; give a folder that exists or the id"
     ):
@@ -228,7 +228,7 @@ def test_damaged_files_are_refused(folder, damage, message):
     with pytest.raises(
         SourceError, match=f"not a safetensors file, or damaged: .*{message}.*; download it again"
     ) as caught:
-        _ = open_source(str(folder)).tensors
+        _ = open_source(folder).tensors
     assert "\n" not in str(caught.value)
     assert "model.safetensors" in str(caught.value)
 
@@ -252,7 +252,7 @@ def test_a_wrong_index_is_refused(folder):
     ]:
         index.write_text(text)
         with pytest.raises(SourceError, match=message):
-            _ = open_source(str(folder)).tensors
+            _ = open_source(folder).tensors
 
 
 def test_a_wrong_config_is_refused(folder):
@@ -267,7 +267,7 @@ def test_a_wrong_config_is_refused(folder):
         SourceError,
         match=r"model: its config needs Python code that comes with the model; read it, and pass",
     ):
-        _ = open_source(str(folder)).config
+        _ = open_source(folder).config
     for text in (
         '{"model_type": "unheard-of"}',
         '{"model_type": "llama", "num_hidden_layers": "two"}',
@@ -277,15 +277,15 @@ def test_a_wrong_config_is_refused(folder):
     ):
         (folder / "config.json").write_text(text)
         with pytest.raises(SourceError, match=r"model: config.json cannot be read: "):
-            _ = open_source(str(folder)).config
+            _ = open_source(folder).config
     edit_json(folder / "config.json", model_type="llama", num_hidden_layers=2, num_labels=10**9)
     with pytest.raises(SourceError, match=r"num_labels is 1000000000; at most 65536 are read"):
-        _ = open_source(str(folder)).config
+        _ = open_source(folder).config
     edit_json(folder / "config.json", num_labels=2, text_config={"model_type": "llama"})
     with pytest.raises(
         SourceError, match=r"config.json cannot be read: a llama has no text_config"
     ):
-        _ = open_source(str(folder)).config
+        _ = open_source(folder).config
 
 
 @pytest.mark.parametrize(
@@ -317,11 +317,11 @@ def test_a_wrong_config_is_refused(folder):
 def test_parents_that_do_not_fit_are_refused(folder, tmp_path, changes, message):
     """Checkpoints that differ in architecture or shape are refused with both values, from configs
     and headers alone."""
-    other = open_source(str(save(tmp_path / "other", **changes)))
+    other = open_source(save(tmp_path / "other", **changes))
     with pytest.raises(SourceError, match=f"{message}.*; sources must be fine-tunes of one base"):
-        check_mergeable([open_source(str(folder)), other])
+        check_mergeable([open_source(folder), other])
     with pytest.raises(SourceError, match=message):
-        check_mergeable([open_source(str(folder))], other)
+        check_mergeable([open_source(folder)], other)
 
 
 def test_missing_tensors_and_other_kinds_are_refused(folder, saved):
@@ -330,11 +330,11 @@ def test_missing_tensors_and_other_kinds_are_refused(folder, saved):
     tensors = load_file(file)
     save_file({**tensors, "model.norm.weight": torch.ones(16, dtype=torch.int32)}, file)
     with pytest.raises(SourceError, match=r"model.norm.weight: F32 in .*, I32 in .*model"):
-        check_mergeable([open_source(str(saved)), open_source(str(folder))])
+        check_mergeable([open_source(saved), open_source(folder)])
     del tensors["model.norm.weight"]
     save_file(tensors, file)
     with pytest.raises(SourceError, match=r"tensor model.norm.weight of .* is missing in .*model"):
-        check_mergeable([open_source(str(saved)), open_source(str(folder))])
+        check_mergeable([open_source(saved), open_source(folder)])
 
 
 def test_a_body_without_its_head_is_called_one(saved, tmp_path):
@@ -344,7 +344,7 @@ def test_a_body_without_its_head_is_called_one(saved, tmp_path):
     with pytest.raises(
         SourceError, match=r"body was saved from LlamaModel, .* from LlamaForCausalLM; tensor "
     ):
-        check_mergeable([open_source(str(saved)), open_source(str(tmp_path / "body"))])
+        check_mergeable([open_source(saved), open_source(tmp_path / "body")])
 
 
 def test_quantised_weights_are_refused(folder, saved):
@@ -357,7 +357,7 @@ def test_quantised_weights_are_refused(folder, saved):
         SourceError,
         match=r"is F8_E4M3, which cannot be merged; give the model in bfloat16 or float32",
     ):
-        check_mergeable([open_source(str(folder))])
+        check_mergeable([open_source(folder)])
 
 
 def test_the_config_is_not_asked_for_each_tensor(tmp_path, monkeypatch):
@@ -370,6 +370,6 @@ def test_the_config_is_not_asked_for_each_tensor(tmp_path, monkeypatch):
         return True
 
     monkeypatch.setattr(Source, "is_tied", property(is_tied))
-    source = open_source(str(save(tmp_path / "deep", num_hidden_layers=6)))
+    source = open_source(save(tmp_path / "deep", num_hidden_layers=6))
     assert len(source.tensors) > 50
     assert len(asked) < 10

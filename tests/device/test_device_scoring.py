@@ -89,7 +89,7 @@ def test_modules_follow_an_encoder_there(device, tmp_path):
     tokenizer = word_tokenizer(
         ["<pad>", "<bos>", "<eos>", "<unk>", "one", "two", "three", *map(str, range(9))]
     )
-    source = open_source(str(sentence_folder(tmp_path / "a", tokenizer, 0, norm=True)))
+    source = open_source(sentence_folder(tmp_path / "a", tokenizer, 0, norm=True))
     values = []
     for place in ("cpu", device):
         model = (

@@ -244,8 +244,8 @@ def model(tiny, tmp_path):
 
 def _use(model, tiny):
     """Everything that is asked of a source before anything of it is merged."""
-    source = open_source(str(model))
-    other = open_source(str(tiny / "b"))
+    source = open_source(model)
+    other = open_source(tiny / "b")
     for name in source.tensors:
         source.read(name).sum()
     find_warnings([source, other])
@@ -316,7 +316,7 @@ def test_adapters(model, tmp_path):
         {f"{module}.lora_{name}.weight": tensor for name, tensor in pair.items()},
         folder / "adapter_model.safetensors",
     )
-    tensors = open_source(str(model)).tensors
+    tensors = open_source(model).tensors
 
     def read(case):
         (folder / "adapter_config.json").write_text(json.dumps(case))

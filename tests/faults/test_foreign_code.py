@@ -96,4 +96,4 @@ def test_kernels_that_a_config_names_are_refused(tiny, tmp_path, where):
     with pytest.raises(
         SourceError, match=r"attn_implementation is 'somebody/kernel', code on the Hub"
     ):
-        open_source(str(folder)).config  # noqa: B018
+        open_source(folder).config  # noqa: B018

@@ -30,7 +30,7 @@ def test_a_link_out_of_a_model_folder_is_refused(folder, name, relative):
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to("../secret" if relative else folder.parent / "secret")
     with pytest.raises(SourceError, match=rf"{name}: a link to .*secret, which is not in "):
-        open_source(str(folder))
+        open_source(folder)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json", "own.py"])
@@ -39,7 +39,7 @@ def test_a_pipe_in_a_model_folder_is_refused(folder, name):
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     with pytest.raises(SourceError, match=rf"{name}: a pipe or a device"):
-        open_source(str(folder))
+        open_source(folder)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_file_of_gigabytes_is_not_read(folder, name):
     with pytest.raises(
         SourceError, match=rf"{name}: 1,099,511,627,776 bytes, where no model has more than"
     ):
-        open_source(str(folder))
+        open_source(folder)
 
 
 @pytest.mark.parametrize("text", ["", "5", "[" * 200_000])
@@ -73,12 +73,12 @@ def test_a_linked_folder_of_templates_is_refused(folder):
     (folder.parent / "other" / "x.jinja").write_text("{{ x }}")
     (folder / "additional_chat_templates").symlink_to("../other")
     with pytest.raises(SourceError, match="additional_chat_templates: a link to"):
-        open_source(str(folder))
+        open_source(folder)
     (folder / "additional_chat_templates").unlink()
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "x.jinja").symlink_to("../../other/x.jinja")
     with pytest.raises(SourceError, match=r"x\.jinja: a link to"):
-        open_source(str(folder))
+        open_source(folder)
 
 
 def test_a_link_is_not_copied(folder, tmp_path):
@@ -109,7 +109,7 @@ def test_links_that_stay_inside_are_followed(folder, tmp_path):
     (folder / "model.safetensors").symlink_to("weights")
     (tmp_path / "named").symlink_to(folder)
     (folder / "logs").symlink_to("..")  # never read
-    assert open_source(str(tmp_path / "named")).tensors
+    assert open_source(tmp_path / "named").tensors
 
 
 @pytest.mark.parametrize("escapes", ["no", "shared", "blob", "blobs"])
@@ -128,7 +128,7 @@ def test_the_hubs_own_cache_is_read(folder, tmp_path, escapes):
     if escapes in ("no", "shared"):
         out = tmp_path / "out"
         out.mkdir()
-        assert open_source(str(snapshot)).tensors
+        assert open_source(snapshot).tensors
         copy_files(snapshot, out)
         assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
         return
@@ -139,4 +139,4 @@ def test_the_hubs_own_cache_is_read(folder, tmp_path, escapes):
         blobs.rename(tmp_path / "elsewhere")
         blobs.symlink_to("../elsewhere")
     with pytest.raises(SourceError, match="a link to"):
-        open_source(str(snapshot))
+        open_source(snapshot)
