@@ -2,7 +2,6 @@
 accounted for."""
 
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from safetensors.torch import load_file
 
 from hf_evomerge.building.build import open_recipe
 from hf_evomerge.building.folded import Folded, fold
-from hf_evomerge.checkpoints.checkpoint import Checkpoint
 from hf_evomerge.checkpoints.ledger import Ledger
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.checkpoints.writer import write_checkpoint
@@ -22,7 +20,6 @@ MERGE = {
     "method": "ties",
     "parameters": [{"weight": 0.6, "density": 0.5}, {"weight": 0.7, "density": 0.4}],
 }
-MakeCheckpoint = Callable[[str], Checkpoint]
 
 
 @pytest.fixture
@@ -32,26 +29,17 @@ def make(tiny):
     def made(kind):
         if kind == "source":
             return open_source(tiny / "a")
-        flow = (
-            {"path": ["2:0", "2:1", "0:1", "2:1"], "scales": [1, 0.5, 1.5, 1]}
-            if kind == "hybrid"
-            else None
-        )
-        flow = flow or {"path": ["0:0", "1:1", "0:1"], "scales": [1, 0.5, 2]}
-        recipe = {
+        flow = {"path": ["0:0", "1:1", "0:1"], "scales": [1, 0.5, 2]}
+        if kind == "hybrid":
+            flow = {"path": ["2:0", "2:1", "0:1", "2:1"], "scales": [1, 0.5, 1.5, 1]}
+        fields = {
             "sources": [{"model": str(tiny / name)} for name in "ab"],
             "base": {"model": str(tiny / "base")},
+            "merge": MERGE if kind in ("merged", "hybrid") else None,
+            "flow": flow if kind != "merged" else None,
         }
-        parts = {
-            "merged": {"merge": MERGE},
-            "routed": {"flow": flow},
-            "hybrid": {"merge": MERGE, "flow": flow},
-        }
-        routed = kind == "folded"
-        checkpoint = open_recipe(
-            Recipe.model_validate({**recipe, **parts["routed" if routed else kind]})
-        )
-        return Folded(checkpoint) if routed else checkpoint
+        checkpoint = open_recipe(Recipe.model_validate(fields))
+        return Folded(checkpoint) if kind == "folded" else checkpoint
 
     return made
 
