@@ -7,6 +7,7 @@ import torch
 from classes import edit_json
 from peft import LoraConfig, PeftModel, get_peft_model
 from quantized import to_fp8
+from recipes import merge_of, path_of
 from slowly import slow_beyond
 from tiny_models import ARCHITECTURES, tiny_model, token_ids
 from transformers import AutoModelForCausalLM
@@ -16,7 +17,6 @@ from hf_evomerge.building.folded import fold
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import SourceError
-from hf_evomerge.recipes.recipe import Recipe
 
 LAYERS = 4
 PATHS = {
@@ -39,9 +39,7 @@ def saved(folder, architecture="llama", layers=LAYERS, seed=0):
 
 def recipe_of(path, *models, **fields):
     """A path through models, as an adapter where it can be one."""
-    sources = [{"model": str(model)} for model in models]
-    flow = path if isinstance(path, dict) else {"path": path}
-    return Recipe.model_validate({"sources": sources, "flow": flow, "adapter": "auto", **fields})
+    return path_of(*models, hops=path, **{"adapter": "auto", **fields})
 
 
 def answers(model):
@@ -98,10 +96,10 @@ def test_transformers_loads_it_alone(tmp_path):
 @pytest.mark.parametrize(
     ("path", "fields", "reason"),
     [
-        ({"path": "0:0-3", "scales": [1, 1, 0.5, 1]}, {}, "layers side by side, or scales"),
+        ("0:0-3", {"flow": {"scales": [1, 1, 0.5, 1]}}, "layers side by side, or scales"),
         ("0:0, 0:1 + 0:2, 0:3", {}, "side by side"),
         ("0:0-1, 1:2-3", {}, "runs through several models"),
-        ({"path": "0:0-1", "embedding_source": 1}, {}, "runs through several models"),
+        ("0:0-1", {"flow": {"embedding_source": 1}}, "runs through several models"),
         ("0:0-1", {"dtype": "bfloat16"}, "dtype: an adapter leaves the base's, torch.float32"),
     ],
 )
@@ -120,17 +118,14 @@ def test_a_source_that_has_an_adapter_or_quantised_weights_is_no_base(tmp_path):
     """The refusal names which of the two it is."""
     base = saved(tmp_path / "base")
     adapted = build_model(recipe_of("0:0-3", base), tmp_path / "adapter")
-    config = json.loads((adapted / "adapter_config.json").read_text())
-    del config["layer_replication"]
-    (adapted / "adapter_config.json").write_text(json.dumps(config))
-    source = {"model": str(base), "adapter": str(adapted)}
-    recipe = Recipe.model_validate({"sources": [source], "flow": {"path": "0:0-1"}})
-    with pytest.raises(SourceError, match=r"no adapter: \S+ \+ \S+ has an adapter already"):
-        check_recipe(recipe, whole=False)
-    quantised = saved(tmp_path / "quantised")
-    to_fp8(quantised)
-    with pytest.raises(SourceError, match=r"no adapter: \S+ has quantised weights"):
-        check_recipe(recipe_of("0:0-1", quantised), whole=False)
+    edit_json(adapted / "adapter_config.json", layer_replication=None)
+    quantised = to_fp8(saved(tmp_path / "quantised"))
+    for model, reason in (
+        ((base, adapted), r"\S+ \+ \S+ has an adapter already"),
+        (quantised, r"\S+ has quantised weights"),
+    ):
+        with pytest.raises(SourceError, match=f"no adapter: {reason}"):
+            check_recipe(recipe_of("0:0-1", model), whole=False)
 
 
 def test_a_path_is_a_whole_model_unless_asked(tmp_path):
@@ -154,29 +149,25 @@ def test_an_adapter_that_moves_layers_is_a_source(tmp_path):
     for name, parameter in tuned.named_parameters():
         parameter.normal_(std=0.1) if "lora_B" in name else None
     tuned.save_pretrained(tmp_path / "adapter")
-    source = {"model": str(base), "adapter": str(tmp_path / "adapter")}
+    source = base, tmp_path / "adapter"
     assert inspect_model(tmp_path / "adapter").layers == 5
     plain = AutoModelForCausalLM.from_pretrained(fold(tmp_path / "adapter", tmp_path / "plain"))
     assert torch.allclose(answers(plain)[0], answers(tuned)[0], atol=1e-5)
     assert torch.equal(answers(plain)[1], answers(tuned)[1])
     other = saved(tmp_path / "other", layers=5, seed=1)
-    merge = {"method": "linear", "parameters": [{"weight": 0.5}, {"weight": 0.5}]}
-    sources = [source, {"model": str(other)}]
-    recipe = Recipe.model_validate({"sources": sources, "merge": merge})
-    merged = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "merged"))
+    out = build_model(merge_of(source, other), tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(out)
     there = AutoModelForCausalLM.from_pretrained(other)
     for name, tensor in merged.named_parameters():
         mean = (plain.get_parameter(name) + there.get_parameter(name)) / 2
         assert torch.allclose(tensor, mean, atol=1e-6), name
-    for sources in ([source, {"model": str(base)}], [{"model": str(base)}, source]):
-        with pytest.raises(SourceError) as caught:
-            check_recipe(Recipe.model_validate({"sources": sources, "merge": merge}))
-        assert str(caught.value) == (
-            f"{base} + {tmp_path / 'adapter'}: its layer_replication makes 5 layers, and {base} "
-            "has 4; merge models of as many layers"
-        )
-    two = Recipe.model_validate({"sources": [source, source], "base": source, "merge": merge})
-    out = build_model(two, tmp_path / "two")
+    for sources in ([source, base], [base, source]):
+        with pytest.raises(
+            SourceError,
+            match=rf"adapter: its layer_replication makes 5 layers, and {base} has 4; merge models",
+        ):
+            check_recipe(merge_of(*sources))
+    out = build_model(merge_of(source, source, base=source), tmp_path / "two")
     assert (out / "config.json").is_file()  # an adapter would leave the layers as they are
 
 
