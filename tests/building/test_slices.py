@@ -185,7 +185,7 @@ def test_lists_with_an_entry_per_layer_follow(tmp_path):
         (
             {"layers": ["0:0"], "parameters": [{"scale": {"*nothing*": 1, "default": 2}}]},
             RecipeError,
-            r"merge.slices\[0\]: .*parameters\[0\].scale: the pattern '\*nothing\*' names no tensor",
+            r"merge.slices\[0\]: .*\[0\].scale: the pattern '\*nothing\*' names no tensor",
         ),
     ],
 )
