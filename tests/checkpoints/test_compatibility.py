@@ -25,11 +25,11 @@ def pair(tiny, tmp_path):
     return shutil.copytree(tiny / "a", tmp_path / "a"), shutil.copytree(tiny / "b", tmp_path / "b")
 
 
-def edit(folder, change, name="tokenizer.json"):
-    """Change a JSON file."""
-    data = json.loads((folder / name).read_text())
+def edit(folder, change):
+    """Change a tokenizer."""
+    data = json.loads((folder / "tokenizer.json").read_text())
     change(data)
-    (folder / name).write_text(json.dumps(data))
+    (folder / "tokenizer.json").write_text(json.dumps(data))
 
 
 def told(*folders):

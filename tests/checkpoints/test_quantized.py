@@ -7,6 +7,7 @@ import pytest
 import torch
 from classes import edit_json
 from quantized import FP8, save_mxfp4, to_fp8
+from recipes import merge_of, path_of
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
@@ -15,7 +16,6 @@ from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import SourceError
-from hf_evomerge.recipes.recipe import Recipe
 
 KINDS = ["llama", "one scale", "no block size", "qwen3_moe", "gpt_oss"]
 
@@ -60,11 +60,7 @@ def test_tensors_are_those_that_transformers_dequantises(kind, tmp_path):
         assert (info.shape, info.dtype) == (tuple(expected[name].shape), "BF16")
         assert torch.equal(source.read(name), expected[name]), name
     for name, sources in (("merged", folders), ("expected", plain)):
-        recipe = {
-            "sources": [{"model": str(folder)} for folder in sources],
-            "merge": {"method": "linear", "parameters": [{"weight": 0.3}, {"weight": 0.7}]},
-        }
-        build_model(Recipe.model_validate(recipe), tmp_path / name)
+        build_model(merge_of(*sources, weights=[0.3, 0.7]), tmp_path / name)
     built = load_file(tmp_path / "merged" / "model.safetensors")
     for name, tensor in load_file(tmp_path / "expected" / "model.safetensors").items():
         assert torch.equal(built[name], tensor), name
@@ -111,11 +107,9 @@ def test_other_quantisations_are_refused_by_name(settings, name, tmp_path):
     """What is not dequantised is refused before any work, with the name of what was found."""
     tiny_model("llama", 2).save_pretrained(tmp_path / "model")
     edit_json(tmp_path / "model" / "config.json", quantization_config=settings)
-    ref = {"model": str(tmp_path / "model")}
-    merge = {"method": "linear", "parameters": [{"weight": 1.0}]}
-    for part in ({"merge": merge}, {"flow": {"path": "0:0-1"}}):
+    for recipe in (merge_of(tmp_path / "model"), path_of(tmp_path / "model", hops="0:0-1")):
         with pytest.raises(SourceError, match=f"weights quantised by {name} cannot be"):
-            build_model(Recipe.model_validate({"sources": [ref], **part}), tmp_path / "out")
+            build_model(recipe, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
