@@ -204,9 +204,7 @@ def test_damaged_files_are_refused(folder, damage, message):
     """A damaged or cut file is found by its header, before any tensor is read."""
     file = folder / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
-    said = (
-        f"model.safetensors: not a safetensors file, or damaged: .*{message}.*; download it again"
-    )
+    said = f"model.safetensors: not a safetensors file, or damaged: .*{message}.*; download it"
     with pytest.raises(SourceError, match=said):
         _ = open_source(folder).tensors
 
@@ -227,6 +225,7 @@ def test_damaged_files_are_refused(folder, damage, message):
             "the index names a file outside the folder",
         ),
     ],
+    ids=range(6),
 )
 def test_a_wrong_index_is_refused(text, message, folder):
     """An index that is not one, or names a file that is not there or outside, is refused."""
@@ -249,6 +248,7 @@ def test_a_wrong_index_is_refused(text, message, folder):
             "cannot be read: a llama has no text_config",
         ),
     ],
+    ids=range(7),
 )
 def test_a_wrong_config_is_refused(text, message, folder):
     """A config of no known architecture, or with numbers that cannot be, is refused."""
