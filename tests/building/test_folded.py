@@ -6,7 +6,7 @@ import torch
 from fold_cases import HOPS, SCALES, VARIANTS, fold_error, folded, pool_of
 from safetensors.torch import load_file, save_file
 from slowly import slow_beyond
-from tiny_models import tiny_model, token_ids
+from tiny_models import logits_of, path_model, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoTokenizer,
@@ -21,7 +21,6 @@ from hf_evomerge import fold
 from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, PathError, SourceError
 from hf_evomerge.recipes.layer_path import LayerPath
-from hf_evomerge.routing.pool import LayerPool
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +49,7 @@ def test_variants_fold_too(variant, scale_target, tmp_path):
 def test_without_scales_the_tensors_are_copies(architecture, tmp_path):
     """Where all scales are 1 the folded model gives the merged model's logits, to the bit."""
     model = pool_of(architecture).model(LayerPath.parse(HOPS))
-    assert torch.equal(folded(model, tmp_path)(token_ids()).logits, model(token_ids()).logits)
+    assert torch.equal(logits_of(folded(model, tmp_path)), logits_of(model))
 
 
 @pytest.mark.parametrize(("scale_target", "tied"), [("stream", True), ("mlp_delta", False)])
@@ -73,7 +72,7 @@ def test_a_zero_in_mlp_delta_drops_the_mlp(tmp_path):
     """With mlp_delta a scale of zero is exact: that MLP writes nothing."""
     model = pool_of("gemma3_text").model(LayerPath.parse("0:0, 0:1, 0:2", [1, 0, 1]), "mlp_delta")
     plain = folded(model, tmp_path)
-    assert torch.allclose(plain(token_ids()).logits, model(token_ids()).logits, atol=5e-5)
+    assert torch.allclose(logits_of(plain), logits_of(model), atol=5e-5)
 
 
 @pytest.mark.parametrize(
@@ -239,11 +238,9 @@ def test_a_type_without_the_field_of_tied_heads_is_folded(tmp_path):
         },
         image_token_index=12,
     )
-    model = LayerPool([MllamaForConditionalGeneration(config).eval()]).model(
-        LayerPath.parse("0:0, 0:1, 0:0")
-    )
+    model = path_model([MllamaForConditionalGeneration(config).eval()], "0:0, 0:1, 0:0")
     model.save_pretrained(tmp_path / "path")
     plain = MllamaForConditionalGeneration.from_pretrained(
         fold(tmp_path / "path", tmp_path / "plain")
     )
-    assert torch.equal(plain(token_ids()).logits, model(token_ids()).logits)
+    assert torch.equal(logits_of(plain), logits_of(model))

@@ -16,7 +16,7 @@ import torch
 from by_definition import deep_model, logits_by_definition, scaled_stream
 from fold_cases import fold_error
 from safetensors import safe_open
-from tiny_models import ARCHITECTURES, OLD_CACHE_NAMES, tiny_model, token_ids
+from tiny_models import ARCHITECTURES, OLD_CACHE_NAMES, logits_of, tiny_model, token_ids
 from transformers import AutoModelForCausalLM
 
 from hf_evomerge.building.routed import Routed
@@ -24,7 +24,7 @@ from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.checkpoints.writer import write_checkpoint
 from hf_evomerge.modeling import EvoMergedForCausalLM
 from hf_evomerge.modeling.origins import plan_tensors
-from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
+from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import FlowPart, SourceRef
 from hf_evomerge.routing.pool import LayerPool
 
@@ -113,9 +113,9 @@ def identity(architecture, folder):
     pool = pool_of(architecture)
     for target in ("stream", "mlp_delta"):
         merged = pool.model(LayerPath.parse("0:0-2"), target)
-        assert torch.equal(merged(token_ids()).logits, pool.models[0](token_ids()).logits)
+        assert torch.equal(logits_of(merged), logits_of(pool.models[0]))
     other = LayerPool(pool.models, embedding_source=1).model(LayerPath.parse("1:0-3"))
-    assert torch.equal(other(token_ids()).logits, pool.models[1](token_ids()).logits)
+    assert torch.equal(logits_of(other), logits_of(pool.models[1]))
 
 
 @_property()
@@ -126,7 +126,7 @@ def stream(architecture, folder):
     deep = scaled_stream(
         deep_model(architecture, pool_of(architecture).models, SERIAL), architecture, SERIAL.scales
     )
-    assert close(model(token_ids()).logits, deep(token_ids()).logits)
+    assert close(logits_of(model), logits_of(deep))
     assert torch.equal(generated(model, token_ids()), generated(deep, token_ids()))
 
 
@@ -134,21 +134,21 @@ def stream(architecture, folder):
 def mlp_delta(architecture, folder):
     """With scales of the MLPs the logits are those of the equation, and differ from those of the
     stream."""
-    logits = model_of(architecture, "serial", "mlp_delta")(token_ids()).logits
+    logits = logits_of(model_of(architecture, "serial", "mlp_delta"))
     assert close(
         logits,
         logits_by_definition(
             architecture, pool_of(architecture).models, SERIAL, "mlp_delta", token_ids()
         ),
     )
-    assert not close(logits, model_of(architecture, "serial")(token_ids()).logits)
+    assert not close(logits, logits_of(model_of(architecture, "serial")))
 
 
 @_property()
 def sums(architecture, folder):
     """Hops of several terms give the logits of the equation, for both scale targets."""
     for target in scale_targets(architecture):
-        logits = model_of(architecture, "sums", target)(token_ids()).logits
+        logits = logits_of(model_of(architecture, "sums", target))
         assert close(
             logits,
             logits_by_definition(
@@ -213,7 +213,7 @@ def inputs_embeds(architecture, folder):
     greedy tokens."""
     model = model_of(architecture, "sums")
     embeddings = model.get_input_embeddings()(token_ids())
-    assert close(model(inputs_embeds=embeddings).logits, model(token_ids()).logits)
+    assert close(model(inputs_embeds=embeddings).logits, logits_of(model))
     written = model.generate(
         inputs_embeds=embeddings,
         max_new_tokens=6,
@@ -294,7 +294,7 @@ def attention(architecture, folder):
     for implementation in ("eager", "sdpa"):
         model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=implementation)
         assert model.inner.config._attn_implementation == implementation
-        logits.append(model(token_ids()).logits)
+        logits.append(logits_of(model))
     assert close(*logits)
 
 
@@ -307,8 +307,8 @@ def saved(architecture, folder):
         source.save_pretrained(folder / str(number))
     for name, path in PATHS.items():
         model = model_of(architecture, name)
-        logits = model(token_ids()).logits
-        assert torch.equal(copy.deepcopy(model)(token_ids()).logits, logits)
+        logits = logits_of(model)
+        assert torch.equal(logits_of(copy.deepcopy(model)), logits)
         model.save_pretrained(folder / name / "saved")
         flow = FlowPart(path=path.as_text(), scales=path.scales)
         refs = [SourceRef(model="first"), SourceRef(model="second")]
@@ -319,7 +319,7 @@ def saved(architecture, folder):
             assert type(again) is EvoMergedForCausalLM
             assert not info["missing_keys"]
             assert not info["unexpected_keys"]
-            assert torch.equal(again(token_ids()).logits, logits)
+            assert torch.equal(logits_of(again), logits)
             assert again.num_parameters() == model.num_parameters()
             assert (
                 set(safe_open(where / "model.safetensors", "pt").keys())
@@ -337,7 +337,7 @@ def offloaded(architecture, folder):
         folder / "saved", device_map={"": "disk"}, offload_folder=folder / "disk"
     )
     assert {parameter.device.type for parameter in again.parameters()} == {"meta"}
-    assert close(again(token_ids()).logits, model(token_ids()).logits)
+    assert close(logits_of(again), logits_of(model))
     again.save_pretrained(folder / "resaved")
     saved, resaved = (
         (folder / name / "model.safetensors").read_bytes() for name in ("saved", "resaved")
