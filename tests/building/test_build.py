@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 from forked import build_and_die, status_of_fork
 from recipes import merge_of
+from refused import refused
 from searches import digests
 from transformers import AutoModelForCausalLM
 
@@ -158,7 +159,7 @@ def test_two_builds_of_one_recipe_do_not_meet(make, tmp_path):
     key = "0123456789abcdef"
     with (
         model_folder.scratch_folder(tmp_path / "model", key),
-        pytest.raises(EvoMergeError, match="another process is building it"),
+        refused("another process is building it", EvoMergeError),
     ):
         model_folder.scratch_folder(tmp_path / "model", key).__enter__()
     assert os.listdir(tmp_path) == []
@@ -204,7 +205,7 @@ def test_a_build_killed_while_it_replaces_a_model(rename, make, tmp_path):
     assert status_of_fork(build_and_be_killed) == -signal.SIGKILL
     assert out.exists() == (rename == 2)
     assert len(list(tmp_path.glob(".model.*"))) == 2  # a folder and its lock
-    with pytest.raises(EvoMergeError, match="exists already"):
+    with refused("exists already", EvoMergeError):
         build_model(make("merge"), out)
     assert digests(out) == (old if rename == 1 else new)
     build_model(make("merge"), out, overwrite=True)
@@ -263,9 +264,7 @@ def test_what_appears_meanwhile_is_kept(overwrite, make, tmp_path, monkeypatch):
         (tmp_path / "model/notes.txt").write_text("mine")
 
     monkeypatch.setattr("hf_evomerge.building.merged.Merged.write_companions", somebody_else)
-    with pytest.raises(
-        EvoMergeError, match="exists and is no model" if overwrite else "exists already"
-    ):
+    with refused("exists and is no model" if overwrite else "exists already", EvoMergeError):
         build_model(make("merge"), tmp_path / "model", overwrite=overwrite)
     monkeypatch.undo()
     assert [file.name for file in (tmp_path / "model").iterdir()] == ["notes.txt"]
@@ -283,11 +282,11 @@ def test_only_models_are_replaced(tiny, make, tmp_path):
     (tmp_path / "work" / "thesis.tex").write_text("ten years")
     (tmp_path / "file").write_text("something")
     for name in ("work", "file"):
-        with pytest.raises(EvoMergeError, match=f"{name}: exists and is no model"):
+        with refused(f"{name}: exists and is no model", EvoMergeError):
             build_model(make(), tmp_path / name, overwrite=True)
     assert (tmp_path / "work" / "thesis.tex").read_text() == "ten years"
     for name in ("a", "base"):
-        with pytest.raises(EvoMergeError, match="one of the recipe's own sources"):
+        with refused("one of the recipe's own sources", EvoMergeError):
             build_model(make(), tiny / name, overwrite=True)
     assert (tiny / "a" / "config.json").is_file()
 
@@ -297,9 +296,7 @@ def test_a_folder_that_holds_a_source_is_not_replaced(tiny, make, tmp_path):
     them is a source."""
     run = shutil.copytree(tiny / "base", tmp_path / "run")
     inner = shutil.copytree(tiny / "a", run / "checkpoint-100")
-    with pytest.raises(
-        EvoMergeError, match=r"run: holds .*checkpoint-100, one of the recipe's own sources"
-    ):
+    with refused(r"run: holds .*checkpoint-100, one of the recipe's own sources", EvoMergeError):
         build_model(make(models=[inner, tiny / "b"]), run, overwrite=True)
     assert (inner / "config.json").is_file()
 

@@ -2,16 +2,17 @@
 refused."""
 
 import itertools
-import json
 from functools import partial
 
 import merge_reference as reference
 import numpy as np
 import pytest
 import torch
+from classes import read_json
 from core_reference import by_hand, ties
 from peft import PeftModel
 from recipes import merge_of
+from refused import refused
 from safetensors.torch import load_file, save_file
 from slowly import slow_beyond
 from tiny_adapters import best_of, products_of, save_adapter
@@ -111,7 +112,7 @@ def products(sources):
     """Scaled factors of each weight as it is stored, by the adapter's number, from its file."""
     found = {}
     for number, (_, folder) in enumerate(sources):
-        config = json.loads((folder / "adapter_config.json").read_text())
+        config = read_json(folder / "adapter_config.json")
         rank = config["r"]
         scaling = config["lora_alpha"] / (np.sqrt(rank) if config["use_rslora"] else rank)
         state = load_file(folder / "adapter_model.safetensors")
@@ -301,7 +302,7 @@ def test_a_head_that_is_saved_as_the_base_has_it(families, tmp_path):
         built.append(out.read_bytes())
     assert built[0] == built[1]
     save_file({**state, **{name: tensor + 1 for name, tensor in copies.items()}}, file)
-    with pytest.raises(EvoMergeError, match=r"changes lm_head.weight by .* \(a whole tensor\)"):
+    with refused(r"changes lm_head.weight by .* \(a whole tensor\)", EvoMergeError):
         check_recipe(recipe)
 
 
@@ -319,13 +320,13 @@ def test_what_is_no_product_is_refused(settings, line, families, tmp_path):
     other = base = first[0]
     if settings is not None:
         other = base, save_adapter(base, tmp_path / "adapter", 5, **settings)
-    with pytest.raises(EvoMergeError, match=rf"^merge.core_space: .*{line}.*; leave it out$"):
+    with refused(rf"^merge.core_space: .*{line}.*; leave it out$", EvoMergeError):
         check_recipe(make_recipe([first, other], "ties"))
 
 
 def test_iso_c_of_adapters_in_core_space_alone(families):
     """On the weights nearly all that is made of adapters would be rounding."""
-    with pytest.raises(RecipeError, match=r"has few of a weight's: .*; write merge.core_space"):
+    with refused(r"has few of a weight's: .*; write merge.core_space", RecipeError):
         check_recipe(make_recipe(families["llama"], "iso_c", {"core_space": None}))
 
 
@@ -334,7 +335,7 @@ def test_what_does_not_go_with_it(families):
     no such merge."""
     for method, message in (("ties", "merges whole weights"), ("iso_c", "has no iso_c")):
         recipe = make_recipe(families["llama"], method)
-        with pytest.raises(RecipeError, match=f"mergekit {message}"):
+        with refused(f"mergekit {message}", RecipeError):
             to_mergekit(recipe)
     fields = recipe.model_dump(mode="json", exclude_none=True)
     slices = {"method": "ties", "core_space": True, "slices": [{"layers": ["0:0-1"]}]}

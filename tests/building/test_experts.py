@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from recipes import merge_of
+from refused import refused
 from safetensors.torch import load_file
 from slowly import slow_beyond
 from tiny_models import MIXTURES, tiny_model
@@ -145,7 +146,7 @@ def test_a_group_that_is_not_merged_is_refused(architecture, key, message, tmp_p
         tiny_model(architecture, layers=1, **MIXTURES.get(architecture, {})).save_pretrained(
             tmp_path / name
         )
-    with pytest.raises(RecipeError, match=message):
+    with refused(message, RecipeError):
         check_recipe(recipe_of(tmp_path, {key: 0.5, "default": 1.0}))
 
 

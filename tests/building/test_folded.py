@@ -1,9 +1,10 @@
-import json
 import re
 
 import pytest
 import torch
+from classes import read_json
 from fold_cases import HOPS, SCALES, VARIANTS, fold_error, folded, pool_of
+from refused import refused
 from safetensors.torch import load_file, save_file
 from slowly import slow_beyond
 from tiny_models import logits_of, path_model, tiny_model
@@ -19,7 +20,7 @@ from vlms import TEXT, VISION
 
 from hf_evomerge import fold
 from hf_evomerge.cli import app
-from hf_evomerge.errors import EvoMergeError, PathError, SourceError
+from hf_evomerge.errors import EvoMergeError, PathError
 from hf_evomerge.recipes.layer_path import LayerPath
 
 
@@ -91,7 +92,7 @@ def test_a_zero_in_mlp_delta_drops_the_mlp(tmp_path):
 def test_what_no_plain_model_computes_is_refused(hops, scales, message, tmp_path):
     """A path without a plain equal is refused in one line, and nothing is left behind."""
     pool_of("llama").model(LayerPath.parse(hops, scales)).save_pretrained(tmp_path / "merged")
-    with pytest.raises(PathError, match=re.escape(message)):
+    with refused(re.escape(message), PathError):
         fold(tmp_path / "merged", tmp_path / "out")
     assert [item.name for item in tmp_path.iterdir()] == ["merged"]
 
@@ -119,14 +120,14 @@ def test_variants_that_are_built_otherwise_are_refused(architecture, fields, mes
     pool_of(architecture, **fields).model(LayerPath.parse(HOPS, SCALES)).save_pretrained(
         tmp_path / "merged"
     )
-    with pytest.raises(SourceError, match=re.escape(message)):
+    with refused(re.escape(message)):
         fold(tmp_path / "merged", tmp_path / "out")
 
 
 def test_a_plain_model_is_refused(tmp_path):
     """A checkpoint without a path has nothing to fold."""
     tiny_model("llama").save_pretrained(tmp_path / "plain")
-    with pytest.raises(SourceError, match="a plain 'llama' already, with no path to fold"):
+    with refused("a plain 'llama' already, with no path to fold"):
         fold(tmp_path / "plain", tmp_path / "out")
 
 
@@ -135,9 +136,7 @@ def test_a_missing_tensor_is_named(saved, tmp_path):
     tensors = load_file(saved / "model.safetensors")
     del tensors["model.model.layers.1.mlp.down_proj.weight"]
     save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        SourceError, match=r"no tensor called model\.model\.layers\.1\.mlp\.down_proj\.weight"
-    ):
+    with refused(r"no tensor called model\.model\.layers\.1\.mlp\.down_proj\.weight"):
         fold(saved, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -150,8 +149,8 @@ def test_a_dtype_can_be_asked_for(saved, tmp_path):
         for name in ("float32", "bfloat16")
     )
     assert all(torch.equal(plain[name], exact[name].bfloat16()) for name in exact)
-    assert json.loads((tmp_path / "bfloat16" / "config.json").read_text())["dtype"] == "bfloat16"
-    with pytest.raises(EvoMergeError, match="dtype: 'int8' is unknown; there are float32"):
+    assert read_json(tmp_path / "bfloat16" / "config.json")["dtype"] == "bfloat16"
+    with refused("dtype: 'int8' is unknown; there are float32", EvoMergeError):
         fold(saved, tmp_path / "out", dtype="int8")
 
 
@@ -161,9 +160,7 @@ def test_a_weight_that_overflows_is_an_error(tmp_path):
     pool_of("llama").model(LayerPath.parse("0:0, 0:1", [1, 1e-7])).save_pretrained(
         tmp_path / "merged"
     )
-    with pytest.raises(
-        EvoMergeError, match=r"layers\.1\.\S+: its numbers become too large for F16"
-    ):
+    with refused(r"layers\.1\.\S+: its numbers become too large for F16", EvoMergeError):
         fold(tmp_path / "merged", tmp_path / "out", dtype="float16")
     assert [item.name for item in tmp_path.iterdir()] == ["merged"]
 
@@ -183,7 +180,7 @@ def test_the_tokenizer_says_whether_it_adds_bos(saved, adds, tmp_path):
     ).save_pretrained(saved)
     (saved / "chat_template.jinja").write_text("{{ messages }}")
     out = fold(saved, tmp_path / "out")
-    assert json.loads((out / "tokenizer_config.json").read_text())["add_bos_token"] is adds
+    assert read_json(out / "tokenizer_config.json")["add_bos_token"] is adds
     assert AutoTokenizer.from_pretrained(out)("a b")["input_ids"] == [0] * adds + [2, 3]
     assert (out / "chat_template.jinja").is_file()
     assert (out / "generation_config.json").is_file()
@@ -217,7 +214,7 @@ def test_the_command_line_folds(saved, tmp_path):
         app, ["fold", str(saved), "--out", str(tmp_path / "out"), "--dtype", "bfloat16"]
     )
     assert done.exit_code == 0, done.output
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+    assert read_json(tmp_path / "out" / "config.json")["model_type"] == "llama"
     again = CliRunner().invoke(app, ["fold", str(saved), "--out", str(tmp_path / "out")])
     assert again.exit_code == 1
     assert "exists already" in again.output

@@ -11,6 +11,7 @@ import pytest
 import torch
 from pipelines import draw, loaded, save_flux, save_sd, save_sdxl
 from recipes import merge_of
+from refused import refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from searches import digests
@@ -250,7 +251,7 @@ def test_a_component_and_weights_by_component(parents, tmp_path):
     whole = build_model(part, tmp_path / "whole", whole=True)
     assert difference(found[0], weights(loaded(whole))) < 1e-6
     for value in ([0.0, 1.0], {"blocks.0": 1.0, "default": 0.0}):
-        with pytest.raises(RecipeError, match="blocks are numbered within a component"):
+        with refused("blocks are numbered within a component", RecipeError):
             check_recipe(recipe_of(folder, weights=[value] * 3))
 
 
@@ -301,5 +302,5 @@ def test_what_is_no_lora_is_refused(more, said, parents, tmp_path):
     """DoRA, full tensors, components that the pipeline has not or diffusers loads nothing into."""
     folder = parents / "sd"
     save_file(load_file(folder / "lora0" / FILE) | more, tmp_path / FILE)
-    with pytest.raises(EvoMergeError, match=said):
+    with refused(said, EvoMergeError):
         check_recipe(recipe_of(folder, adapters=[tmp_path], weights=[1.0]), whole=False)

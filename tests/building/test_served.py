@@ -1,12 +1,11 @@
 """Adapters as servers read them: the rules that vLLM and SGLang state for an adapter's files,
 checked without either."""
 
-import json
 import re
 
 import pytest
 import torch
-from classes import edit_json
+from classes import edit_json, read_json
 from peft import AutoPeftModel, AutoPeftModelForCausalLM
 from recipes import merge_of
 from safetensors import safe_open
@@ -36,7 +35,7 @@ def check_served(folder, model, *, sees=False):
     (`get_normalized_target_modules`): target_modules is a list, whose last parts are those of
     linear layers.
     """
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = read_json(folder / "adapter_config.json")
     linear = {name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
     ends = {name.rpartition(".")[2] for name in linear}
     assert not config["use_dora"]

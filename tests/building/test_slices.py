@@ -1,10 +1,9 @@
 """Stacks of slices: which layers become which, with whose parameters, and what cannot be
 stacked."""
 
-import json
-
 import pytest
 import torch
+from classes import read_json
 from families import save_family, tiny_config
 from recipes import merge_of
 from safetensors.torch import load_file
@@ -161,7 +160,7 @@ def test_lists_with_an_entry_per_layer_follow(tmp_path):
     out = build_model(recipe, tmp_path / "stacked")
     kinds = model.config.layer_types
     assert kinds[1] != kinds[2]
-    assert json.loads((out / "config.json").read_text())["layer_types"] == [*kinds[1:], kinds[1]]
+    assert read_json(out / "config.json")["layer_types"] == [*kinds[1:], kinds[1]]
 
 
 @pytest.mark.parametrize(

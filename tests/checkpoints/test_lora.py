@@ -9,6 +9,7 @@ import torch
 from classes import edit_json
 from peft import PeftModel
 from recipes import merge_of, ref_of
+from refused import refused
 from safetensors.torch import load_file, save_file
 from slowly import slow_beyond
 from tiny_adapters import save_adapter
@@ -261,7 +262,7 @@ def test_tensors_that_do_not_fit_are_refused(change, message, adapted):
     base, adapter = adapted()
     file = adapter / "adapter_model.safetensors"
     save_file(change(load_file(file)), file)
-    with pytest.raises(SourceError, match=f"^{adapter}.*{re.escape(message)}"):
+    with refused(f"^{adapter}.*{re.escape(message)}"):
         check_recipe(merge_of((base, adapter)))
 
 
@@ -274,7 +275,7 @@ def test_settings_that_are_not_named_are_those_of_peft(adapted):
     for name in source.changes:
         assert torch.allclose(source.read(name), expected[name], atol=1e-6), name
     edit_json(adapter / "adapter_config.json", r=None)
-    with pytest.raises(SourceError, match=r"has rank 4, adapter_config.json has no r, which is 8"):
+    with refused(r"has rank 4, adapter_config.json has no r, which is 8"):
         _ = opened(base, adapter).changes
 
 
@@ -294,7 +295,7 @@ def test_a_magnitude_has_one_number_per_output(adapted):
     name = next(name for name in tensors if "1.self_attn.q_proj" in name and "magnitude" in name)
     save_file({**tensors, name: torch.ones(64)}, file)
     said = r"layers.1.self_attn.q_proj \(outputs\) has shape \[32\] .*, but \[64\] in the adapter"
-    with pytest.raises(SourceError, match=said):
+    with refused(said):
         check_recipe(merge_of((base, adapter)))
 
 
@@ -320,7 +321,7 @@ def test_a_factor_that_cannot_be_read(alpha, metadata, message, tmp_path):
     file = tmp_path / "pytorch_lora_weights.safetensors"
     save_file(tensors, file, metadata={"lora_adapter_metadata": metadata})
     weights = {f"unet.to_{letter}.weight": TensorInfo("F32", (8, 6)) for letter in "qk"}
-    with pytest.raises(SourceError, match=f"^light: .*{re.escape(message)}"):
+    with refused(f"^light: .*{re.escape(message)}"):
         Adapter(tmp_path, "light").changes(weights)
 
 
@@ -335,7 +336,7 @@ def test_what_unties_the_head_is_refused(settings, adapted):
         "gpt2", r=4, **{"target_modules": ["c_attn"], "fan_in_fan_out": True, **settings}
     )
     said = r"changes (transformer.wte|lm_head).*; save the base with a head of its own \(tie_word"
-    with pytest.raises(SourceError, match=said):
+    with refused(said):
         _ = opened(base, adapter).changes
 
 
@@ -368,16 +369,14 @@ def test_an_adapter_that_is_not_there(tmp_path, adapted):
         (base, "no LoRA adapter: adapter_config.json: no such file"),
         (tmp_path, r"no adapter_config.json in \S+; an adapter is in \S+: give that folder"),
     ):
-        with pytest.raises(SourceError, match=message):
+        with refused(message):
             opened(base, folder)
-    with pytest.raises(SourceError, match=r"a folder has no revision \(found 'main'\)"):
+    with refused(r"a folder has no revision \(found 'main'\)"):
         open_source(SourceRef(**ref_of((base, adapter)), adapter_revision="main"))
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(
-        SourceError, match=r"no adapter_model.safetensors \(only adapter_model.bin, a pickle"
-    ):
+    with refused(r"no adapter_model.safetensors \(only adapter_model.bin, a pickle"):
         _ = opened(base, adapter).changes
     edit_json(adapter / "adapter_config.json", base_model_name_or_path="/nowhere/x")
     said = "the base that its adapter_config.json names: /nowhere/x: no such folder; give"
-    with pytest.raises(SourceError, match=f"^{adapter}: {said}"):
+    with refused(f"^{adapter}: {said}"):
         open_source(adapter)

@@ -24,7 +24,6 @@ from words import word_tokenizer
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.repository import Repository
 from hf_evomerge.cli import app
-from hf_evomerge.errors import SourceError
 
 NAMES = ("base", "a", "b")
 WEIGHTS = "model.safetensors"
@@ -157,9 +156,7 @@ def test_a_gated_model_says_where_to_ask(monkeypatch):
         "403 Client Error. (Request ID: 1) Access to model x is restricted", response=response
     )
     monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=refused))
-    with pytest.raises(
-        SourceError, match=r"^you/x: gated; ask for access on its page on the Hub, and log in"
-    ):
+    with refused(r"^you/x: gated; ask for access on its page on the Hub, and log in"):
         Repository("you/x")
 
 

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from refused import refused
 from safetensors.numpy import load_file
 
 from hf_evomerge.checkpoints.headers import TensorInfo
@@ -118,7 +119,7 @@ def test_a_damaged_file_is_made_again(tmp_path, damage):
 
 def test_a_tensor_of_another_length_is_an_error(tmp_path):
     """A tensor that turns out shorter than announced does not become a file."""
-    with pytest.raises(EvoMergeError, match="t3: 4 bytes were made, 60 were announced"):
+    with refused("t3: 4 bytes were made, 60 were announced", EvoMergeError):
         write_shards(tmp_path, TENSORS, lambda name, write: write(b"four"), max_size=1000)
     assert not list(tmp_path.glob("*.safetensors"))
 

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from refused import refused
 from slowly import slow_beyond
 from transformers import AutoTokenizer
 
@@ -109,9 +110,7 @@ def test_a_search_with_an_endless_template_ends(
         update={"merge": config.merge.model_copy(update={"method": "linear"})}
     )
     begin = time.process_time()
-    with pytest.raises(
-        FitnessError, match=r"a: data\.chat: .* chat template refuses .*: takes more than 1 s"
-    ):
+    with refused(r"a: data\.chat: .* chat template refuses .*: takes more than 1 s", FitnessError):
         run_search(config, tmp_path / "out")
     assert time.process_time() - begin < 30
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from classes import read_json
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -256,7 +257,7 @@ def _use(model, tiny):
 
 def test_configs(model, tiny):
     """A damaged config.json is that of a model, or is refused in one line."""
-    config = json.loads((model / "config.json").read_text())
+    config = read_json(model / "config.json")
     types = ["llama", "qwen2", "gemma2", "mixtral", "gpt2", "evo_merged", "t5", "clip"]
 
     def read(case):
@@ -294,7 +295,7 @@ def test_indexes(tiny, tmp_path):
     )
     AutoModelForCausalLM.from_pretrained(tiny / "a").save_pretrained(model, max_shard_size="4KB")
     file = model / "model.safetensors.index.json"
-    index = json.loads(file.read_text())
+    index = read_json(file)
 
     def read(case):
         file.write_text(json.dumps(case))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from refused import refused
 from test_files import damaged, look
 from typer.testing import CliRunner
 from watch import killed, sql
@@ -106,7 +107,7 @@ def test_a_search_does_not_go_on_on_other_ground(config, family, tmp_path, name)
     _stopped(config, out)
     before = _trials(out)
     change(family)
-    with pytest.raises(SearchError, match=message):
+    with refused(message, SearchError):
         resume_search(out, build=False)
     assert _trials(out) == before
 
@@ -124,7 +125,7 @@ def test_another_system_message_is_another_ground(config, tmp_path):
         split: [replace(example, system="be long") for example in examples]
         for split, examples in splits.items()
     }
-    with pytest.raises(SearchError, match=r"the (search|test) examples \(changed\)"):
+    with refused(r"the (search|test) examples \(changed\)", SearchError):
         run_search(config, out, examples=changed, build=False, **task)
 
 
@@ -178,9 +179,9 @@ def test_another_task_is_refused(config, tmp_path):
     """A search that began with one function does not go on with another."""
     out = tmp_path / "out"
     _stopped(config, out, task_factory=lambda: FunctionTask(_shorter))
-    with pytest.raises(SearchError, match=r"the task's function \(changed\)"):
+    with refused(r"the task's function \(changed\)", SearchError):
         run_search(config, out, task_factory=lambda: FunctionTask(_longer), build=False)
-    with pytest.raises(SearchError, match=r"the task's function \(lost\)"):
+    with refused(r"the task's function \(lost\)", SearchError):
         resume_search(out, build=False)
     run_search(config, out, task_factory=lambda: FunctionTask(_shorter), build=False)
 
@@ -196,9 +197,9 @@ def test_a_task_that_scores_otherwise_is_refused(config, tmp_path, monkeypatch):
         )
         _stopped(config, out, after=7)
     monkeypatch.setattr(type(config.fitness), "scores_version", 2, raising=False)
-    with pytest.raises(
+    with refused(
+        r"the task's scores of \w+ \(version 1, now 2\) are not what this study was begun on",
         SearchError,
-        match=r"the task's scores of \w+ \(version 1, now 2\) are not what this study was begun on",
     ):
         resume_search(out, build=False)
 
@@ -212,7 +213,7 @@ def test_a_class_of_the_users_own_is_known_by_its_text(config, tmp_path, monkeyp
         _stopped(config, out, after=7, task_factory=lambda: _CountTask(0))
         return
     monkeypatch.setattr("inspect.getsource", lambda thing: "class _CountTask: ...")
-    with pytest.raises(SearchError, match=r"the task's code \(changed\)"):
+    with refused(r"the task's code \(changed\)", SearchError):
         run_search(config, out, task_factory=lambda: _CountTask(0), build=False)
 
 
@@ -232,7 +233,7 @@ class _CountTask:
 @pytest.mark.parametrize("more", [-1, 1])
 def test_a_score_too_many_or_too_few_is_refused(config, tmp_path, more):
     """Whatever the task, scores that are not one per example are an error that counts both."""
-    with pytest.raises(SearchError, match=rf"the task gave {5 + more} scores for 5 examples"):
+    with refused(rf"the task gave {5 + more} scores for 5 examples", SearchError):
         run_search(config, tmp_path / "out", task_factory=lambda: _CountTask(more), build=False)
 
 
@@ -271,7 +272,7 @@ def test_a_damaged_row_is_noticed(finished, name):
     before = _trials(finished)
     copy = shutil.copy(finished / STUDY_FILE, finished.parent)
     sql(finished, statement)
-    with pytest.raises(EvoMergeError, match=rf"study\.db: {row}.* is damaged; put a copy in"):
+    with refused(rf"study\.db: {row}.* is damaged; put a copy in", EvoMergeError):
         resume_search(finished, build=False)
     told = CliRunner().invoke(app, ["show", str(finished)])
     assert (told.exit_code, told.output.count("\n")) == (1, 1)

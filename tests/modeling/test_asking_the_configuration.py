@@ -2,11 +2,11 @@
 and kept."""
 
 import copy
-import json
 import pickle
 
 import pytest
 import torch
+from classes import read_json
 from every_type import tiny_config
 from tiny_models import path_model, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -58,7 +58,7 @@ def test_the_file_says_everything_once(tmp_path):
     config.max_position_embeddings = 48
     config.update({"hidden_act": "gelu", "sliding_window": 6})
     config.save_pretrained(tmp_path)
-    written = json.loads((tmp_path / "config.json").read_text())
+    written = read_json(tmp_path / "config.json")
     allowed = {
         "model_type",
         "path",
