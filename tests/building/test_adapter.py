@@ -1,15 +1,13 @@
 """Merges of adapters as adapters: exact against the whole model, read by peft and transformers, bit
 for bit the same again."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from classes import edit_json, read_json
+from classes import edit_json, edited, read_json
 from peft import AutoPeftModelForCausalLM, PeftModel
 from recipes import merge_of
 from refused import refused
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from slowly import slow_beyond
 from tiny_adapters import best_of, products_of, save_adapter
 from tiny_models import tiny_model
@@ -238,13 +236,12 @@ def test_a_rank_is_of_an_adapter_alone(make, tmp_path):
         build_model(make([PLAIN, PLAIN], rank=4), tmp_path / "out", whole=True)
 
 
-def test_doubts_are_warnings(make):
+def test_doubts_are_warnings(make, tmp_path):
     """Adapters that name different bases, and a rank above its weight's, are warned of before
     anything is built."""
     recipe = make([{**PLAIN, "r": 5}, {**PLAIN, "r": 300}])
     assert [line for line in check_recipe(recipe).warnings if "base" in line] == []
-    file = Path(str(recipe.sources[0].adapter)) / "adapter_config.json"
-    edit_json(file, base_model_name_or_path="org/other")
+    edit_json(tmp_path / "adapter0/adapter_config.json", base_model_name_or_path="org/other")
     told = "\n".join(check_recipe(recipe).warnings)
     assert "the adapter says that it is of 'org/other'" in told
     assert "has rank 305, and 32 is enough for its weight; give a --rank" in told
@@ -254,10 +251,8 @@ def test_doubts_are_warnings(make):
 def test_numbers_that_cannot_be_added_up(rank, make, tmp_path):
     """An adapter with NaN is refused in one line, and nothing is left."""
     recipe = make([PLAIN, PLAIN], rank=rank)
-    file = Path(str(recipe.sources[0].adapter)) / "adapter_model.safetensors"
-    tensors = load_file(file)
-    next(iter(tensors.values())).fill_(float("nan"))
-    save_file(tensors, file, {"format": "pt"})
+    with edited(tmp_path / "adapter0", "adapter_model.safetensors") as tensors:
+        next(iter(tensors.values())).fill_(float("nan"))
     with refused("the adapter has NaN, or infinite"):
         build_model(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()

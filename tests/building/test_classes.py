@@ -3,9 +3,9 @@
 import pytest
 import torch
 import transformers
-from classes import CLASSES, random_class
+from classes import CLASSES, edited, random_class
 from recipes import merge_of
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from slowly import slow_beyond
 
 from hf_evomerge.building.build import build_model
@@ -60,9 +60,8 @@ def test_a_table_of_positions_that_newer_files_lack_is_no_hindrance(older, tmp_p
     folders = {name: tmp_path / name for name in ("a", "b", "base")}
     for seed, folder in enumerate(folders.values()):
         random_class("bert", seed).save_pretrained(folder)
-    file = folders[older] / "model.safetensors"
-    table = {"bert.embeddings.position_ids": torch.arange(16)[None]}
-    save_file({**load_file(file), **table}, file, metadata={"format": "pt"})
+    with edited(folders[older]) as tensors:
+        tensors["bert.embeddings.position_ids"] = torch.arange(16)[None]
     recipe = merge_of(*list(folders.values())[:2], method="task_arithmetic", base=folders["base"])
     a, b, base, merged = (
         load_file(folder / "model.safetensors")

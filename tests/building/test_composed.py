@@ -5,6 +5,7 @@ import pytest
 import recipes
 import torch
 import transformers
+from classes import edited
 from recipes import merge_of
 from refused import refused
 from safetensors.torch import load_file, save_file
@@ -345,9 +346,9 @@ def test_paths_through_parts_that_cannot_be_are_one_line(parents, tmp_path):
     """A part not named; embeddings of the plain model; a plain layer with tensors that have no
     place; scaled pictures."""
     folder = parents("llava")
-    model = save_plain(tmp_path / "odd", "llava", 3)
-    tensors = {**model.state_dict(), "model.layers.1.self_attn.q_norm.weight": torch.ones(8)}
-    save_file(tensors, tmp_path / "odd" / "model.safetensors", metadata={"format": "pt"})
+    save_plain(tmp_path / "odd", "llava", 3)
+    with edited(tmp_path / "odd") as tensors:
+        tensors["model.layers.1.self_attn.q_norm.weight"] = torch.ones(8)
     for fields, message in (
         (
             {"component": None},

@@ -2,10 +2,10 @@ import re
 
 import pytest
 import torch
-from classes import read_json
+from classes import edited, read_json
 from fold_cases import HOPS, SCALES, VARIANTS, fold_error, folded, pool_of
 from refused import refused
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from slowly import slow_beyond
 from tiny_models import logits_of, path_model, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -15,11 +15,9 @@ from transformers import (
     MllamaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
-from typer.testing import CliRunner
 from vlms import TEXT, VISION
 
 from hf_evomerge import fold
-from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, PathError
 from hf_evomerge.recipes.layer_path import LayerPath
 
@@ -133,9 +131,8 @@ def test_a_plain_model_is_refused(tmp_path):
 
 def test_a_missing_tensor_is_named(saved, tmp_path):
     """A merged checkpoint that lacks a tensor is refused before anything is written."""
-    tensors = load_file(saved / "model.safetensors")
-    del tensors["model.model.layers.1.mlp.down_proj.weight"]
-    save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
+    with edited(saved) as tensors:
+        del tensors["model.model.layers.1.mlp.down_proj.weight"]
     with refused(r"no tensor called model\.model\.layers\.1\.mlp\.down_proj\.weight"):
         fold(saved, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -206,18 +203,6 @@ def test_scales_that_the_epsilon_of_norms_sees_are_told(scales, warns, tmp_path,
     model.save_pretrained(tmp_path / "merged")
     fold(tmp_path / "merged", tmp_path / "plain")
     assert ("the epsilon of the norms counts" in caplog.text) is warns
-
-
-def test_the_command_line_folds(saved, tmp_path):
-    """`hf-evomerge fold` writes the plain model, and ends with one line where it cannot."""
-    done = CliRunner().invoke(
-        app, ["fold", str(saved), "--out", str(tmp_path / "out"), "--dtype", "bfloat16"]
-    )
-    assert done.exit_code == 0, done.output
-    assert read_json(tmp_path / "out" / "config.json")["model_type"] == "llama"
-    again = CliRunner().invoke(app, ["fold", str(saved), "--out", str(tmp_path / "out")])
-    assert again.exit_code == 1
-    assert "exists already" in again.output
 
 
 def test_a_type_without_the_field_of_tied_heads_is_folded(tmp_path):

@@ -3,9 +3,8 @@ from functools import partial
 
 import pytest
 import torch
-from classes import edit_json, read_json
+from classes import edit_json, edited, read_json
 from refused import refused
-from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
@@ -140,11 +139,8 @@ def test_a_missing_or_misshapen_tensor_is_named(folders):
 
 def test_quantised_layers_are_refused(folders):
     """Weights that are stored as codes are refused, and not taken for numbers."""
-    file = folders[1] / "model.safetensors"
-    codes = {
-        name: tensor.to(torch.int8) if tensor.ndim == 2 else tensor
-        for name, tensor in load_file(file).items()
-    }
-    save_file(codes, file, metadata={"format": "pt"})
+    with edited(folders[1]) as tensors:
+        codes = {name: each.to(torch.int8) for name, each in tensors.items() if each.ndim == 2}
+        tensors.update(codes)
     with refused("quantised; give the model in bfloat16 or float32"):
         build(folders)

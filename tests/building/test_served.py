@@ -5,11 +5,10 @@ import re
 
 import pytest
 import torch
-from classes import edit_json, read_json
+from classes import edit_json, edited, read_json
 from peft import AutoPeftModel, AutoPeftModelForCausalLM
 from recipes import merge_of
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from slowly import slow_beyond
 from tiny_adapters import save_adapter
 from tiny_models import tiny_model
@@ -121,9 +120,8 @@ def test_adapters_of_a_model_that_sees_have_the_names_of_the_whole(name, is_plai
 
 def _call_as_plain(folder):
     """Give the tensors of an adapter the names that they have in a plain language model."""
-    file = folder / "adapter_model.safetensors"
-    tensors = {}
-    for name, tensor in load_file(file).items():
-        tensors[re.sub(r"model\.(language|text)_model\.layers", "model.layers", name)] = tensor
-    save_file(tensors, file)
+    with edited(folder, "adapter_model.safetensors") as tensors:
+        for name in list(tensors):
+            plain = re.sub(r"model\.(language|text)_model\.layers", "model.layers", name)
+            tensors[plain] = tensors.pop(name)
     edit_json(folder / "adapter_config.json", target_modules=["q_proj", "up_proj"])

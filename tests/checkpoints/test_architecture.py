@@ -6,10 +6,9 @@ import shutil
 import pytest
 import torch
 import transformers
-from classes import CLASSES, edit_json, random_class
+from classes import CLASSES, edit_json, edited, random_class
 from recipes import merge_of, path_of
 from refused import refused
-from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
 from vlms import save_vlm
 
@@ -29,19 +28,9 @@ def save(kind, folder):
 
 def without(folder, *words):
     """Take the tensors out of a checkpoint whose names have all of these words."""
-    change(
-        folder,
-        lambda tensors: [
-            tensors.pop(name) for name in list(tensors) if all(word in name for word in words)
-        ],
-    )
-
-
-def change(folder, edit):
-    """Change the tensors of a checkpoint."""
-    tensors = load_file(folder / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with edited(folder) as tensors:
+        for name in [name for name in tensors if all(word in name for word in words)]:
+            del tensors[name]
 
 
 @pytest.fixture
@@ -93,7 +82,8 @@ def test_a_model_that_cannot_be_whole_is_refused(damage, llama, tmp_path):
     words, message = DAMAGES[damage]
     without(llama, *words)
     if damage == "another shape":
-        change(llama, lambda tensors: tensors.update({"model.norm.weight": torch.ones(8)}))
+        with edited(llama) as tensors:
+            tensors["model.norm.weight"] = torch.ones(8)
     with refused(f"^{llama}: LlamaForCausalLM, as its config.json describes it, {message}"):
         build_model(merge_of(llama, llama), tmp_path / "out" / "model")
     assert not (tmp_path / "out").exists()
@@ -112,7 +102,8 @@ def test_a_tensor_without_a_place_is_told(llama):
     """A tensor that the architecture does not have is merged as it was, with a warning that it is
     of no use; buffers of old checkpoints are known to transformers."""
     added = ("model.layers.0.extra", "model.layers.0.self_attn.rotary_emb.inv_freq")
-    change(llama, lambda tensors: tensors.update({name: torch.ones(4) for name in added}))
+    with edited(llama) as tensors:
+        tensors.update({name: torch.ones(4) for name in added})
     assert check_recipe(merge_of(llama, llama)).warnings == [
         f"{llama}: LlamaForCausalLM, as its config.json describes it, has no place for {added[0]}: "
         "they are merged, and left out when it is loaded"

@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 import torch
-from classes import edit_json, random_class, read_json
+from classes import edit_json, edited, random_class, read_json
 from recipes import merge_of
 from refused import refused
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model, check_recipe
@@ -174,11 +174,9 @@ def test_how_the_sources_are_related(spread, method, warned, pair, tiny, tmp_pat
     others."""
     torch.manual_seed(0)
     for folder in pair:
-        tensors = {
-            name: tensor + spread * torch.randn_like(tensor)
-            for name, tensor in load_file(tiny / "base" / "model.safetensors").items()
-        }
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with edited(folder) as tensors:
+            for name, tensor in load_file(tiny / "base" / "model.safetensors").items():
+                tensors[name] = tensor + spread * torch.randn_like(tensor)
     base = tiny / "base" if method != "linear" else None
     build_model(merge_of(*pair, method=method, base=base), tmp_path / "out")
     assert ("hardly have a common ancestor" in caplog.text) == warned

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from classes import edit_json
+from classes import edit_json, edited
 from peft import PeftModel
 from recipes import merge_of, ref_of
 from refused import refused
@@ -290,10 +290,10 @@ def test_a_magnitude_has_one_number_per_output(adapted):
     """DoRA's lengths are as many as the layer has outputs, which is checked before anything is
     built."""
     base, adapter = adapted(use_dora=True)
-    file = adapter / "adapter_model.safetensors"
-    tensors = load_file(file)
-    name = next(name for name in tensors if "1.self_attn.q_proj" in name and "magnitude" in name)
-    save_file({**tensors, name: torch.ones(64)}, file)
+    with edited(adapter, "adapter_model.safetensors") as tensors:
+        name = "base_model.model.model.layers.1.self_attn.q_proj.lora_magnitude_vector"
+        assert len(tensors[name]) == 32
+        tensors[name] = torch.ones(64)
     said = r"layers.1.self_attn.q_proj \(outputs\) has shape \[32\] .*, but \[64\] in the adapter"
     with refused(said):
         check_recipe(merge_of((base, adapter)))

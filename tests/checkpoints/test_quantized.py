@@ -3,11 +3,11 @@ others are refused by name."""
 
 import pytest
 import torch
-from classes import edit_json, read_json
+from classes import edit_json, edited, read_json
 from quantized import FP8, save_mxfp4, to_fp8
 from recipes import merge_of, path_of
 from refused import refused
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
 
@@ -124,14 +124,14 @@ def test_damaged_scales_are_refused(change, settings, message, tmp_path):
     """Scales that are missing, of another shape, or for blocks of no size are refused from headers
     alone."""
     folder = save(tmp_path / "llama", "llama")
-    tensors = load_file(folder / "model.safetensors")
-    scales = "model.layers.1.mlp.up_proj.weight_scale_inv"
-    if change == "no numbers":
-        del tensors["model.layers.1.mlp.up_proj.weight"]
-    elif change:
-        taken = tensors.pop(scales)
-        tensors |= {scales: taken.T.contiguous()} if change == "transposed" else {}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    weight = "model.layers.1.mlp.up_proj.weight"
+    with edited(folder) as tensors:
+        if change == "no numbers":
+            del tensors[weight]
+        elif change == "no scales":
+            del tensors[f"{weight}_scale_inv"]
+        elif change == "transposed":
+            tensors[f"{weight}_scale_inv"] = tensors[f"{weight}_scale_inv"].T.contiguous()
     edit_json(folder / "config.json", quantization_config={**FP8, **settings})
     with refused(message):
         _ = open_source(folder).tensors

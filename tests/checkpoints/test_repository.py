@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, httpx
 from recipes import merge_of
+from refused import refused
 from safetensors.torch import load_file
 from sentence import sentence_folder
 from tiny_adapters import save_adapter
@@ -152,10 +153,8 @@ def test_a_damaged_download_is_refused_and_made_good(hub, family, merge, tiny, t
 def test_a_gated_model_says_where_to_ask(monkeypatch):
     """A model that its authors have not opened is told apart from one that is not there."""
     response = httpx.Response(403, request=httpx.Request("GET", "https://hub"))
-    refused = GatedRepoError(
-        "403 Client Error. (Request ID: 1) Access to model x is restricted", response=response
-    )
-    monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=refused))
+    error = GatedRepoError("403: access to model x is restricted", response=response)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=error))
     with refused(r"^you/x: gated; ask for access on its page on the Hub, and log in"):
         Repository("you/x")
 

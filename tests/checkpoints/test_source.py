@@ -8,11 +8,11 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from classes import edit_json
+from classes import edit_json, edited
 from families import tiny_config
 from huggingface_hub.utils import filter_repo_objects
 from refused import refused
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from hf_evomerge.checkpoints.compatibility import check_mergeable
@@ -301,16 +301,15 @@ def test_parents_that_do_not_fit_are_refused(folder, tmp_path, changes, message,
 
 def test_missing_tensors_and_other_kinds_are_refused(folder, saved):
     """A tensor that one parent lacks, or stores as integers, is named."""
-    file = folder / "model.safetensors"
     norm = "model.norm.weight"
-    tensors = {name: tensor for name, tensor in load_file(file).items() if name != norm}
-    for more, message in (
-        ({norm: torch.ones(16, dtype=torch.int32)}, f"{norm}: F32 in .*, I32 in .*model"),
-        ({}, f"tensor {norm} of .* is missing in .*model"),
-    ):
-        save_file(tensors | more, file)
-        with refused(message):
-            check_mergeable([open_source(saved), open_source(folder)])
+    with edited(folder) as tensors:
+        tensors[norm] = torch.ones(16, dtype=torch.int32)
+    with refused(f"{norm}: F32 in .*, I32 in .*model"):
+        check_mergeable([open_source(saved), open_source(folder)])
+    with edited(folder) as tensors:
+        del tensors[norm]
+    with refused(f"tensor {norm} of .* is missing in .*model"):
+        check_mergeable([open_source(saved), open_source(folder)])
 
 
 def test_a_body_without_its_head_is_called_one(saved, tmp_path):
@@ -321,13 +320,11 @@ def test_a_body_without_its_head_is_called_one(saved, tmp_path):
         check_mergeable([open_source(saved), open_source(tmp_path / "body")])
 
 
-def test_quantised_weights_are_refused(folder, saved):
+def test_quantised_weights_are_refused(folder):
     """Numbers of few bits without a word in the config are refused by the dtype of a tensor."""
-    save_file(
-        {k: v.to(torch.float8_e4m3fn) for k, v in load_file(saved / "model.safetensors").items()},
-        folder / "model.safetensors",
-    )
-    with refused(r"is F8_E4M3, which cannot be merged; give the model in bfloat16 or float32"):
+    with edited(folder) as tensors:
+        tensors.update({name: each.to(torch.float8_e4m3fn) for name, each in tensors.items()})
+    with refused("is F8_E4M3, which cannot be merged; give the model in bfloat16 or float32"):
         check_mergeable([open_source(folder)])
 
 

@@ -5,8 +5,8 @@ import warnings
 import pytest
 import torch
 import warm
+from classes import edited
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
 from slowly import slow_beyond
 from tiny_models import VOCAB, logits_of, path_model, tiny_model, token_ids
 from torch.nn import functional
@@ -241,9 +241,8 @@ def test_missing_weights_of_a_shared_layer_are_reported(model, tmp_path):
     """A checkpoint without a tensor of a repeated layer says so, and the model gets an initialised,
     shared one."""
     model.save_pretrained(tmp_path)
-    state = load_file(tmp_path / "model.safetensors")
-    del state[f"model.model.layers.0.{WEIGHT}"]
-    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with edited(tmp_path) as tensors:
+        del tensors[f"model.model.layers.0.{WEIGHT}"]
     again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert f"model.model.layers.0.{WEIGHT}" in info["missing_keys"]
     assert logits_of(again).isfinite().all()
