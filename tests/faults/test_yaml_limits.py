@@ -20,6 +20,7 @@ LAUGHS = "a0: &a0 [1, 1]\n" + "\n".join(
 )
 HEAD = "sources: [{model: a}, {model: b}]\n"
 MERGE = "merge: {method: linear}\n"
+STACK = HEAD + "merge:\n  method: linear\n  slices:\n"
 READERS = {
     "recipe": Recipe.from_yaml,
     "search": lambda text: parse_yaml(SearchConfig, text, SearchError),
@@ -149,18 +150,13 @@ def test_what_only_looks_like_something_else_is_a_text():
 def test_a_stack_has_a_limit(slices):
     """Thousands of slices, of sources of one slice, or of layers are refused before they are
     written out."""
-    assert "merge.slices" in refusal(
-        Recipe.from_yaml, HEAD + "merge:\n  method: linear\n  slices:\n" + slices
-    )
+    assert "merge.slices" in refusal(Recipe.from_yaml, STACK + slices)
 
 
 def test_a_long_stack_is_read():
     """A stack of many single layers is a recipe."""
     slices = "".join(f"  - layers: ['0:{n}', '1:{n}']\n" for n in range(500))
-    assert (
-        len(Recipe.from_yaml(HEAD + "merge:\n  method: linear\n  slices:\n" + slices).merge.slices)
-        == 500
-    )
+    assert len(Recipe.from_yaml(STACK + slices).merge.slices) == 500
 
 
 def test_a_long_file_is_not_read_whole(tmp_path):
