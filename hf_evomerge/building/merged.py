@@ -119,13 +119,11 @@ class Merged(PlannedCheckpoint):
     def unused(self, source: Parent, name: str) -> str:
         """A tensor is left out where its layer is in no slice, or where the result has another
         source's."""
-        if self.plan.stack is None and classify(name)[2] == "router":
+        if self.plan.stack is not None:
+            return "layer in no slice"
+        if classify(name)[2] == "router":
             return "router, that of one source is kept"
-        return (
-            "layer in no slice"
-            if self.plan.stack is not None
-            else "not merged, the first source's is kept"
-        )
+        return "not merged, the first source's is kept"
 
     def stream(self, name: str) -> Iterator[Tensor]:
         """Merge one tensor, slice by slice."""

@@ -29,14 +29,11 @@ logger = logging.get_logger(__name__)
 MAX_HOPS = 4096
 SCALE_TARGETS = ("stream", "mlp_delta")
 AUTO_MAP = {
-    **{
-        "AutoConfig": "configuration_evo_merged.EvoMergedConfig",
-        "AutoModel": "modeling_evo_merged.EvoMergedModel",
-    },
-    **{
-        f"AutoModelFor{head}": f"modeling_evo_merged.EvoMergedFor{head}"
-        for head in ("SequenceClassification", "TokenClassification", "QuestionAnswering")
-    },
+    "AutoConfig": "configuration_evo_merged.EvoMergedConfig",
+    "AutoModel": "modeling_evo_merged.EvoMergedModel",
+} | {
+    f"AutoModelFor{head}": f"modeling_evo_merged.EvoMergedFor{head}"
+    for head in ("SequenceClassification", "TokenClassification", "QuestionAnswering")
 }
 
 _TERM = re.compile(r"(\d{1,9}):(\d{1,9})(?:\s*\*\s*(-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?))?")

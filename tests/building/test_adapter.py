@@ -14,7 +14,7 @@ from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 from words import word_tokenizer
 
-from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.building.build import check_recipe
 from hf_evomerge.building.build_record import read_build_record
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError
@@ -87,15 +87,13 @@ def logits(model):
 
 
 @pytest.mark.parametrize("case", slow_beyond(OFTEN, CASES))
-def test_the_adapter_is_the_whole_model(case, make, tmp_path):
+def test_the_adapter_is_the_whole_model(case, make, built):
     """The base with the adapter, loaded by peft, by transformers and by this package, computes what
     the merged model does."""
     adapters, fields = CASES[case]
     recipe = make(adapters, **fields)
-    whole = AutoModelForCausalLM.from_pretrained(
-        build_model(recipe, tmp_path / "whole", whole=True)
-    )
-    folder = build_model(recipe, tmp_path / "out")
+    whole = AutoModelForCausalLM.from_pretrained(built(recipe, "whole", whole=True))
+    folder = built(recipe)
     assert not (folder / "config.json").exists()
     wanted = logits(whole)
     base = tiny_model(fields.get("architecture", "llama"), 2)
@@ -121,14 +119,14 @@ def test_a_router_that_an_adapter_changes(make):
         check_recipe(recipe, whole=False)
 
 
-def test_the_config_says_what_servers_read(make, tmp_path):
+def test_the_config_says_what_servers_read(make, built, tmp_path):
     """The rank is that of the largest module and the scaling 1; modules are named by their ends, as
     far as they are alike."""
     settings = [
         {**PLAIN, "target_modules": ATTENTION},
         {**PLAIN, "target_modules": ["q_proj"], "layers_to_transform": [1]},
     ]
-    folder = build_model(make(settings), tmp_path / "out")
+    folder = built(make(settings))
     config = read_json(folder / "adapter_config.json")
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (8, 8, False)
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
@@ -147,10 +145,10 @@ def test_the_config_says_what_servers_read(make, tmp_path):
     ]
 
 
-def test_a_source_of_weight_0_takes_no_rank(make, tmp_path):
+def test_a_source_of_weight_0_takes_no_rank(make, built):
     """What is multiplied by 0 everywhere in a tensor is left out of its matrices."""
     recipe = make([PLAIN, PLAIN], weights=[{"*q_proj*": 0.0, "default": 0.5}, 1.0])
-    tensors = load_file(build_model(recipe, tmp_path / "out") / "adapter_model.safetensors")
+    tensors = load_file(built(recipe) / "adapter_model.safetensors")
     ranks = [
         len(tensors[f"base_model.model.model.layers.0.self_attn.{module}.lora_A.weight"])
         for module in ("q_proj", "k_proj")
@@ -158,13 +156,13 @@ def test_a_source_of_weight_0_takes_no_rank(make, tmp_path):
     assert ranks == [4, 8]
 
 
-def test_a_rank_is_the_best_of_that_rank(make, tmp_path, caplog):
+def test_a_rank_is_the_best_of_that_rank(make, built, caplog):
     """Each module is the dense change's truncated SVD, and the record says what share of its energy
     that keeps."""
     recipe = make([PLAIN, {**PLAIN, "target_modules": ["q_proj"]}], weights=[0.7, 0.6], rank=5)
-    dense = build_model(recipe.model_copy(update={"rank": None}), tmp_path / "exact")
+    dense = built(recipe.model_copy(update={"rank": None}), "exact")
     with caplog.at_level("INFO", "hf_evomerge"):
-        folder = build_model(recipe, tmp_path / "out")
+        folder = built(recipe)
     small = products_of(folder)
     energies = read_build_record(folder).energy
     assert energies.keys() == small.keys()
@@ -193,16 +191,16 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_what_is_no_adapter(case, make, tmp_path, caplog):
+def test_what_is_no_adapter(case, make, built, tmp_path, caplog):
     """A merge that is no adapter is refused in one line where one is asked for; else the whole
     model is written, and why."""
     settings, fields, reason = REFUSALS[case]
     recipe = make([PLAIN, {**PLAIN, **settings}], **fields)
     word_tokenizer(["<pad>", "<bos>", "<eos>", "<unk>"]).save_pretrained(tmp_path / "base")
     with refused(rf"^the result is no adapter: .*{reason}.*; write the whole model$"):
-        build_model(recipe, tmp_path / "out", whole=False)
+        built(recipe, whole=False)
     with caplog.at_level("INFO", "hf_evomerge"):
-        folder = build_model(recipe, tmp_path / "out")
+        folder = built(recipe)
     assert "the whole model is written, as the result is no adapter" in caplog.text
     assert (folder / "config.json").exists()
 
@@ -228,12 +226,12 @@ def test_another_source_is_no_adapter(make, tmp_path):
         assert f"adapter of rank {rank}" in check_recipe(same).summary
 
 
-def test_a_rank_is_of_an_adapter_alone(make, tmp_path):
+def test_a_rank_is_of_an_adapter_alone(make, built):
     """A recipe with a rank is never written as the whole model."""
     with refused("the result is no adapter: ties"):
-        build_model(make([PLAIN, PLAIN], method="ties", rank=4), tmp_path / "out")
+        built(make([PLAIN, PLAIN], method="ties", rank=4))
     with refused("rank: the whole model has none", RecipeError):
-        build_model(make([PLAIN, PLAIN], rank=4), tmp_path / "out", whole=True)
+        built(make([PLAIN, PLAIN], rank=4), whole=True)
 
 
 def test_doubts_are_warnings(make, tmp_path):
@@ -248,11 +246,11 @@ def test_doubts_are_warnings(make, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [None, 3])
-def test_numbers_that_cannot_be_added_up(rank, make, tmp_path):
+def test_numbers_that_cannot_be_added_up(rank, make, built, tmp_path):
     """An adapter with NaN is refused in one line, and nothing is left."""
     recipe = make([PLAIN, PLAIN], rank=rank)
     with edited(tmp_path / "adapter0", "adapter_model.safetensors") as tensors:
         next(iter(tensors.values())).fill_(float("nan"))
     with refused("the adapter has NaN, or infinite"):
-        build_model(recipe, tmp_path / "out")
+        built(recipe)
     assert not (tmp_path / "out").exists()

@@ -55,46 +55,44 @@ def failing(error):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_same_recipe_gives_the_same_files(part, make, tmp_path):
+def test_the_same_recipe_gives_the_same_files(part, make, built, tmp_path):
     """A recipe, and the one that was saved beside its model, give the same bits in every file
     however often they are built."""
-    first = build_model(make(part), tmp_path / "first")
+    first = built(make(part), "first")
     assert Recipe.load(first / "recipe.yaml") == make(part)
     again = build_model(Recipe.load(first / "recipe.yaml"), tmp_path / "elsewhere" / "again")
     assert digests(first) == digests(again)
     assert {"config.json", "model.safetensors", "recipe.yaml", "tokenizer.json"} <= set(
         digests(first)
     )
-    other = build_model(make(part, seed=1), tmp_path / "other")
+    other = built(make(part, seed=1), "other")
     same_weights = digests(other)["model.safetensors"] == digests(first)["model.safetensors"]
     assert same_weights == (part == "flow")
 
 
-def test_the_path_runs_through_the_merged_model(make, tmp_path):
+def test_the_path_runs_through_the_merged_model(make, built):
     """With both parts and the identity path through the merged model, the result computes what the
     plain merge computes."""
-    plain = AutoModelForCausalLM.from_pretrained(build_model(make("merge"), tmp_path / "plain"))
+    plain = AutoModelForCausalLM.from_pretrained(built(make("merge"), "plain"))
     flow = {"path": ["2:0-1"], "embedding_source": 2}
-    both = AutoModelForCausalLM.from_pretrained(
-        build_model(make("merge", flow=flow), tmp_path / "both")
-    )
+    both = AutoModelForCausalLM.from_pretrained(built(make("merge", flow=flow), "both"))
     ids = torch.tensor([[5, 6, 7, 8]])
     assert torch.equal(plain(ids).logits, both(ids).logits)
 
 
-def test_the_dtype_is_the_first_sources(tiny, tiny_half, tmp_path):
+def test_the_dtype_is_the_first_sources(tiny, tiny_half, built):
     """Where no dtype is given it is that of source 0, also where source 0 is not the first that is
     merged."""
     recipe = merge_of(tiny / "a", tiny_half / "b", merge={"sources": [1, 0]})
-    folder = build_model(recipe, tmp_path / "model")
+    folder = built(recipe, "model")
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError("disk full")])
-def test_an_interrupted_build_changes_nothing(fault, make, tmp_path, monkeypatch):
+def test_an_interrupted_build_changes_nothing(fault, make, built, tmp_path, monkeypatch):
     """A build that is interrupted at its very end leaves only a hidden folder, and what it was to
     replace is still there."""
-    out = build_model(make("flow"), tmp_path / "model")
+    out = built(make("flow"), "model")
     before = digests(out)
 
     monkeypatch.setattr("hf_evomerge.checkpoints.writer._replace", failing(fault))
@@ -106,16 +104,16 @@ def test_an_interrupted_build_changes_nothing(fault, make, tmp_path, monkeypatch
     assert all(list(tmp_path.glob(f".{name}.*.partial")) for name in ("model", "new"))
     monkeypatch.undo()
     build_model(make("flow"), out, overwrite=True)
-    build_model(make("flow"), tmp_path / "new")
+    built(make("flow"), "new")
     assert sorted(os.listdir(tmp_path)) == ["model", "new"]
 
 
 @pytest.mark.parametrize("part", ["merge", "both"])
-def test_a_killed_build_goes_on(part, make, tmp_path, monkeypatch):
+def test_a_killed_build_goes_on(part, make, built, tmp_path, monkeypatch):
     """A build killed at any point leaves no folder; the next goes on to the same bytes, and cleans
     up."""
     recipe = make(part)
-    whole = build_model(recipe, tmp_path / "whole", max_shard_size="2KB")
+    whole = built(recipe, "whole", max_shard_size="2KB")
     out = tmp_path / "out"
     for call in (7, 6):  # the second process begins where the first was killed
         assert (
@@ -139,7 +137,7 @@ def test_a_killed_build_goes_on(part, make, tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
 
 
-def test_what_another_recipe_left_is_removed(make, tmp_path):
+def test_what_another_recipe_left_is_removed(make, built, tmp_path):
     """A scratch folder of another recipe for the same name goes, unless a process is building in
     it; others stay."""
     for name in (
@@ -149,7 +147,7 @@ def test_what_another_recipe_left_is_removed(make, tmp_path):
     ):
         (tmp_path / name).mkdir()
     with FileLock(tmp_path / ".model.fedcba9876543210.lock"):
-        build_model(make("merge"), tmp_path / "model")
+        built(make("merge"), "model")
     left = {name for name in os.listdir(tmp_path) if name.endswith(".partial")}
     assert left == {".model.fedcba9876543210.partial", ".other.0123456789abcdef.partial"}
 
@@ -165,26 +163,26 @@ def test_two_builds_of_one_recipe_do_not_meet(make, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_changed_sources_are_merged_anew(tiny, make, tmp_path, monkeypatch):
+def test_changed_sources_are_merged_anew(tiny, make, built, tmp_path, monkeypatch):
     """What was finished from other weights under the same folder's name is not used."""
     models = [shutil.copytree(tiny / name, tmp_path / "sources" / name) for name in ("a", "b")]
     recipe = make(models=models)
     with monkeypatch.context() as patch:
         patch.setattr("hf_evomerge.checkpoints.writer._replace", failing(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
-            build_model(recipe, tmp_path / "out")
+            built(recipe)
     shutil.copyfile(models[1] / "model.safetensors", models[0] / "model.safetensors")
-    out = build_model(recipe, tmp_path / "out")
-    assert digests(out) == digests(build_model(recipe, tmp_path / "fresh"))
+    out = built(recipe)
+    assert digests(out) == digests(built(recipe, "fresh"))
 
 
 @pytest.mark.parametrize("rename", [1, 2], ids=["old moved away", "new put in place"])
-def test_a_build_killed_while_it_replaces_a_model(rename, make, tmp_path):
+def test_a_build_killed_while_it_replaces_a_model(rename, make, built, tmp_path):
     """After the first rename the next build puts the old model back, after the second the new one
     stays; no rest is left."""
-    out = build_model(make("flow"), tmp_path / "model")
+    out = built(make("flow"), "model")
     old = digests(out)
-    new = digests(build_model(make("merge"), tmp_path / "new"))
+    new = digests(built(make("merge"), "new"))
     shutil.rmtree(tmp_path / "new")
 
     def killed(call, last):
@@ -255,7 +253,7 @@ def test_a_broken_chat_template_of_a_source_is_told(tiny, make, tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_appears_meanwhile_is_kept(overwrite, make, tmp_path, monkeypatch):
+def test_what_appears_meanwhile_is_kept(overwrite, make, built, tmp_path, monkeypatch):
     """A folder that comes to be under the name during a build is not replaced; the same command
     goes on from what was built."""
 
@@ -265,25 +263,25 @@ def test_what_appears_meanwhile_is_kept(overwrite, make, tmp_path, monkeypatch):
 
     monkeypatch.setattr("hf_evomerge.building.merged.Merged.write_companions", somebody_else)
     with refused("exists and is no model" if overwrite else "exists already", EvoMergeError):
-        build_model(make("merge"), tmp_path / "model", overwrite=overwrite)
+        built(make("merge"), "model", overwrite=overwrite)
     monkeypatch.undo()
     assert [file.name for file in (tmp_path / "model").iterdir()] == ["notes.txt"]
     (tmp_path / "model/notes.txt").unlink()
-    build_model(make("merge"), tmp_path / "model", overwrite=True)
+    built(make("merge"), "model", overwrite=True)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["model"]
 
 
-def test_only_models_are_replaced(tiny, make, tmp_path):
+def test_only_models_are_replaced(tiny, make, built, tmp_path):
     """Overwriting removes an empty folder, and never one that is no model, a file, or a source of
     the recipe."""
     (tmp_path / "empty").mkdir()
-    assert (build_model(make(), tmp_path / "empty", overwrite=True) / "config.json").exists()
+    assert (built(make(), "empty", overwrite=True) / "config.json").exists()
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.tex").write_text("ten years")
     (tmp_path / "file").write_text("something")
     for name in ("work", "file"):
         with refused(f"{name}: exists and is no model", EvoMergeError):
-            build_model(make(), tmp_path / name, overwrite=True)
+            built(make(), name, overwrite=True)
     assert (tmp_path / "work" / "thesis.tex").read_text() == "ten years"
     for name in ("a", "base"):
         with refused("one of the recipe's own sources", EvoMergeError):

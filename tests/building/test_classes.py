@@ -3,12 +3,10 @@
 import pytest
 import torch
 import transformers
-from classes import CLASSES, edited, random_class
+from classes import CLASSES, edited, random_class, tensors_of
 from recipes import merge_of
-from safetensors.torch import load_file
 from slowly import slow_beyond
 
-from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.component import Component
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.merging.live import LiveMerger
@@ -24,7 +22,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", slow_beyond(["bert", "t5", "vit"], CLASSES))
-def test_models_of_any_class_are_merged(name, tmp_path):
+def test_models_of_any_class_are_merged(name, built, tmp_path):
     """The result is what the formula gives, whole and of a part, and a live model has its bits."""
     kind = getattr(transformers, CLASSES[name][0])
     folders = [tmp_path / folder for folder in ("a", "b", "base")]
@@ -34,7 +32,7 @@ def test_models_of_any_class_are_merged(name, tmp_path):
     for part in dict.fromkeys([None, PARTS[name]]):
         sources = [{"model": str(folder), "component": part} for folder in folders[:2]]
         recipe = merge_of(*sources, method="task_arithmetic", base=folders[2], weights=[0.5, 0.25])
-        out = build_model(recipe, tmp_path / f"out-{part}")
+        out = built(recipe, f"out-{part}")
         model, report = kind.from_pretrained(out, output_loading_info=True)
         assert not report["missing_keys"]
         opened = [open_source(folder) for folder in folders]
@@ -54,7 +52,7 @@ def test_models_of_any_class_are_merged(name, tmp_path):
 
 
 @pytest.mark.parametrize("older", ["a", "b", "base"])
-def test_a_table_of_positions_that_newer_files_lack_is_no_hindrance(older, tmp_path):
+def test_a_table_of_positions_that_newer_files_lack_is_no_hindrance(older, built, tmp_path):
     """Old files of BERT hold one: it is the first source's, if that has it, and weights are merged
     as ever."""
     folders = {name: tmp_path / name for name in ("a", "b", "base")}
@@ -63,10 +61,7 @@ def test_a_table_of_positions_that_newer_files_lack_is_no_hindrance(older, tmp_p
     with edited(folders[older]) as tensors:
         tensors["bert.embeddings.position_ids"] = torch.arange(16)[None]
     recipe = merge_of(*list(folders.values())[:2], method="task_arithmetic", base=folders["base"])
-    a, b, base, merged = (
-        load_file(folder / "model.safetensors")
-        for folder in (*folders.values(), build_model(recipe, tmp_path / "out"))
-    )
+    a, b, base, merged = (tensors_of(folder) for folder in (*folders.values(), built(recipe)))
     assert ("bert.embeddings.position_ids" in merged) == (older == "a")
     name = "classifier.weight"
     torch.testing.assert_close(merged[name], a[name] + b[name] - base[name])

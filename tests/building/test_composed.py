@@ -5,10 +5,10 @@ import pytest
 import recipes
 import torch
 import transformers
-from classes import edited
+from classes import edited, tensors_of
 from recipes import merge_of
 from refused import refused
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from slowly import slow_beyond
 from vlms import ALL_CLASSES, CLASSES, ID, NEEDS, inputs, save_plain, save_vlm, tokenizer
 
@@ -72,12 +72,12 @@ def in_text(name):
 
 
 @pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
-def test_a_merged_language_part_is_what_the_formula_gives(name, parents, tmp_path):
+def test_a_merged_language_part_is_what_the_formula_gives(name, parents, built):
     """A plain model of the first source's class: its language part is merged, all else is its own,
     nothing is lost."""
     folder = parents(name)
     recipe = recipe_of(folder, "sight", "plain")
-    out = build_model(recipe, tmp_path / "out")
+    out = built(recipe)
     sight = state(folder / "sight", CLASSES[name])
     merged = state(out, CLASSES[name])
     plain = state(folder / "plain")
@@ -98,7 +98,7 @@ def test_a_merged_language_part_is_what_the_formula_gives(name, parents, tmp_pat
 
 
 @pytest.mark.parametrize("name", slow_beyond(["llava"], ["llava", "qwen2_5_vl", "gemma3"]))
-def test_old_and_new_layouts_give_the_same_bits(name, parents, tmp_path):
+def test_old_and_new_layouts_give_the_same_bits(name, parents, built, tmp_path):
     """Whether a file has the names of older or of today's releases of transformers, its parts are
     found and matched."""
     folder = parents(name)
@@ -107,27 +107,22 @@ def test_old_and_new_layouts_give_the_same_bits(name, parents, tmp_path):
     new = tmp_path / "sight"
     new.mkdir()
     source.write_companions(new)
-    tensors = {
-        modules[raw]: tensor
-        for raw, tensor in load_file(folder / "sight" / "model.safetensors").items()
-    }
+    tensors = {modules[raw]: tensor for raw, tensor in tensors_of(folder / "sight").items()}
     assert tensors.keys() != source.tensors.keys()  # they are saved under the older names
     save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
     left, right = (
-        state(
-            build_model(recipe_of(folder, first, "plain"), tmp_path / f"out{number}"), CLASSES[name]
-        )
+        state(built(recipe_of(folder, first, "plain"), f"out{number}"), CLASSES[name])
         for number, first in enumerate(("sight", new))
     )
     assert all(torch.equal(tensor, right[key]) for key, tensor in left.items())
 
 
-def test_a_part_may_come_from_another_source(parents, tmp_path):
+def test_a_part_may_come_from_another_source(parents, built):
     """Vision tower of one, projector of the other, language part of both and of a plain model; the
     ledger says how many."""
     folder = parents("llava")
     recipe = recipe_of(folder, "sight", "other", "plain", components={"vision": 1}, processor=1)
-    out = build_model(recipe, tmp_path / "out")
+    out = built(recipe)
     sight, other, merged = (
         state(path, CLASSES["llava"]) for path in (folder / "sight", folder / "other", out)
     )
@@ -151,7 +146,7 @@ def test_a_plain_source_needs_no_component(parents):
 
 
 @pytest.mark.parametrize("vocabulary", ["union", "tokenizer"])
-def test_vocabularies_may_differ(vocabulary, tmp_path):
+def test_vocabularies_may_differ(vocabulary, built, tmp_path):
     """A model of sight has tokens for its pictures that a plain one has not: they stay, and the
     shared ones are merged."""
     sight = save_vlm(tmp_path / "sight", "llava", 0)
@@ -160,7 +155,7 @@ def test_vocabularies_may_differ(vocabulary, tmp_path):
     recipe = recipe_of(tmp_path, "sight", "plain")
     with refused("vocabulary size differs: 64"):
         check_recipe(recipe)
-    out = build_model(recipe.model_copy(update={"vocabulary": vocabulary}), tmp_path / "out")
+    out = built(recipe.model_copy(update={"vocabulary": vocabulary}))
     merged = state(out, CLASSES["llava"])
     own = sight.state_dict()
     for key in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
@@ -189,12 +184,12 @@ def test_matched_vocabularies_of_two_models_of_sight(tmp_path):
     assert all(torch.equal(tensor, merged[name]) for name, tensor in model.state_dict().items())
 
 
-def test_any_part_can_be_merged(parents, tmp_path):
+def test_any_part_can_be_merged(parents, built):
     """The vision towers of two models of sight."""
     folder = parents("llava")
     folders = [folder / "sight", folder / "other"]
     sources = [{"model": str(each), "component": "vision"} for each in folders]
-    out = build_model(merge_of(*sources), tmp_path / "out")
+    out = built(merge_of(*sources))
     left, right, merged = (state(path, CLASSES["llava"]) for path in (*folders, out))
     changed = [key for key, tensor in merged.items() if not torch.equal(tensor, left[key])]
     assert changed
@@ -278,13 +273,13 @@ def path_of(folder, *hops, component="text", plain="plain", flow=None, **fields)
 
 
 @pytest.mark.parametrize("name", slow_beyond(["qwen2_vl"], ALL_CLASSES))
-def test_a_path_through_language_parts_is_still_that_model(name, parents, tmp_path):
+def test_a_path_through_language_parts_is_still_that_model(name, parents, built, tmp_path):
     """Each layer is its source's and stored once, all else is the model's of sight; folded, a plain
     model computes the same."""
     folder = parents(name)
     given = inputs(name)
     recipe = path_of(folder, "0:0", "1:1", "0:0", "0:1", flow={"scales": [1.0, 0.8, 1.25, -1.1]})
-    out = build_model(recipe, tmp_path / "out")
+    out = built(recipe)
     model = transformers.AutoModelForImageTextToText.from_pretrained(out)
     assert [type(model).__name__, *model.config.architectures] == [
         "EvoMergedForImageTextToText"
@@ -321,7 +316,7 @@ def test_a_path_through_language_parts_is_still_that_model(name, parents, tmp_pa
         )
 
 
-def test_a_path_may_run_through_a_merge_of_parts(parents, tmp_path):
+def test_a_path_may_run_through_a_merge_of_parts(parents, built):
     """The merged language part is a source more; the ledger says what is whose; other dtypes are
     those of all parts."""
     folder = parents("llava")
@@ -329,7 +324,7 @@ def test_a_path_may_run_through_a_merge_of_parts(parents, tmp_path):
     recipe = path_of(
         folder, "2:0", "1:1", "2:1", merge=merge, flow={"embedding_source": 2}, dtype="bfloat16"
     )
-    out = build_model(recipe, tmp_path / "out")
+    out = built(recipe)
     model = transformers.AutoModelForImageTextToText.from_pretrained(out)
     sight = state(folder / "sight", CLASSES["llava"])
     plain = state(folder / "plain")

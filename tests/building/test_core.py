@@ -8,7 +8,7 @@ import merge_reference as reference
 import numpy as np
 import pytest
 import torch
-from classes import edited, read_json
+from classes import edited, read_json, tensors_of
 from core_reference import by_hand, ties
 from peft import PeftModel
 from recipes import merge_of
@@ -19,7 +19,7 @@ from tiny_adapters import best_of, products_of, save_adapter
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, ViTConfig, ViTForImageClassification
 
-from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.building.build import check_recipe
 from hf_evomerge.building.build_record import read_build_record
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError, RecipeError
@@ -135,7 +135,7 @@ def families(tmp_path_factory):
 @pytest.mark.parametrize(
     ("kind", "architecture"), slow_beyond(OFTEN, itertools.product(KINDS, ARCHITECTURES))
 )
-def test_the_adapter_is_what_a_hand_computes(kind, architecture, families, tmp_path):
+def test_the_adapter_is_what_a_hand_computes(kind, architecture, families, built):
     """Merged into the base by peft alone, the adapter gives the weights of a computation in
     float64; and so does the whole model."""
     method, fields, merge = KINDS[kind]
@@ -152,12 +152,12 @@ def test_the_adapter_is_what_a_hand_computes(kind, architecture, families, tmp_p
     weighted = method not in ("slerp", "sce", "iso_c")
     given = [{"weight": value, **density} for value in values] if weighted else []
     recipe = make_recipe(sources, method, {**fields, "parameters": given})
-    folder = build_model(recipe, tmp_path / "out")
+    folder = built(recipe)
     assert not (folder / "config.json").exists()
     base = AutoModelForCausalLM.from_pretrained(sources[0][0])
     plain = {name: tensor.double() for name, tensor in base.state_dict().items()}
     found = PeftModel.from_pretrained(base, folder).merge_and_unload().state_dict()
-    whole = open_source(build_model(recipe, tmp_path / "whole", whole=True))
+    whole = open_source(built(recipe, "whole", whole=True))
     changed = 0
     for name in whole.tensors:
         live = next(own for own in plain if own.endswith(name))
@@ -186,12 +186,12 @@ def numbers_of(value, name, by_rows):
     return [value["blocks.1" if ".1." in name else "default"]]
 
 
-def test_equal_adapters_give_themselves(families, tmp_path):
+def test_equal_adapters_give_themselves(families, built):
     """An adapter merged with itself is itself; directions that float32 does not tell from 0 are 0,
     and the largest entry of the others is positive."""
     first = families["llama"][0]
     recipe = make_recipe([first, first], "ties", {"parameters": [{"density": 1.0}] * 2})
-    out = build_model(recipe, tmp_path / "out")
+    out = built(recipe)
     merged = products_of(out)
     state = load_file(out / "adapter_model.safetensors")
     for name, pairs in products([first]).items():
@@ -205,12 +205,12 @@ def test_equal_adapters_give_themselves(families, tmp_path):
         assert (vectors.gather(1, vectors.abs().argmax(1, keepdim=True)) > 0).all()
 
 
-def test_a_rank_and_a_dtype(families, tmp_path):
+def test_a_rank_and_a_dtype(families, built):
     """A smaller rank is the best one of the merged change, as for a sum; the record has what it
     keeps."""
     merge = {"parameters": [{"density": 0.5}] * 3}
     exact, small = (
-        build_model(make_recipe(families["llama"], "ties", merge, **own), tmp_path / str(len(own)))
+        built(make_recipe(families["llama"], "ties", merge, **own), str(len(own)))
         for own in ({}, {"rank": 2, "dtype": "bfloat16"})
     )
     module = "model.layers.1.mlp.down_proj"
@@ -221,33 +221,30 @@ def test_a_rank_and_a_dtype(families, tmp_path):
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
 
 
-def test_a_sum_is_the_same_merge(families, tmp_path):
+def test_a_sum_is_the_same_merge(families, built):
     """Task arithmetic in core space has the bits that it has without."""
     weights = [
-        build_model(
-            make_recipe(families["llama"], "task_arithmetic", {"core_space": core}),
-            tmp_path / str(core),
-        )
+        built(make_recipe(families["llama"], "task_arithmetic", {"core_space": core}), str(core))
         / "adapter_model.safetensors"
         for core in (True, None)
     ]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_the_same_recipe_gives_the_same_bits(families, tmp_path):
+def test_the_same_recipe_gives_the_same_bits(families, built):
     """Number of threads and a second build do not matter."""
     recipe = make_recipe(families["qwen2"], "dare_ties", {"parameters": [{"density": 0.5}] * 3})
     before = torch.get_num_threads()
     found = []
     for threads in (1, 3, 1):
         torch.set_num_threads(threads)
-        folder = build_model(recipe, tmp_path / str(len(found)))
+        folder = built(recipe, str(len(found)))
         found.append((folder / "adapter_model.safetensors").read_bytes())
     torch.set_num_threads(before)
     assert found[0] == found[1] == found[2]
 
 
-def test_a_convolution_is_a_matrix_too(tmp_path):
+def test_a_convolution_is_a_matrix_too(built, tmp_path):
     """A vision transformer's patches are merged in core space as a computation by hand does it."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1}
@@ -264,7 +261,7 @@ def test_a_convolution_is_a_matrix_too(tmp_path):
     adapted = [open_source(source) for source in recipe.sources]
     reason = why_merged(adapted, open_source(base), "ties", {}, core=True)
     assert str(reason).endswith("projection.weight, a convolution")  # a search merges it
-    folder = build_model(recipe, tmp_path / "out")
+    folder = built(recipe)
     model = ViTForImageClassification.from_pretrained(base)
     name = "vit.embeddings.patch_embeddings.projection.weight"
     before = model.state_dict()[name].double().numpy()
@@ -278,20 +275,20 @@ def test_a_convolution_is_a_matrix_too(tmp_path):
     assert np.abs(found.double().numpy() - before - change.reshape(before.shape)).max() < 1e-6
 
 
-def test_a_head_that_is_saved_as_the_base_has_it(families, tmp_path):
+def test_a_head_that_is_saved_as_the_base_has_it(families, built, tmp_path):
     """peft saves a head beside a LoRA of it: where it is the base's, the product is the change, and
     another head is refused."""
     first = families["llama"][0]
     base = first[0]
     folder = save_adapter(base, tmp_path / "adapter", 5, r=2, target_modules=["q_proj", "lm_head"])
     recipe = make_recipe([first, (base, folder)], "ties")
-    before = build_model(recipe, tmp_path / "before") / "adapter_model.safetensors"
-    weights = load_file(base / "model.safetensors")
+    before = built(recipe, "before") / "adapter_model.safetensors"
+    weights = tensors_of(base)
     with edited(folder, "adapter_model.safetensors") as state:
         state["base_model.model.lm_head.base_layer.weight"] = weights["lm_head.weight"]
         embeddings = "model.embed_tokens.weight"
         state[f"base_model.model.{embeddings}"] = weights[embeddings]
-    after = build_model(recipe, tmp_path / "after") / "adapter_model.safetensors"
+    after = built(recipe, "after") / "adapter_model.safetensors"
     assert before.read_bytes() == after.read_bytes()
     with edited(folder, "adapter_model.safetensors") as state:
         state["base_model.model.lm_head.base_layer.weight"] += 1

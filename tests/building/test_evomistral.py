@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 import hf_evomerge
-from hf_evomerge import Recipe, build_model
+from hf_evomerge import Recipe
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
@@ -99,10 +99,10 @@ def convert(folder, monkeypatch):
     return Recipe.load(folder / "recipe.yaml")
 
 
-def test_the_recipe_computes_what_the_layout_means(tmp_path, monkeypatch):
+def test_the_recipe_computes_what_the_layout_means(built, tmp_path, monkeypatch):
     """Logits, and those of the folded plain Mistral; every stored layer is there once."""
     released = save(tmp_path / "released")
-    out = build_model(convert(released, monkeypatch), tmp_path / "ours")
+    out = built(convert(released, monkeypatch), "ours")
     ids = torch.tensor([[3, 9, 30, 12, 7, 7, 21]])
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     assert type(model).__name__ == "EvoMergedForCausalLM"

@@ -14,7 +14,6 @@ from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from hf_evomerge.building.build import build_model
 from hf_evomerge.building.build_record import read_build_record
 from hf_evomerge.building.extracted import extract_adapter
 from hf_evomerge.cli import app
@@ -81,7 +80,7 @@ def test_a_full_rank_loses_nothing_linear(architecture, linear, count, tmp_path)
     assert changed == [True] * count
 
 
-def test_extracted_adapters_are_merged(tiny, tmp_path):
+def test_extracted_adapters_are_merged(tiny, built, tmp_path):
     """They are sources as any other adapter, and the same again when they are extracted again."""
     for name in "ab":
         for out in (name, f"{name}-again"):
@@ -90,7 +89,7 @@ def test_extracted_adapters_are_merged(tiny, tmp_path):
         assert files[0].read_bytes() == files[1].read_bytes()
     adapters = [tmp_path / "a", tmp_path / "b"]
     recipe = merge_of(*adapters, method="task_arithmetic", base=tiny / "base", weights=[0.5, 0.5])
-    folder = build_model(recipe, tmp_path / "out")
+    folder = built(recipe)
     tensors = load_file(folder / "adapter_model.safetensors")
     assert {tensor.shape[0] for name, tensor in tensors.items() if "_A" in name} == {4}
 

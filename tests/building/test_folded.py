@@ -2,10 +2,9 @@ import re
 
 import pytest
 import torch
-from classes import edited, read_json
+from classes import edited, read_json, tensors_of
 from fold_cases import HOPS, SCALES, VARIANTS, fold_error, folded, pool_of
 from refused import refused
-from safetensors.torch import load_file
 from slowly import slow_beyond
 from tiny_models import logits_of, path_model, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -142,8 +141,7 @@ def test_a_dtype_can_be_asked_for(saved, tmp_path):
     """The factor is applied before the weights are rounded to the dtype that is asked for, and
     config.json says it."""
     exact, plain = (
-        load_file(fold(saved, tmp_path / name, dtype=name) / "model.safetensors")
-        for name in ("float32", "bfloat16")
+        tensors_of(fold(saved, tmp_path / name, dtype=name)) for name in ("float32", "bfloat16")
     )
     assert all(torch.equal(plain[name], exact[name].bfloat16()) for name in exact)
     assert read_json(tmp_path / "bfloat16" / "config.json")["dtype"] == "bfloat16"

@@ -13,7 +13,7 @@ from recipes import merge_of, path_of
 from refused import refused
 from safetensors.torch import load_file, save_file
 
-from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.building.build import check_recipe
 from hf_evomerge.checkpoints.component import Component
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
@@ -48,12 +48,12 @@ def state(folder, part):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_component_is_what_the_formula_gives(kind, parents, tmp_path):
+def test_a_component_is_what_the_formula_gives(kind, parents, built):
     """Task arithmetic; all other components are the first source's, bit for bit; it draws; every
     tensor is accounted for."""
     part = KINDS[kind][0]
     recipe = recipe_of(parents, kind, "task_arithmetic", weights=[0.4, 0.9])
-    out = build_model(recipe, tmp_path / "out")
+    out = built(recipe)
     base, a, b, merged = (
         state(folder, part) for folder in (*(parents / kind / n for n in ("base", "a", "b")), out)
     )
@@ -89,7 +89,7 @@ def test_a_component_is_what_the_formula_gives(kind, parents, tmp_path):
     assert f"{part}/diffusion_pytorch_model.safetensors" in read_json(out / "build.json")["sha256"]
 
 
-def test_groups_of_a_unet(parents, tmp_path):
+def test_groups_of_a_unet(parents, built):
     """Attention and the rest, as EvoSDXL-JP has them: queries, keys, values and outputs, and
     everything else."""
     first = Component(open_source(parents / "sdxl" / "a"), "unet")
@@ -99,7 +99,7 @@ def test_groups_of_a_unet(parents, tmp_path):
     weights = [
         {"blocks.0-4.attn": share, "default": rest} for share, rest in ((0.25, 1.0), (0.75, 0.0))
     ]
-    out = build_model(recipe_of(parents, weights=weights), tmp_path / "out")
+    out = built(recipe_of(parents, weights=weights))
     a, b, merged = (
         state(folder, "unet") for folder in (parents / "sdxl" / "a", parents / "sdxl" / "b", out)
     )
@@ -115,12 +115,12 @@ def test_groups_of_a_unet(parents, tmp_path):
         ("dit", ("transformer_blocks.0.", "transformer_blocks.1.")),
     ],
 )
-def test_a_gradient_runs_over_the_blocks(kind, ends, parents, tmp_path):
+def test_a_gradient_runs_over_the_blocks(kind, ends, parents, built):
     """Slerp from all of one to all of the other, from the first block that a picture passes through
     to the last."""
     part = KINDS[kind][0]
     recipe = recipe_of(parents, kind, "slerp", merge={"options": {"t": [0.0, 1.0]}})
-    out = build_model(recipe, tmp_path / "out")
+    out = built(recipe)
     a, b, merged = (
         state(folder, part) for folder in (parents / kind / "a", parents / kind / "b", out)
     )
@@ -134,7 +134,7 @@ def test_a_gradient_runs_over_the_blocks(kind, ends, parents, tmp_path):
         assert not any(torch.allclose(merged[middle], source[middle]) for source in (a, b))
 
 
-def test_components_of_other_sources_bring_all_their_files(parents, tmp_path):
+def test_components_of_other_sources_bring_all_their_files(parents, built, tmp_path):
     """Text encoder and tokenizer of a pipeline with other words, and its scheduler: of another
     size, and of another class."""
     import diffusers
@@ -148,7 +148,7 @@ def test_components_of_other_sources_bring_all_their_files(parents, tmp_path):
         merge={"sources": [0, 1]},
         components=dict.fromkeys(("text_encoder", "tokenizer", "scheduler"), 2),
     )
-    pipeline = loaded(build_model(recipe, tmp_path / "out"))
+    pipeline = loaded(built(recipe))
     assert isinstance(pipeline.scheduler, diffusers.DDIMScheduler)
     assert len(pipeline.tokenizer) == 14 == pipeline.text_encoder.config.vocab_size
     assert len(pipeline.tokenizer_2) == 54
@@ -159,10 +159,10 @@ def test_components_of_other_sources_bring_all_their_files(parents, tmp_path):
         check_recipe(recipe.model_copy(update={"components": {"prior": 2}}))
 
 
-def test_another_component_can_be_merged(parents, tmp_path):
+def test_another_component_can_be_merged(parents, built):
     """The decoder of pictures, in another dtype: all components have that then."""
     recipe = recipe_of(parents, part="text_encoder", dtype="bfloat16")
-    out = build_model(recipe, tmp_path / "out", max_shard_size="10KB")
+    out = built(recipe, max_shard_size="10KB")
     a, b = (state(parents / "sdxl" / n, "text_encoder") for n in ("a", "b"))
     name = next(n for n in a if n.endswith("layers.0.mlp.fc1.weight"))
     pipeline = loaded(out)
@@ -185,7 +185,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_adapter_is_fused(layout, parents, tmp_path):
+def test_an_adapter_is_fused(layout, parents, built, tmp_path):
     """A low-rank product on a linear layer and on a convolution, in three layouts of files, is what
     diffusers adds."""
     file, called, *letters = LAYOUTS[layout]
@@ -226,7 +226,7 @@ def test_an_adapter_is_fused(layout, parents, tmp_path):
     named = folder / "light.safetensors" if layout == "kohya" else folder
     recipe = recipe_of(parents, weights=[1.0, 0.0])
     recipe.sources[0] = recipe.sources[0].model_copy(update={"adapter": str(named)})
-    merged = state(build_model(recipe, tmp_path / "out"), "unet")
+    merged = state(built(recipe), "unet")
     torch.testing.assert_close(merged, wanted)
     if layout == "diffusers":
         pipeline = loaded(parents / "sdxl" / "a")
@@ -259,12 +259,12 @@ def _with(key, value):
         (lambda folder: (folder / WEIGHTS).write_bytes(b"x"), "not a safetensors file"),
     ],
 )
-def test_what_is_refused(change, said, parents, tmp_path):
+def test_what_is_refused(change, said, parents, built, tmp_path):
     """Pickles, code and damage end in one line, and nothing is written."""
     spoiled = shutil.copytree(parents / "sdxl" / "b", tmp_path / "spoiled")
     change(spoiled)
     with refused(said, EvoMergeError):
-        build_model(recipe_of(parents, models=("a", spoiled)), tmp_path / "out")
+        built(recipe_of(parents, models=("a", spoiled)))
     assert not (tmp_path / "out").exists()
 
 

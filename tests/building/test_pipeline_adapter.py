@@ -181,7 +181,7 @@ OFTEN = [("task_arithmetic", "flux"), ("ties", "sd"), ("iso_c", "sdxl")]
 
 
 @pytest.mark.parametrize(("method", "kind"), slow_beyond(OFTEN, CASES))
-def test_diffusers_loads_what_a_hand_computes(method, kind, parents, tmp_path):
+def test_diffusers_loads_what_a_hand_computes(method, kind, parents, built):
     """Fused by plain diffusers, the file is a merge in float64; pictures are those of the whole
     pipeline."""
     folder = parents / kind
@@ -190,7 +190,7 @@ def test_diffusers_loads_what_a_hand_computes(method, kind, parents, tmp_path):
     said = check_recipe(recipe).summary
     assert said.startswith(f"{method} of 3 sources")
     assert re.search(rf", as one LoRA of rank \d+ \({FILE}\), as float32$", said)
-    out = build_model(recipe, tmp_path / "out")
+    out = built(recipe)
     files = ["adapter_config.json", "build.json", FILE, "recipe.yaml"]
     assert sorted(file.name for file in out.iterdir()) == files
     pipeline = fused(folder / "base", out)
@@ -198,20 +198,20 @@ def test_diffusers_loads_what_a_hand_computes(method, kind, parents, tmp_path):
     assert difference(weights(pipeline), wanted) < 1e-6
     base = loaded(folder / "base")
     assert difference(wanted, weights(base)) > 0.05
-    whole = loaded(build_model(recipe, tmp_path / "whole", whole=True))
+    whole = loaded(built(recipe, "whole", whole=True))
     assert difference(weights(whole), wanted) < 1e-6
     picture = draw(pipeline)
     assert (picture - draw(whole)).abs().max() < 1e-4
     assert (picture - draw(base)).abs().max() > 1e-3
 
 
-def test_it_is_read_again(parents, tmp_path):
+def test_it_is_read_again(parents, built):
     """The result names its base: it is inspected by its folder alone, is a source of another merge,
     and may be overwritten; the same recipe gives the same bits."""
     folder = parents / "sd"
     recipe = recipe_of(folder, rank=5)
-    out = build_model(recipe, tmp_path / "out")
-    again = build_model(recipe, tmp_path / "again")
+    out = built(recipe)
+    again = built(recipe, "again")
     build_model(recipe, again, overwrite=True)
     assert digests(again) == digests(out)
     assert 0 < min(read_build_record(out).energy.values()) < 1
@@ -223,14 +223,14 @@ def test_it_is_read_again(parents, tmp_path):
     alone = open_source(out)
     assert alone.adapter.label == str(out)
     twice = recipe_of(folder, adapters=[out], weights=[2.0])
-    double = build_model(twice, tmp_path / "double")
+    double = built(twice, "double")
     base = weights(loaded(folder / "base"))
     once = weights(fused(folder / "base", out))
     wanted = {name: 2 * tensor - base[name] for name, tensor in once.items()}
     assert difference(weights(fused(folder / "base", double)), wanted) < 1e-6
 
 
-def test_a_component_and_weights_by_component(parents, tmp_path):
+def test_a_component_and_weights_by_component(parents, built):
     """Where one component is merged, the others have the first LoRA; a pattern gives a component
     its own numbers; a gradient has no blocks to run over."""
     folder = parents / "sd"
@@ -244,18 +244,18 @@ def test_a_component_and_weights_by_component(parents, tmp_path):
     ]
     named = recipe_of(folder, weights=values)
     found = [
-        weights(fused(folder / "base", build_model(each, tmp_path / name)))
+        weights(fused(folder / "base", built(each, name)))
         for name, each in (("part", part), ("named", named))
     ]
     assert difference(*found) < 1e-7
-    whole = build_model(part, tmp_path / "whole", whole=True)
+    whole = built(part, "whole", whole=True)
     assert difference(found[0], weights(loaded(whole))) < 1e-6
     for value in ([0.0, 1.0], {"blocks.0": 1.0, "default": 0.0}):
         with refused("blocks are numbered within a component", RecipeError):
             check_recipe(recipe_of(folder, weights=[value] * 3))
 
 
-def test_a_file_of_kohya(parents, tmp_path):
+def test_a_file_of_kohya(parents, built, tmp_path):
     """A LoRA in the layout of kohya's scripts, with alphas in the file, is merged as diffusers'
     is."""
     folder = parents / "sd"
@@ -270,7 +270,7 @@ def test_a_file_of_kohya(parents, tmp_path):
         renamed[f"lora_{flat}.alpha"] = torch.tensor(7.0)
     save_file(renamed, tmp_path / "kohya.safetensors")
     names = [tmp_path / "kohya.safetensors", folder / "lora1", folder / "lora2"]
-    out = build_model(recipe_of(folder, adapters=names), tmp_path / "out")
+    out = built(recipe_of(folder, adapters=names))
     wanted = by_hand(folder, total)
     assert difference(weights(fused(folder / "base", out)), wanted) < 1e-6
 

@@ -65,7 +65,7 @@ def check_served(folder, model, *, sees=False):
 @pytest.mark.parametrize(
     "architecture", slow_beyond(["llama", "qwen3_5_text"], ["llama", "qwen3_5_text", "phi3"])
 )
-def test_servers_take_a_merge_of_adapters(architecture, tmp_path):
+def test_servers_take_a_merge_of_adapters(architecture, built, tmp_path):
     """A merge of adapters of different ranks and modules passes the rules; `load_adapter` of
     transformers computes what peft does."""
     base = tmp_path / "base"
@@ -75,7 +75,7 @@ def test_servers_take_a_merge_of_adapters(architecture, tmp_path):
         settings = {"target_modules": targets, "r": 2 + seed, "use_rslora": bool(seed)}
         sources.append((base, save_adapter(base, tmp_path / f"adapter{seed}", seed, **settings)))
     recipe = merge_of(*sources, method="task_arithmetic", base=base)
-    folder = build_model(recipe, tmp_path / "out")
+    folder = built(recipe)
     model = AutoModelForCausalLM.from_pretrained(base).eval()
     check_served(folder, model)
     model.load_adapter(str(folder))

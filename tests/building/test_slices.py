@@ -3,10 +3,9 @@ stacked."""
 
 import pytest
 import torch
-from classes import read_json
+from classes import read_json, tensors_of
 from families import save_family, tiny_config
 from recipes import merge_of
-from safetensors.torch import load_file
 from tiny_models import tiny_model
 from transformers import LlamaForCausalLM
 
@@ -31,10 +30,8 @@ def stack(deep, tmp_path):
         out = build_model(
             merge_of(*sources, method=method, base=base, merge=merge), tmp_path / "out"
         )
-        parents = {
-            folder.name: load_file(folder / "model.safetensors") for folder in deep.iterdir()
-        }
-        return load_file(out / "model.safetensors"), parents, out
+        parents = {folder.name: tensors_of(folder) for folder in deep.iterdir()}
+        return tensors_of(out), parents, out
 
     return build
 
@@ -138,11 +135,11 @@ def test_patterns_see_the_sources_names(stack):
     )
 
 
-def test_one_whole_slice_is_the_plain_merge(stack, make_recipe, deep, tmp_path):
+def test_one_whole_slice_is_the_plain_merge(stack, make_recipe, deep, built):
     """A single slice of all layers gives the bytes of the merge without slices, config included."""
     values = [{"weight": [0.1, 0.9]}, {"weight": {"*mlp*": 0.3, "default": 0.6}}]
     _, _, out = stack([{"layers": ["0:0-3", "1:0-3"], "parameters": values}], "linear")
-    plain = build_model(make_recipe(deep, "linear", values, base=False), tmp_path / "plain")
+    plain = built(make_recipe(deep, "linear", values, base=False), "plain")
     left, right = ({f.name: f.read_bytes() for f in folder.iterdir()} for folder in (out, plain))
     assert {name for name, data in left.items() if right.pop(name) != data} <= {
         "recipe.yaml",
@@ -151,13 +148,13 @@ def test_one_whole_slice_is_the_plain_merge(stack, make_recipe, deep, tmp_path):
     assert not right
 
 
-def test_lists_with_an_entry_per_layer_follow(tmp_path):
+def test_lists_with_an_entry_per_layer_follow(built, tmp_path):
     """What the config says of each layer is said of the same layer in the stack."""
     model = tiny_model("qwen3", 3)
     model.save_pretrained(tmp_path / "mixed")
     merge = {"slices": [{"layers": ["0:1-2"]}, {"layers": ["0:1"]}]}
     recipe = merge_of(tmp_path / "mixed", method="passthrough", merge=merge)
-    out = build_model(recipe, tmp_path / "stacked")
+    out = built(recipe, "stacked")
     kinds = model.config.layer_types
     assert kinds[1] != kinds[2]
     assert read_json(out / "config.json")["layer_types"] == [*kinds[1:], kinds[1]]
@@ -196,7 +193,7 @@ def test_what_cannot_be_stacked_is_refused(stack, tmp_path, piece, kind, message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stack_is_checked_and_built(deep, tmp_path, load):
+def test_a_stack_is_checked_and_built(deep, built, load):
     """The check says how many layers there will be, and a path may run through the stack."""
     recipe = merge_of(
         deep / "source0",
@@ -210,4 +207,4 @@ def test_a_stack_is_checked_and_built(deep, tmp_path, load):
         "distinct layers, as "
     )
     assert str(check_recipe(recipe)).startswith(wanted)
-    assert len(load(build_model(recipe, tmp_path / "out")).config.path) == 7
+    assert len(load(built(recipe)).config.path) == 7

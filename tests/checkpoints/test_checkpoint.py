@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 import torch
+from classes import tensors_of
 from recipes import merge_of
 from refused import refused
-from safetensors.torch import load_file
 
 from hf_evomerge.building.build import open_recipe
 from hf_evomerge.building.folded import Folded, fold
@@ -53,7 +53,7 @@ def test_what_is_read_is_what_is_written(kind, make, tmp_path):
     and shape it states."""
     checkpoint = make(kind)
     out = write_checkpoint(checkpoint, tmp_path / "out")
-    written = load_file(out / "model.safetensors")
+    written = tensors_of(out)
     assert set(written) == set(checkpoint.tensors)
     again = make(kind)  # read in another order than it was written in
     for name, tensor in sorted(written.items(), reverse=True):
@@ -104,8 +104,8 @@ def test_a_hybrid_merges_only_what_is_on_its_path(make, tiny, tmp_path, monkeypa
 def test_a_plan_folds_as_the_model_on_disk_does(make, tmp_path):
     """Folding a path that was never written gives the bits of folding what was."""
     built = write_checkpoint(make("routed"), tmp_path / "built")
-    there = load_file(fold(built, tmp_path / "there") / "model.safetensors")
-    here = load_file(write_checkpoint(make("folded"), tmp_path / "here") / "model.safetensors")
+    there = tensors_of(fold(built, tmp_path / "there"))
+    here = tensors_of(write_checkpoint(make("folded"), tmp_path / "here"))
     assert all(torch.equal(here[name], tensor) for name, tensor in there.items())
     assert set(here) == set(there)
 

@@ -7,13 +7,12 @@ import shutil
 
 import pytest
 import torch
-from classes import edit_json, edited, random_class, read_json
+from classes import edit_json, edited, random_class, read_json, tensors_of
 from recipes import merge_of
 from refused import refused
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.building.build import check_recipe
 from hf_evomerge.checkpoints.compatibility import check_mergeable, find_warnings
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.cli import app
@@ -169,14 +168,14 @@ def test_a_dry_run_and_a_build_tell_the_same(pair, tmp_path):
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "linear"])
 @pytest.mark.parametrize(("spread", "warned"), [(0.02, False), (3.0, True)])
-def test_how_the_sources_are_related(spread, method, warned, pair, tiny, tmp_path, caplog):
+def test_how_the_sources_are_related(spread, method, warned, pair, tiny, built, caplog):
     """A build warns of sources that are strangers to each other or to their base, and of no
     others."""
     torch.manual_seed(0)
     for folder in pair:
         with edited(folder) as tensors:
-            for name, tensor in load_file(tiny / "base" / "model.safetensors").items():
+            for name, tensor in tensors_of(tiny / "base").items():
                 tensors[name] = tensor + spread * torch.randn_like(tensor)
     base = tiny / "base" if method != "linear" else None
-    build_model(merge_of(*pair, method=method, base=base), tmp_path / "out")
+    built(merge_of(*pair, method=method, base=base))
     assert ("hardly have a common ancestor" in caplog.text) == warned

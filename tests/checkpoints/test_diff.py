@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from classes import save_tensors
-from safetensors.torch import load_file
+from classes import save_tensors, tensors_of
 
 from hf_evomerge.checkpoints import diff
 from hf_evomerge.checkpoints.diff import diff_models
@@ -30,7 +29,7 @@ def test_the_numbers_are_numpys(family, request, monkeypatch):
     numpy has it."""
     monkeypatch.setattr(diff, "SLICE", 37)
     folder = request.getfixturevalue(family)
-    a, b, base = (load_file(folder / name / "model.safetensors") for name in ("a", "b", "base"))
+    a, b, base = (tensors_of(folder / name) for name in ("a", "b", "base"))
     found = diff_models(folder / "a", folder / "b", base=folder / "base")
     assert found.notes == []
     assert [row.name for row in found.groups] == ["embed", "blocks.0", "blocks.1", "head"]

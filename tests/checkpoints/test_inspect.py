@@ -83,12 +83,12 @@ def test_a_merged_model(merged, tiny):
     }
 
 
-def test_a_tied_head_is_seen_in_plain_and_merged_models(tmp_path):
+def test_a_tied_head_is_seen_in_plain_and_merged_models(built, tmp_path):
     """A head that is the embedding matrix is counted once, also in a merged model."""
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     config = tiny_config(vocab_size=26, hidden_size=16, intermediate_size=24, **heads)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
-    build_model(path_of(tmp_path / "tied", hops=["0:0", "0:0"]), tmp_path / "merged")
+    built(path_of(tmp_path / "tied", hops=["0:0", "0:0"]), "merged")
     for name, layers in (("tied", 2), ("merged", 1)):
         found = inspect_model(tmp_path / name)
         assert found.tied_head

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from classes import edit_json, edited
+from classes import edit_json, edited, tensors_of
 from peft import PeftModel
 from recipes import merge_of, ref_of
 from refused import refused
@@ -16,7 +16,7 @@ from tiny_adapters import save_adapter
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.building.build import check_recipe
 from hf_evomerge.checkpoints.headers import TensorInfo
 from hf_evomerge.checkpoints.lora import Adapter
 from hf_evomerge.checkpoints.open import open_source
@@ -73,7 +73,7 @@ def test_it_is_what_peft_merges(case, dtype, adapted):
     rounding in a thousand."""
     base, adapter = adapted(dtype=dtype, **CASES[case])
     expected = merged_by_peft(base, adapter)
-    before = load_file(base / "model.safetensors")
+    before = tensors_of(base)
     source = opened(base, adapter)
     changed = [name for name in source.tensors if not torch.equal(source.read(name), before[name])]
     assert changed
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_the_inner_model(adapted, tmp_path):
 
 @pytest.mark.parametrize("case", slow_beyond(["dora"], ["plain", "dora", "modules to save"]))
 @pytest.mark.parametrize("part", [{"merge": {"method": "linear"}}, {"flow": {"path": ["0:0-1"]}}])
-def test_a_change_is_rounded_once_to_the_dtype_of_the_result(case, part, adapted, tmp_path):
+def test_a_change_is_rounded_once_to_the_dtype_of_the_result(case, part, adapted, built, tmp_path):
     """In float32 an adapter of a bfloat16 base keeps what bfloat16 would swallow; in bfloat16 it
     has the stored bits."""
     base, adapter = adapted(dtype=torch.bfloat16, **CASES[case])
@@ -152,7 +152,7 @@ def test_a_change_is_rounded_once_to_the_dtype_of_the_result(case, part, adapted
     sources = [ref_of((base, adapter))]
     for dtype in ("float32", "float16", "bfloat16"):
         recipe = Recipe.model_validate({"sources": sources, "dtype": dtype, **part})
-        found = load_file(build_model(recipe, tmp_path / dtype, whole=True) / "model.safetensors")
+        found = tensors_of(built(recipe, dtype, whole=True))
         for name in source.changes:
             expected = (
                 source.read(name)
@@ -163,14 +163,14 @@ def test_a_change_is_rounded_once_to_the_dtype_of_the_result(case, part, adapted
             assert torch.equal(tensor, expected), (dtype, name)
 
 
-def test_a_search_scores_adapted_sources(search_config, tiny, tmp_path):
+def test_a_search_scores_adapted_sources(search_config, tiny, built, tmp_path):
     """In a search an adapted source has the score of the same weights on disk, merged or by
     itself."""
     from hf_evomerge.search.evaluation.evaluator import Evaluator
 
     adapter = save_adapter(tiny / "b", tmp_path / "adapter", 1, r=2, target_modules=BOTH)
     pair = tiny / "b", adapter
-    folder = build_model(merge_of(pair), tmp_path / "merged", whole=True)
+    folder = built(merge_of(pair), "merged", whole=True)
     scores = []
     for source in (pair, folder, tiny / "b"):
         sources = [ref_of(tiny / "a"), ref_of(source)]

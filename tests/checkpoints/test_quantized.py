@@ -3,11 +3,10 @@ others are refused by name."""
 
 import pytest
 import torch
-from classes import edit_json, edited, read_json
+from classes import edit_json, edited, read_json, tensors_of
 from quantized import FP8, save_mxfp4, to_fp8
 from recipes import merge_of, path_of
 from refused import refused
-from safetensors.torch import load_file
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
 
@@ -52,15 +51,15 @@ def test_tensors_are_those_that_transformers_dequantises(kind, tmp_path):
     folders = [save(tmp_path / f"{kind} {seed}", kind, seed) for seed in range(2)]
     plain = [golden(folder, tmp_path / f"plain {folder.name}") for folder in folders]
     source = open_source(folders[0])
-    expected = load_file(plain[0] / "model.safetensors")
+    expected = tensors_of(plain[0])
     assert set(source.tensors) == set(expected)
     for name, info in source.tensors.items():
         assert (info.shape, info.dtype) == (tuple(expected[name].shape), "BF16")
         assert torch.equal(source.read(name), expected[name]), name
     for name, sources in (("merged", folders), ("expected", plain)):
         build_model(merge_of(*sources, weights=[0.3, 0.7]), tmp_path / name)
-    built = load_file(tmp_path / "merged" / "model.safetensors")
-    for name, tensor in load_file(tmp_path / "expected" / "model.safetensors").items():
+    built = tensors_of(tmp_path / "merged")
+    for name, tensor in tensors_of(tmp_path / "expected").items():
         assert torch.equal(built[name], tensor), name
     config = read_json(tmp_path / "merged" / "config.json")
     assert (config["dtype"], "quantization_config" in config) == ("bfloat16", False)
@@ -70,7 +69,7 @@ def test_the_last_block_may_be_a_part_of_one(tmp_path):
     """A weight that no whole number of blocks covers has the scale of the block that each element
     is in."""
     tiny_model("llama", 2).to(torch.bfloat16).save_pretrained(tmp_path)
-    stored = load_file(to_fp8(tmp_path, weight_block_size=[16, 24]) / "model.safetensors")
+    stored = tensors_of(to_fp8(tmp_path, weight_block_size=[16, 24]))
     source = open_source(tmp_path)
     for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"):
         scales = stored[f"{name}_scale_inv"]
@@ -101,13 +100,13 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("settings", "name"), OTHERS)
-def test_other_quantisations_are_refused_by_name(settings, name, tmp_path):
+def test_other_quantisations_are_refused_by_name(settings, name, built, tmp_path):
     """What is not dequantised is refused before any work, with the name of what was found."""
     tiny_model("llama", 2).save_pretrained(tmp_path / "model")
     edit_json(tmp_path / "model" / "config.json", quantization_config=settings)
     for recipe in (merge_of(tmp_path / "model"), path_of(tmp_path / "model", hops="0:0-1")):
         with refused(f"weights quantised by {name} cannot be"):
-            build_model(recipe, tmp_path / "out")
+            built(recipe)
 
 
 @pytest.mark.parametrize(

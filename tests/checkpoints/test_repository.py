@@ -22,7 +22,6 @@ from tiny_models import tiny_model
 from typer.testing import CliRunner
 from words import word_tokenizer
 
-from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.repository import Repository
 from hf_evomerge.cli import app
 
@@ -106,11 +105,11 @@ def test_a_dry_run_fetches_no_weights(hub, family, merge, tmp_path):
     assert all("range" in {name.lower() for name in seen.headers} for seen in fetched)
 
 
-def test_weights_are_fetched_checked_and_kept(hub, family, merge, tiny, tmp_path):
+def test_weights_are_fetched_checked_and_kept(hub, family, merge, tiny, built, tmp_path):
     """A build from the Hub has the bits of a build from folders, and works again from the cache
     when the Hub is gone."""
     merge(recipe_of())
-    expected = (build_model(recipe_of(f"{tiny}/"), tmp_path / "folders") / WEIGHTS).read_bytes()
+    expected = (built(recipe_of(f"{tiny}/"), "folders") / WEIGHTS).read_bytes()
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == expected
     kept = {file.read_bytes() for file in cached(tmp_path)}
     assert kept == {(tiny / name / WEIGHTS).read_bytes() for name in NAMES}
@@ -135,7 +134,7 @@ def test_sources_that_do_not_fit_cost_no_download(lfs_api, family, merge, tmp_pa
     assert cached(tmp_path) == []
 
 
-def test_a_damaged_download_is_refused_and_made_good(hub, family, merge, tiny, tmp_path):
+def test_a_damaged_download_is_refused_and_made_good(hub, family, merge, tiny, built, tmp_path):
     """A byte that changed on the way is noticed, the file leaves the cache, and the next run
     fetches it again."""
     at = (tiny / "a" / WEIGHTS).stat().st_size - 3  # the header stays as it is
@@ -146,7 +145,7 @@ def test_a_damaged_download_is_refused_and_made_good(hub, family, merge, tiny, t
     assert cached(tmp_path) == []
     hub.faults.clear()
     merge(recipe_of())
-    expected = build_model(recipe_of(f"{tiny}/"), tmp_path / "folders")
+    expected = built(recipe_of(f"{tiny}/"), "folders")
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
 
 
@@ -224,7 +223,7 @@ def test_adapters_are_fetched_too(lfs_api, family, merge, tiny, tmp_path):
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
 
 
-def test_modules_after_an_encoder_are_fetched(lfs_api, tmp_path):
+def test_modules_after_an_encoder_are_fetched(lfs_api, built, tmp_path):
     """The weights of a Dense layer are fetched with the small files, and merged as those of a
     folder are."""
     tokenizer = word_tokenizer(["<pad>", "<bos>", "<eos>", "<unk>", "one"])
@@ -233,6 +232,6 @@ def test_modules_after_an_encoder_are_fetched(lfs_api, tmp_path):
         lfs_api.create_repo(f"local/{name}")
         lfs_api.upload_folder(folder_path=tmp_path / name, repo_id=f"local/{name}")
     places = {"here": str(tmp_path), "there": "local"}
-    here = [build_model(merge_of(f"{p}/a", f"{p}/b"), tmp_path / out) for out, p in places.items()]
+    here = [built(merge_of(f"{p}/a", f"{p}/b"), out) for out, p in places.items()]
     for file in (WEIGHTS, f"2_Dense/{WEIGHTS}", "2_Dense/config.json", "modules.json"):
         assert (here[0] / file).read_bytes() == (here[1] / file).read_bytes()

@@ -8,11 +8,10 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from classes import edit_json, edited
+from classes import edit_json, edited, tensors_of
 from families import tiny_config
 from huggingface_hub.utils import filter_repo_objects
 from refused import refused
-from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from hf_evomerge.checkpoints.compatibility import check_mergeable
@@ -46,7 +45,7 @@ def test_a_folder_is_read_as_it_is(saved):
     """Headers and config tell names, dtypes, shapes, layers and the tied head; tensors are those of
     the file."""
     source = open_source(SourceRef(model=str(saved)))
-    expected = load_file(saved / "model.safetensors")
+    expected = tensors_of(saved)
     assert source.folder == saved
     assert (source.layer_count, source.is_tied, source.config.model_type) == (2, True, "llama")
     assert set(source.tensors) == set(expected)

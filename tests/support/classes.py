@@ -109,6 +109,11 @@ def edit_json(file, **fields):
     )
 
 
+def tensors_of(folder):
+    """What the file of a model holds."""
+    return load_file(folder / "model.safetensors")
+
+
 @contextmanager
 def edited(folder, file="model.safetensors"):
     """The tensors of a file, which a block changes."""
