@@ -88,8 +88,9 @@ def scale_targets(architecture):
     return ["stream"] if architecture in NO_MLP_DELTA else ["stream", "mlp_delta"]
 
 
-def generated(model, ids, *, seed=None, **options):
+def generated(model, ids=None, *, seed=None, **options):
     """Tokens after the prompt, greedy by default; token 0 is padding."""
+    ids = token_ids() if ids is None else ids
     if seed is not None:
         torch.manual_seed(seed)
     fixed = {
@@ -99,6 +100,12 @@ def generated(model, ids, *, seed=None, **options):
         "attention_mask": (ids != 0).long(),
     }
     return model.generate(ids, **{"max_new_tokens": 6, **fixed, **options})[:, ids.shape[1] :]
+
+
+def defined(architecture, path, target):
+    """The logits of the equation."""
+    models = pool_of(architecture).models
+    return logits_by_definition(architecture, models, path, target, token_ids())
 
 
 def close(found, wanted):
@@ -127,7 +134,7 @@ def stream(architecture, folder):
         deep_model(architecture, pool_of(architecture).models, SERIAL), architecture, SERIAL.scales
     )
     assert close(logits_of(model), logits_of(deep))
-    assert torch.equal(generated(model, token_ids()), generated(deep, token_ids()))
+    assert torch.equal(generated(model), generated(deep))
 
 
 @_property(NO_MLP_DELTA)
@@ -135,12 +142,7 @@ def mlp_delta(architecture, folder):
     """With scales of the MLPs the logits are those of the equation, and differ from those of the
     stream."""
     logits = logits_of(model_of(architecture, "serial", "mlp_delta"))
-    assert close(
-        logits,
-        logits_by_definition(
-            architecture, pool_of(architecture).models, SERIAL, "mlp_delta", token_ids()
-        ),
-    )
+    assert close(logits, defined(architecture, SERIAL, "mlp_delta"))
     assert not close(logits, logits_of(model_of(architecture, "serial")))
 
 
@@ -149,12 +151,7 @@ def sums(architecture, folder):
     """Hops of several terms give the logits of the equation, for both scale targets."""
     for target in scale_targets(architecture):
         logits = logits_of(model_of(architecture, "sums", target))
-        assert close(
-            logits,
-            logits_by_definition(
-                architecture, pool_of(architecture).models, SUMS, target, token_ids()
-            ),
-        )
+        assert close(logits, defined(architecture, SUMS, target))
     return "stream" if architecture in NO_MLP_DELTA else None
 
 
@@ -164,10 +161,10 @@ def caches(architecture, folder):
     static cache."""
     for path in PATHS:
         model = model_of(architecture, path)
-        tokens = generated(model, token_ids())
-        assert torch.equal(generated(model, token_ids(), use_cache=False), tokens)
+        tokens = generated(model)
+        assert torch.equal(generated(model, use_cache=False), tokens)
         if architecture not in NO_STATIC_CACHE:
-            assert torch.equal(generated(model, token_ids(), cache_implementation="static"), tokens)
+            assert torch.equal(generated(model, cache_implementation="static"), tokens)
     return "no static cache" if architecture in NO_STATIC_CACHE else None
 
 
@@ -200,7 +197,7 @@ def samples(architecture, folder):
 
 def _several(model, options):
     cached, plain = (
-        generated(model, token_ids(), seed=0, use_cache=cache, **options) for cache in (True, False)
+        generated(model, seed=0, use_cache=cache, **options) for cache in (True, False)
     )
     assert cached.shape == (2 * options["num_return_sequences"], options["max_new_tokens"])
     assert torch.equal(cached, plain)
@@ -214,14 +211,9 @@ def inputs_embeds(architecture, folder):
     model = model_of(architecture, "sums")
     embeddings = model.get_input_embeddings()(token_ids())
     assert close(model(inputs_embeds=embeddings).logits, logits_of(model))
-    written = model.generate(
-        inputs_embeds=embeddings,
-        max_new_tokens=6,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    assert torch.equal(written, generated(model, token_ids()))
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    written = model.generate(inputs_embeds=embeddings, **options)
+    assert torch.equal(written, generated(model))
 
 
 @_property()
@@ -276,10 +268,10 @@ def training(architecture, folder):
     with torch.enable_grad():
         before = model(token_ids(), labels=token_ids(), use_cache=False).loss
         before.backward()
-    parameters = dict(model.named_parameters())
-    assert all(parameter.grad is not None for parameter in parameters.values())
-    norm = torch.cat([parameter.grad.flatten() for parameter in parameters.values()]).norm()
-    for parameter in parameters.values():
+    parameters = list(model.parameters())
+    assert all(parameter.grad is not None for parameter in parameters)
+    norm = torch.cat([parameter.grad.flatten() for parameter in parameters]).norm()
+    for parameter in parameters:
         parameter -= 0.02 / norm * parameter.grad
     assert model(token_ids(), labels=token_ids(), use_cache=False).loss < before
     repeated = zip(model.layers[0].parameters(), model.layers[5].parameters(), strict=True)
