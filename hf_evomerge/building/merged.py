@@ -159,7 +159,7 @@ class Merged(PlannedCheckpoint):
 
     def _job(self, name: str) -> TensorJob:
         planned = self.planned[name]
-        dtype = torch_dtype(self.planned[name].info.dtype)
+        dtype = torch_dtype(planned.info.dtype)
         base = planned.base[0].read(planned.base[1], dtype) if planned.base is not None else None
         sources = [source.read(own, dtype) for source, own in planned.inputs]
         return TensorJob(name, self.plan.method, base, sources, seed=self.recipe.seed)

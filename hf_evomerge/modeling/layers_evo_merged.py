@@ -205,16 +205,13 @@ def known_arguments(
         arguments["output_hidden_states"] = _counted(
             arguments["output_hidden_states"], len(config.path) + 1
         )
-    cache = [arguments.pop(name, None) for name in ("cache", "past_key_values", "cache_params")]
+    names = ("cache", "past_key_values", "cache_params")
+    cache = [arguments.pop(name, None) for name in names]
     given = [value for value in cache if value is not None]
     if len(given) > 1:
         raise ValueError("cache: given twice, under its old name and its new one")
     if given:
-        name = next(
-            (name for name in ("cache", "past_key_values", "cache_params") if name in known),
-            "cache",
-        )
-        arguments[name] = given[0]
+        arguments[next((name for name in names if name in known), "cache")] = given[0]
     for name in {"position_ids", "logits_to_keep"} - set(known):
         arguments.pop(name, None)
     for name in ("output_hidden_states", "output_attentions"):

@@ -14,9 +14,11 @@ from transformers import (
     MllamaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
+from typer.testing import CliRunner
 from vlms import TEXT, VISION
 
 from hf_evomerge import fold
+from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, PathError
 from hf_evomerge.recipes.layer_path import LayerPath
 
@@ -66,9 +68,10 @@ def test_scaled_embeddings_leave_the_head(architecture, scale_target, tied, tmp_
     assert torch.equal(head, model.get_output_embeddings().weight)
 
 
-def test_a_zero_in_mlp_delta_drops_the_mlp(tmp_path):
+@pytest.mark.parametrize("architecture", ["gemma3_text", "llama"])
+def test_a_zero_in_mlp_delta_drops_the_mlp(architecture, tmp_path):
     """With mlp_delta a scale of zero is exact: that MLP writes nothing."""
-    model = pool_of("gemma3_text").model(LayerPath.parse("0:0, 0:1, 0:2", [1, 0, 1]), "mlp_delta")
+    model = pool_of(architecture).model(LayerPath.parse("0:0, 0:1, 0:2", [1, 0, 1]), "mlp_delta")
     plain = folded(model, tmp_path)
     assert torch.allclose(logits_of(plain), logits_of(model), atol=5e-5)
 
@@ -201,6 +204,16 @@ def test_scales_that_the_epsilon_of_norms_sees_are_told(scales, warns, tmp_path,
     model.save_pretrained(tmp_path / "merged")
     fold(tmp_path / "merged", tmp_path / "plain")
     assert ("the epsilon of the norms counts" in caplog.text) is warns
+
+
+def test_the_command_line_folds(saved, tmp_path):
+    """`hf-evomerge fold` writes the plain model, and ends with one line where it cannot."""
+    out = tmp_path / "out"
+    words = ["fold", str(saved), "--out", str(out), "--dtype", "bfloat16"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert read_json(out / "config.json")["dtype"] == "bfloat16"
+    again = CliRunner().invoke(app, words)
+    assert (again.exit_code, "exists already" in again.output) == (1, True)
 
 
 def test_a_type_without_the_field_of_tied_heads_is_folded(tmp_path):
