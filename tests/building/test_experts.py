@@ -69,7 +69,7 @@ def test_routers_are_one_sources_and_experts_a_group(architecture, families, bui
         assert torch.equal(tensor, other[name])
         weight = 0.25 if name in names["experts"] else 0.5
         torch.testing.assert_close(
-            tensor, base[name] + weight * (a[name] - base[name]) + weight * (b[name] - base[name])
+            tensor, base[name] + weight * (a[name] + b[name] - 2 * base[name])
         )
     ledger = check_recipe(recipe_of(folder, weights)).ledger
     assert ledger.kinds["copied"] == len(names["router"])
@@ -108,7 +108,7 @@ def test_merged_routers_are_a_group_too(families, built):
             0.0 if half == "router" else 0.25 if block == 1 and half in ("mlp", "experts") else 0.5
         )
         torch.testing.assert_close(
-            tensor, base[name] + weight * (a[name] - base[name]) + weight * (b[name] - base[name])
+            tensor, base[name] + weight * (a[name] + b[name] - 2 * base[name])
         )
 
 

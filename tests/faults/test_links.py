@@ -64,16 +64,16 @@ def test_a_tokenizer_that_is_none_is_not_copied(folder, tmp_path, text):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_linked_folder_of_templates_is_refused(folder):
+def test_a_linked_folder_of_templates_is_refused(folder, tmp_path):
     """The subfolder of chat templates may not be a link out of the folder either, nor hold one."""
-    (folder.parent / "other").mkdir()
-    (folder.parent / "other" / "x.jinja").write_text("{{ x }}")
-    (folder / "additional_chat_templates").symlink_to("../other")
+    templates = folder / "additional_chat_templates"
+    (tmp_path / "other").mkdir()
+    templates.symlink_to("../other")
     with refused("additional_chat_templates: a link to"):
         open_source(folder)
-    (folder / "additional_chat_templates").unlink()
-    (folder / "additional_chat_templates").mkdir()
-    (folder / "additional_chat_templates" / "x.jinja").symlink_to("../../other/x.jinja")
+    templates.unlink()
+    templates.mkdir()
+    (templates / "x.jinja").symlink_to("../../secret")
     with refused(r"x\.jinja: a link to"):
         open_source(folder)
 
@@ -83,11 +83,10 @@ def test_a_link_is_not_copied(folder, tmp_path):
     copied."""
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.json").symlink_to("../secret")
-    out = tmp_path / "out"
-    out.mkdir()
+    (tmp_path / "out").mkdir()
     with refused(r"tokenizer\.json: a link to", EvoMergeError):
-        copy_files(folder, out)
-    assert not (out / "tokenizer.json").exists()
+        copy_files(folder, tmp_path / "out")
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
 
 
 def test_an_adapter_behind_a_link_is_refused(tmp_path):
