@@ -220,13 +220,13 @@ class Summand:
 
     source: Parent
     change: Change
-    rank: int
     runs: list[tuple[int, int, float]]
 
-    @classmethod
-    def whole(cls, source: Parent, change: Change, shape: tuple[int, ...]) -> Summand:
-        """Take all of an adapter's change of a weight of this shape."""
-        return cls(source, change, _rank(source, change), [(0, shape[0], 1.0)])
+    @property
+    def rank(self) -> int:
+        """The rank of the product."""
+        assert self.source.adapter is not None  # it has changes
+        return self.source.adapter.tensors[self.change.a].shape[0]
 
 
 class MergedAdapter(AdapterCheckpoint):
@@ -280,7 +280,7 @@ class MergedAdapter(AdapterCheckpoint):
                     continue
                 own = [(first, last, shares[number]) for first, last, shares in runs]
                 if any(share for _, _, share in own):
-                    terms.append(Summand(source, change, _rank(source, change), own))
+                    terms.append(Summand(source, change, own))
             if terms:
                 yield name, terms
 
@@ -432,11 +432,6 @@ def _check(merged: Merged) -> None:
         raise SourceError(reason)
 
 
-def _rank(source: Parent, change: Change) -> int:
-    assert source.adapter is not None  # it has changes
-    return source.adapter.tensors[change.a].shape[0]
-
-
 def _shares(call: Call) -> list[float]:
     total = divisor(call.weights) if call.options.get("normalize") else 1.0
     return [call.options.get("lambda", 1.0) * weight / total for weight in call.weights]
@@ -467,10 +462,10 @@ def _anchored(name: str, names: Collection[str]) -> str:
 def _by_last_part(ranks: Mapping[str, int]) -> dict[str, int]:
     """The ranks by the ends of the modules' names, where all that end alike have one rank, and else
     by the whole names."""
-    kinds: dict[str, set[int]] = {}
-    for name, rank in ranks.items():
-        kinds.setdefault(name.rpartition(".")[2], set()).add(rank)
     lasts = {name: name.rpartition(".")[2] for name in ranks}
+    kinds: dict[str, set[int]] = {}
+    for name, last in lasts.items():
+        kinds.setdefault(last, set()).add(ranks[name])
     # A number would be that of a block as well, which is no layer.
     alike = {last for last, values in kinds.items() if len(values) == 1 and not last.isdigit()}
     return {lasts[name] if lasts[name] in alike else name: rank for name, rank in ranks.items()}

@@ -137,7 +137,7 @@ def open_result(
     try:
         if isinstance(merged, ComposedPipeline):
             return PipelineAdapter(recipe, merged)
-        return PathAdapter(merged) if recipe.flow is not None else MergedAdapter(recipe, merged)
+        return PathAdapter(merged) if isinstance(merged, Routed) else MergedAdapter(recipe, merged)
     except SourceError as error:
         if whole is False or recipe.rank is not None:
             raise SourceError(

@@ -18,7 +18,7 @@ from ..checkpoints.open import open_source
 from ..checkpoints.unchanged import unchanged_tensors
 from ..checkpoints.writer import check_target, write_checkpoint
 from ..errors import EvoMergeError, SourceError
-from ..recipes.recipe import Dtype, SourceRef
+from ..recipes.recipe import SourceRef
 from .adapter import AdapterCheckpoint, Factors, Module, truncate
 from .build_record import write_build_record
 
@@ -30,12 +30,11 @@ _STANDS = 1e-6  # the energy stands where a block of directions adds no more tha
 
 
 def extract_adapter(
-    fine_tune: SourceRef | str,
-    base: SourceRef | str,
+    fine_tune: SourceRef | str | Path,
+    base: SourceRef | str | Path,
     out: str | Path,
     *,
     rank: int = 16,
-    dtype: Dtype = "float32",
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> ExtractedAdapter:
@@ -45,7 +44,6 @@ def extract_adapter(
         fine_tune, base: The two models: folders, or repositories on the Hub.
         out: The folder to make.
         rank: The rank of every module.
-        dtype: The dtype of the matrices.
         overwrite, trust_remote_code: As for `build_model`.
 
     Returns:
@@ -63,7 +61,7 @@ def extract_adapter(
     """
     check_target(Path(out), overwrite=overwrite)
     models = [open_source(ref, trust_remote_code=trust_remote_code) for ref in (fine_tune, base)]
-    adapter = ExtractedAdapter(models[0], models[1], rank, dtype)
+    adapter = ExtractedAdapter(models[0], models[1], rank)
 
     def finish(folder: Path) -> None:
         write_build_record(folder, f"the change from {models[1]} to {models[0]}", adapter.energy)
@@ -79,14 +77,13 @@ class ExtractedAdapter(AdapterCheckpoint):
         source: The fine-tune.
         base: Its base.
         rank: The largest rank of a module.
-        dtype: The dtype of the matrices.
 
     Raises:
         EvoMergeError: The rank is less than 1.
         SourceError: They are no fine-tune and base, or no linear weight has changed.
     """
 
-    def __init__(self, source: Parent, base: Parent, rank: int, dtype: Dtype = "float32") -> None:
+    def __init__(self, source: Parent, base: Parent, rank: int) -> None:
         if rank < 1:
             raise EvoMergeError(f"rank: an adapter has at least 1, not {rank}")
         check_mergeable([source], base)
@@ -98,10 +95,9 @@ class ExtractedAdapter(AdapterCheckpoint):
         self.ref = source.ref
         self.tokenizer_source = source
         self.base = base.pinned
-        self.dtype = dtype
         self._source = source
         self._base = base
-        self.settings = (rank, dtype)
+        self.settings = (rank,)
         unchanged = unchanged_tensors(source, base)
         linear = linear_layers(base)
         changed = [name for name in sorted(base.tensors, key=tensor_order) if name not in unchanged]

@@ -181,7 +181,7 @@ def fold(
         >>> fold("my-search/model", "my-search/plain", dtype="bfloat16")
         PosixPath('my-search/plain')
     """
-    source = open_source(str(model), trust_remote_code=trust_remote_code)
+    source = open_source(model, trust_remote_code=trust_remote_code)
     folded: Checkpoint
     if source.layer_order:  # plain once it is read
         alone = MergePart(method="linear", parameters=[{"weight": 1.0}])
@@ -343,22 +343,17 @@ def _weight_of(model: PreTrainedModel, module: Any) -> str:
     return next((f"{name}.weight" for name, other in model.named_modules() if other is module), "")
 
 
-def _layers_name(config: EvoMergedConfig, model: PreTrainedModel) -> str:
-    """Return the start of the names of the layers' tensors, up to the layer's number, as
-    ``save_pretrained`` writes them."""
-    from ..modeling.modeling_evo_merged import find_layers
-    from ..modeling.origins import written_layers
-
-    prefix = f"{find_layers(model, len(config.path))}."
-    return written_layers(model, model.state_dict(), f"{prefix}0.") or prefix
-
-
 def _stored_names(
     config: EvoMergedConfig, model: PreTrainedModel, names: Iterable[str]
 ) -> dict[str, str]:
     """Under which name the merged checkpoint holds each tensor of the result: of a layer under its
     first slot's."""
-    prefix = _layers_name(config, model)
+    from ..modeling.modeling_evo_merged import find_layers
+    from ..modeling.origins import written_layers
+
+    # as `save_pretrained` writes them
+    prefix = f"{find_layers(model, len(config.path))}."
+    prefix = written_layers(model, model.state_dict(), f"{prefix}0.") or prefix
     stored = {}
     for name in names:
         there = name

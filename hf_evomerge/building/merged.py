@@ -119,13 +119,11 @@ class Merged(PlannedCheckpoint):
     def unused(self, source: Parent, name: str) -> str:
         """A tensor is left out where its layer is in no slice, or where the result has another
         source's."""
-        if self.plan.stack is None and classify(name)[2] == "router":
+        if self.plan.stack is not None:
+            return "layer in no slice"
+        if classify(name)[2] == "router":
             return "router, that of one source is kept"
-        return (
-            "layer in no slice"
-            if self.plan.stack is not None
-            else "not merged, the first source's is kept"
-        )
+        return "not merged, the first source's is kept"
 
     def stream(self, name: str) -> Iterator[Tensor]:
         """Merge one tensor, slice by slice."""
@@ -161,7 +159,7 @@ class Merged(PlannedCheckpoint):
 
     def _job(self, name: str) -> TensorJob:
         planned = self.planned[name]
-        dtype = torch_dtype(self.planned[name].info.dtype)
+        dtype = torch_dtype(planned.info.dtype)
         base = planned.base[0].read(planned.base[1], dtype) if planned.base is not None else None
         sources = [source.read(own, dtype) for source, own in planned.inputs]
         return TensorJob(name, self.plan.method, base, sources, seed=self.recipe.seed)

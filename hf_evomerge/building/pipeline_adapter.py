@@ -59,7 +59,8 @@ class PipelineAdapter(MergedAdapter):
             if (change := source.changes.get(raw)) is not None:
                 if change.beyond:
                     raise SourceError(f"{source} changes {raw} by more ({change.beyond})")
-                yield raw, [Summand.whole(source, change, source.tensors[raw].shape)]
+                rows = source.tensors[raw].shape[0]
+                yield raw, [Summand(source, change, [(0, rows, 1.0)])]
 
     def _raw(self, name: str) -> str:
         """The name of a weight in the pipeline."""

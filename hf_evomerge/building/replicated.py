@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.checkpoint import Checkpoint, Origin, Parent
+from ..checkpoints.checkpoint import Origin, Parent
 from ..checkpoints.replication import KEY, check_kinds, in_first_place, ranges_of
 from ..errors import SourceError
 from .adapter import AdapterCheckpoint, Factors, Module
@@ -30,9 +30,7 @@ class PathAdapter(AdapterCheckpoint):
         SourceError: peft cannot take it; the message is the reason.
     """
 
-    def __init__(self, routed: Checkpoint) -> None:
-        if not isinstance(routed, Routed):
-            raise SourceError("it is no path")
+    def __init__(self, routed: Routed) -> None:
         self.routed = routed
         self.source = _only_source(routed)
         self.ref = routed.ref

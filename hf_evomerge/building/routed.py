@@ -226,14 +226,10 @@ class Routed(PlannedCheckpoint):
         placed = self._placed(origins) if self.body is not None else {}
         for target, ((index, name), shape) in origins.items():
             checkpoint, name = placed.get(target, (self.checkpoints[index], name))
+            short = name.removeprefix(f"{kind.base_model_prefix}.")
+            if name not in checkpoint.tensors and short in checkpoint.tensors:
+                name = short  # saved from the architecture's base model
             info = checkpoint.tensors.get(name)
-            if info is None:  # perhaps saved from the architecture's base model
-                short = name.removeprefix(f"{kind.base_model_prefix}.")
-                name, info = (
-                    (short, checkpoint.tensors[short])
-                    if short in checkpoint.tensors
-                    else (name, None)
-                )
             if info is None:
                 saved = (checkpoint.config.architectures or ["an unknown class"])[0]
                 known = saved == kind.__name__ or not hasattr(transformers, saved)

@@ -66,7 +66,8 @@ def match_tokens(
     if default is None and base is not None:
         default = "base"
     owner = recipe.tokenizer_of(sources, base, sources[recipe.merge_sources[0]])
-    known = {id(source): _tokens(source) for source in [owner, *parties.values()]}
+    everyone = [owner, *parties.values()]
+    known = {id(source): _tokens(source) for source in everyone}
     tokens = dict(known[id(owner)])
     added: dict[str, Parent] = {}
     # New tokens in the order of the sources, and of each in its own order: dicts keep it, so rows
@@ -80,7 +81,6 @@ def match_tokens(
     following = max(tokens.values(), default=-1) + 1
     tokens |= {token: following + place for place, token in enumerate(added)}
     rows = max(tokens.values(), default=-1) + 1
-    everyone = [owner, *parties.values()]
     alike = all(
         known[id(source)] == tokens and source.vocab_size == owner.vocab_size for source in everyone
     )
@@ -89,23 +89,11 @@ def match_tokens(
     size = -(-rows // part.multiple_of) * part.multiple_of
     data = _tokenizer_json(owner)
     data = _extended(data, tokens, added, owner) if added else data
-    match = _Match(
-        parties,
-        default,
-        {id(source): known[id(source)] for source in parties.values()},
-        tokens,
-        size,
-        part,
-        data,
-        bool(added),
-    )
+    known |= {id(source): _tokens(source) for source in sources.values() if id(source) not in known}
+    match = _Match(parties, default, known, tokens, size, part, data, bool(added), _groups(recipe))
     match.check()
-    match.groups = _groups(recipe)
-    matched = {
-        number: MatchedSource(source, match, known.get(id(source)))
-        for number, source in sources.items()
-    }
-    return matched, MatchedSource(base, match, known[id(base)]) if base is not None else None
+    matched = {number: MatchedSource(source, match) for number, source in sources.items()}
+    return matched, MatchedSource(base, match) if base is not None else None
 
 
 def _groups(recipe: Recipe) -> tuple[list[int | str], ...] | None:
@@ -148,7 +136,7 @@ class _Match:
     part: TokenPart
     tokenizer: dict[str, Any]
     extended: bool
-    groups: tuple[list[int | str], ...] | None = None
+    groups: tuple[list[int | str], ...] | None
 
     def check(self) -> None:
         """Raise `SourceError` where a row is named that is not there."""
@@ -171,25 +159,18 @@ class _Match:
                     "source or token"
                 )
 
-    def table(self, known: Mapping[str, int] | None) -> torch.Tensor:
-        """Map each row of the result to the row of a source; -1 where it has none."""
-        import torch
-
-        table = torch.full((self.size,), -1, dtype=torch.long)
-        shared = (
-            [(row, known[token]) for token, row in self.tokens.items() if token in known]
-            if known
-            else []
-        )
-        if shared:
-            here, there = torch.tensor(shared, dtype=torch.long).unbind(1)
-            table[here] = there
-        return table
-
     @cached_property
     def tables(self) -> dict[int, torch.Tensor]:
-        """The table of each party, by its `id`."""
-        return {key: self.table(known) for key, known in self.known.items()}
+        """The row of each source, by its `id`, for each row of the result; -1: none."""
+        import torch
+
+        tables = {}
+        for key, known in self.known.items():
+            rows = [-1] * self.size
+            for token, row in self.tokens.items():
+                rows[row] = known.get(token, -1)
+            tables[key] = torch.tensor(rows, dtype=torch.long)
+        return tables
 
     def rows(self, name: str, own: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """A source's tensor with the rows of the result.
@@ -223,13 +204,15 @@ class _Match:
             result[missing] = self._given(missing, tensors).to(own.dtype)
         for token, row in self.part.rows.items():
             place = self.tokens[token]
-            if (row.force or not present[place]) and (
-                row.source == "zero" or row.source in tensors
-            ):
-                number = row.id if row.id is not None else 0
-                if row.source != "zero" and row.id is None:
+            if present[place] and not row.force:
+                continue
+            if row.source == "zero":
+                result[place] = 0
+            elif row.source in tensors:
+                number = row.id
+                if number is None:
                     number = self.known[id(self.parties[row.source])][row.token or token]
-                result[place] = 0 if row.source == "zero" else tensors[row.source][number]
+                result[place] = tensors[row.source][number]
         if empty.any():
             result[empty] = result[taken].float().mean(0).to(own.dtype)
         return result
@@ -269,10 +252,9 @@ class _Match:
 class MatchedSource(View):
     """A source with the tokens of the result."""
 
-    def __init__(self, inner: Parent, match: _Match, known: Mapping[str, int] | None) -> None:
+    def __init__(self, inner: Parent, match: _Match) -> None:
         super().__init__(inner)
         self._match = match
-        self._known = known if known is not None else _tokens(inner)
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -300,26 +282,22 @@ class MatchedSource(View):
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Read one tensor, with a row for each token of the result; see `Parent.read`."""
         tensor = self.inner.read(name, dtype)
-        return self._match.rows(name, tensor, self._table) if self._has_rows(name) else tensor
-
-    @cached_property
-    def _table(self) -> torch.Tensor:
-        return self._match.table(self._known)
+        if not self._has_rows(name):
+            return tensor
+        return self._match.rows(name, tensor, self._match.tables[id(self.inner)])
 
     def _has_rows(self, name: str) -> bool:
         """Tell whether a tensor has one row per token, in all that have it; a norm may be as long
         by chance."""
         # A tensor has a row per token if its first dimension is the number of rows in every source
         # that has it. In one source a norm of the same length could pass; the names exclude that.
-        everyone = [self.inner, *self._match.parties.values()]
         if classify(name)[0] == "block" or "norm" in name or "ln_f" in name:
             return False
-        shapes = [
-            (source.tensors[name].shape, source.vocab_size)
-            for source in everyone
+        return all(
+            source.tensors[name].shape[:1] == (source.vocab_size,)
+            for source in [self.inner, *self._match.parties.values()]
             if name in source.tensors
-        ]
-        return all(shape[:1] == (size,) for shape, size in shapes) and bool(shapes)
+        )
 
     def origin(self, name: str) -> Origin:
         """The source's own tensor."""

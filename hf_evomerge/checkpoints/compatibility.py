@@ -393,14 +393,11 @@ def _end_of_text(owner: Parent, kept: Tokenizer | None) -> Iterator[str]:
     if generation is None or kept is None:
         return
     tokens = kept.tokens
-    ends = generation.get("eos_token_id")
-    if ends is None:
-        ends = []
-    elif not isinstance(ends, list):
-        ends = [ends]
+    given: Any = generation.get("eos_token_id")
+    ends = given if isinstance(given, list) else [given]
     end_text = (_json(owner, "tokenizer_config.json") or {}).get("eos_token")
     end_text = end_text.get("content") if isinstance(end_text, dict) else end_text
-    if ends and end_text is not None and end_text not in {tokens.get(end) for end in ends}:
+    if given not in (None, []) and end_text not in {None, *map(tokens.get, ends)}:
         named = ", ".join(f"{end} ({tokens.get(end)!r})" for end in ends)
         yield (
             f"generation_config.json of {owner} stops at {named}, but its tokenizer's eos_token "

@@ -128,14 +128,11 @@ class Component(View):
     def covers(self, parameter: str) -> bool:
         """Tell whether a parameter of a live model belongs to the part."""
         path = self.layout.parts.get(self.part)
-        head = self.layout.head if self.part in TEXT else None
         if path is None:
             return parameter in {self.layout.modules[raw] for raw in self.raw.values()}
-        return (
-            path == ""
-            or parameter.startswith(f"{path}.")
-            or (head is not None and parameter.startswith(f"{head}."))
-        )
+        head = self.layout.head if self.part in TEXT else None
+        starts = tuple(f"{start}." for start in (path, head) if start is not None)
+        return path == "" or parameter.startswith(starts)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the model; for ``config.json``, the part's config."""

@@ -137,7 +137,7 @@ def diff_models(
 
     references = [a, b] if base is None else [a, b, base]
     compared: Sequence[Parent] = [
-        open_source(str(each), trust_remote_code=trust_remote_code) for each in references
+        open_source(each, trust_remote_code=trust_remote_code) for each in references
     ]
     groups: dict[str, NDArray[np.float64]] = {}
     notes = list[str]()

@@ -84,37 +84,27 @@ class Inspection:
         rows = [
             ("model", self.model) if self.adapter is None else ("base", self.model),
             ("architecture", f"{self.architecture} ({self.model_type})"),
-            ("layers", str(self.layers)),
-            ("hidden size", str(self.hidden_size)),
-            (
-                "vocabulary",
-                (
-                    f"{self.vocab_size}, head "
-                    f"{'tied to the embeddings' if self.tied_head else 'of its own'}"
-                ),
-            ),
-            ("stored", _size_text(self.stored)),
         ]
+        is_language_model = self.layers is not None or self.vocab_size is not None
+        if is_language_model:
+            head = "tied to the embeddings" if self.tied_head else "of its own"
+            rows += [
+                ("layers", str(self.layers)),
+                ("hidden size", str(self.hidden_size)),
+                ("vocabulary", f"{self.vocab_size}, head {head}"),
+            ]
+        rows.append(("stored", _size_text(self.stored)))
         if self.quantization is not None:
             rows.append(
                 ("quantised", f"{self.quantization}; packed weights are not counted as parameters")
             )
         if self.parts:
-            rows.append(
-                (
-                    "parts",
-                    ", ".join(f"{part}: {count} tensors" for part, count in self.parts.items()),
-                )
-            )
+            counts = [f"{part}: {count} tensors" for part, count in self.parts.items()]
+            rows.append(("parts", ", ".join(counts)))
         if self.effective != self.stored:
             rows.append(("effective", _size_text(self.effective)))
-        rows.append(("chat template", "there" if self.chat_template else "none"))
-        if self.layers is None and self.vocab_size is None:  # no language model
-            rows = [
-                row
-                for row in rows
-                if row[0] not in ("layers", "hidden size", "vocabulary", "chat template")
-            ]
+        if is_language_model:
+            rows.append(("chat template", "there" if self.chat_template else "none"))
         if (lora := self.adapter) is not None:
             numbers = [
                 f"{one} {'/'.join(map(str, lora[f'{one}s']))}"
@@ -169,7 +159,7 @@ def inspect_model(model: str | Path, *, trust_remote_code: bool = False) -> Insp
         >>> report.stored.parameters < report.effective.parameters
         True
     """
-    source = open_source(str(model), trust_remote_code=trust_remote_code)
+    source = open_source(model, trust_remote_code=trust_remote_code)
     config = source.config
     text = source.text_config
     merged = None

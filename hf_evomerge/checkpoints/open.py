@@ -15,7 +15,7 @@ from .repository import find_folder
 from .source import Source
 
 
-def open_source(ref: SourceRef | str, *, trust_remote_code: bool = False) -> Source:
+def open_source(ref: SourceRef | str | Path, *, trust_remote_code: bool = False) -> Source:
     """Find the checkpoint. Of a repository only small files are fetched; the weights follow when
     the first is read.
 
@@ -29,7 +29,7 @@ def open_source(ref: SourceRef | str, *, trust_remote_code: bool = False) -> Sou
         SourceError: There is no such folder or repository, or it holds no config or no safetensors
             file.
     """
-    ref = SourceRef(model=ref) if isinstance(ref, str) else ref
+    ref = ref if isinstance(ref, SourceRef) else SourceRef(model=str(ref))
     folder, repository = find_folder(ref.model, ref.revision, code=trust_remote_code)
     if ref.adapter is None and is_adapter(folder):
         config = Adapter(folder, str(ref), repository).config

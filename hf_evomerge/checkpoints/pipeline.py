@@ -158,14 +158,12 @@ class Pipeline(Source):
     @cached_property
     def changes(self) -> dict[str, Any]:
         """Changes that the adapter makes to tensors, which it calls ``unet.conv_in.weight``."""
+        if self.adapter is None:
+            return {}
         # CLIP's text encoder has a name around its modules in some releases of transformers alone.
         names = {_with_inner(raw): raw for raw in self.tensors if raw.startswith("text_encoder")}
         names |= {raw.replace("/", ".", 1): raw for raw in self.tensors}
-        found = (
-            self.adapter.changes({name: self.tensors[raw] for name, raw in names.items()})
-            if self.adapter
-            else {}
-        )
+        found = self.adapter.changes({name: self.tensors[raw] for name, raw in names.items()})
         return {names[name]: change for name, change in found.items()}
 
     def read_stored(self, info: StoredTensor, name: str) -> torch.Tensor:

@@ -57,8 +57,6 @@ class Repository:
     """
 
     def __init__(self, name: str, revision: str | None = None, *, code: bool = False) -> None:
-        from huggingface_hub import snapshot_download
-
         if is_folder(name) or any(c.isspace() for c in name):
             raise SourceError(
                 f"{name}: no such folder{looked_in(name)}; give a folder that exists or the "
@@ -66,23 +64,21 @@ class Repository:
             )
         self.name = name
         wanted = [*SMALL_FILES, *(["*.py"] if code else [])]
-        small = partial(
-            snapshot_download,
-            name,
-            revision=revision,
-            allow_patterns=wanted,
-            ignore_patterns=IGNORED_FILES,
-        )
-        self.folder = Path(_asked(name, small))
-        if (self.folder / "modules.json").is_file():
-            _asked(
-                name,
-                lambda: snapshot_download(
-                    name, revision=self.folder.name, allow_patterns=list(MODULES)
-                ),
-            )
+        self.folder = self._snapshot(revision, wanted, IGNORED_FILES)
         self.commit = self.folder.name
         self.prefix = ""
+        if (self.folder / "modules.json").is_file():
+            self._snapshot(self.commit, list(MODULES))
+
+    def _snapshot(
+        self, revision: str | None, wanted: list[str], ignored: list[str] | None = None
+    ) -> Path:
+        """Fetch the files of some patterns; return the folder in the cache."""
+        from huggingface_hub import snapshot_download
+
+        patterns = {"allow_patterns": wanted, "ignore_patterns": ignored}
+        read = partial(snapshot_download, self.name, revision=revision, **patterns)
+        return Path(_asked(self.name, read))
 
     def at(self, part: str) -> Repository:
         """Return one of its folders as a repository."""
@@ -93,12 +89,8 @@ class Repository:
 
     def fetch_small(self, parts: Sequence[str]) -> None:
         """Fetch the small files of some of its folders."""
-        from huggingface_hub import snapshot_download
-
-        wanted = [f"{part}/{pattern}" for part in parts for pattern in SMALL_FILES]
-        _asked(
-            self.name,
-            lambda: snapshot_download(self.name, revision=self.commit, allow_patterns=wanted),
+        self._snapshot(
+            self.commit, [f"{part}/{pattern}" for part in parts for pattern in SMALL_FILES]
         )
 
     def weight_files(self) -> list[str]:

@@ -339,10 +339,10 @@ class _Stage:
         del self.calls[name]
         self.calls[name] = args, kwargs
 
-    def changed(self, changes: Mapping[str, Change], scale: float = 1.0) -> Tensor:
-        """The output with changed parameters, for the input times a number."""
+    def changed(self, changes: Mapping[str, Change]) -> Tensor:
+        """The output with changed parameters."""
         with _changed(self.module, changes):
-            return self.run(scale)
+            return self.run(1.0)
 
     def offset(self, name: str, key: str) -> float:
         """The offset of a parameter: 1 where its module returns something although all that it has

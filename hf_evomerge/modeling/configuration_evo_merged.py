@@ -29,14 +29,11 @@ logger = logging.get_logger(__name__)
 MAX_HOPS = 4096
 SCALE_TARGETS = ("stream", "mlp_delta")
 AUTO_MAP = {
-    **{
-        "AutoConfig": "configuration_evo_merged.EvoMergedConfig",
-        "AutoModel": "modeling_evo_merged.EvoMergedModel",
-    },
-    **{
-        f"AutoModelFor{head}": f"modeling_evo_merged.EvoMergedFor{head}"
-        for head in ("SequenceClassification", "TokenClassification", "QuestionAnswering")
-    },
+    "AutoConfig": "configuration_evo_merged.EvoMergedConfig",
+    "AutoModel": "modeling_evo_merged.EvoMergedModel",
+} | {
+    f"AutoModelFor{head}": f"modeling_evo_merged.EvoMergedFor{head}"
+    for head in ("SequenceClassification", "TokenClassification", "QuestionAnswering")
 }
 
 _TERM = re.compile(r"(\d{1,9}):(\d{1,9})(?:\s*\*\s*(-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?))?")
@@ -321,7 +318,14 @@ class EvoMergedConfig(PreTrainedConfig):
                     raise ValueError(
                         f"sources[{position}].{name}: {source[name]!r:.80} is not a text"
                     )
-        self._check_embedding_source()
+        number = self.embedding_source
+        if type(number) is not int:
+            raise ValueError(f"embedding_source: {number!r:.80} is not the number of a source")
+        if number < 0 or (sources and number >= len(sources)):
+            there = "sources are numbered from 0"
+            if sources:
+                there = f"there are {len(sources)} sources, from 0"
+            raise ValueError(f"embedding_source: {number}, but {there}")
         if sources:
             _check_layers(hops, [source["layers"] for source in sources])
 
@@ -338,15 +342,6 @@ class EvoMergedConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{name}: not a field of the configuration, it follows from 'path'"
                 )
-
-    def _check_embedding_source(self) -> None:
-        number = self.embedding_source
-        count = len(self.sources)
-        if type(number) is not int:
-            raise ValueError(f"embedding_source: {number!r:.80} is not the number of a source")
-        if number < 0 or (count and number >= count):
-            there = f"there are {count} sources, from 0" if count else "sources are numbered from 0"
-            raise ValueError(f"embedding_source: {number}, but {there}")
 
     def _check_text_config(self) -> None:
         slots = self.slots

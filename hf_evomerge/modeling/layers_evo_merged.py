@@ -205,16 +205,13 @@ def known_arguments(
         arguments["output_hidden_states"] = _counted(
             arguments["output_hidden_states"], len(config.path) + 1
         )
-    cache = [arguments.pop(name, None) for name in ("cache", "past_key_values", "cache_params")]
+    names = ("cache", "past_key_values", "cache_params")
+    cache = [arguments.pop(name, None) for name in names]
     given = [value for value in cache if value is not None]
     if len(given) > 1:
         raise ValueError("cache: given twice, under its old name and its new one")
     if given:
-        name = next(
-            (name for name in ("cache", "past_key_values", "cache_params") if name in known),
-            "cache",
-        )
-        arguments[name] = given[0]
+        arguments[next((name for name in names if name in known), "cache")] = given[0]
     for name in {"position_ids", "logits_to_keep"} - set(known):
         arguments.pop(name, None)
     for name in ("output_hidden_states", "output_attentions"):
@@ -300,9 +297,7 @@ def check_places(
     for slot, (source, layer) in enumerate(slots):
         here = own[source][0][layer]
         if here != there[slot]:
-            what = next(
-                key for key in [*here, *there[slot]] if here.get(key) != there[slot].get(key)
-            )
+            what = _first_difference(here, there[slot])
             raise ValueError(
                 f"text_config.model_type: layer {layer} of {merged.model_type!r} has {what} "
                 f"= {here.get(what)!r:.80} in its "
@@ -311,13 +306,17 @@ def check_places(
             )
     for _, outside in own.values():
         if outside != around:
-            what = next(key for key in [*outside, *around] if outside.get(key) != around.get(key))
+            what = _first_difference(outside, around)
             raise ValueError(
                 f"text_config.model_type: {what} of {merged.model_type!r} is "
                 f"{outside.get(what)!r:.80} in a source but "
                 f"{around.get(what)!r:.80} with {len(slots)} layers; this architecture needs "
                 "as many layers as its source has"
             )
+
+
+def _first_difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+    return next(key for key in [*one, *other] if one.get(key) != other.get(key))
 
 
 def _described(config: PreTrainedConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -394,8 +394,9 @@ class EvoMergedPreTrainedModel(PreTrainedModel):
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "cache": cache,
+            "inputs_embeds": inputs_embeds,
+            "past_key_values": past_key_values,
         }
-        given |= {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
         return self.inner(
             **known_arguments(self.config, self._known_arguments, {**given, **kwargs})
         )

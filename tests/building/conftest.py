@@ -1,3 +1,3 @@
 """The tiny parents of the merge tests."""
 
-from merge_fixtures import family, half_family, load, make_recipe, open_all  # noqa: F401
+from merge_fixtures import built, family, half_family, load, make_recipe, open_all  # noqa: F401

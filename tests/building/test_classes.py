@@ -3,12 +3,10 @@
 import pytest
 import torch
 import transformers
-from classes import CLASSES, random_class
+from classes import CLASSES, edited, random_class, tensors_of
 from recipes import merge_of
-from safetensors.torch import load_file, save_file
 from slowly import slow_beyond
 
-from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.component import Component
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.merging.live import LiveMerger
@@ -24,57 +22,46 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", slow_beyond(["bert", "t5", "vit"], CLASSES))
-def test_models_of_any_class_are_merged(name, tmp_path):
+def test_models_of_any_class_are_merged(name, built, tmp_path):
     """The result is what the formula gives, whole and of a part, and a live model has its bits."""
     kind = getattr(transformers, CLASSES[name][0])
-    for seed, folder in enumerate(("base", "a", "b")):
-        random_class(name, seed).save_pretrained(tmp_path / folder)
-    base, a, b = (
-        kind.from_pretrained(tmp_path / folder).state_dict() for folder in ("base", "a", "b")
-    )
-    for part in (None, PARTS[name]) if PARTS[name] else (None,):
-        sources = [{"model": str(tmp_path / folder), "component": part} for folder in "ab"]
-        recipe = merge_of(
-            *sources, method="task_arithmetic", base=tmp_path / "base", weights=[0.5, 0.25]
-        )
-        out = build_model(recipe, tmp_path / f"out-{part}")
+    folders = [tmp_path / folder for folder in ("a", "b", "base")]
+    for seed, folder in enumerate(folders):
+        random_class(name, seed).save_pretrained(folder)
+    a, b, base = (kind.from_pretrained(folder).state_dict() for folder in folders)
+    for part in dict.fromkeys([None, PARTS[name]]):
+        sources = [{"model": str(folder), "component": part} for folder in folders[:2]]
+        recipe = merge_of(*sources, method="task_arithmetic", base=folders[2], weights=[0.5, 0.25])
+        out = built(recipe, f"out-{part}")
         model, report = kind.from_pretrained(out, output_loading_info=True)
         assert not report["missing_keys"]
-        merged = model.state_dict()
-        opened = [open_source(str(tmp_path / folder)) for folder in ("a", "b", "base")]
+        opened = [open_source(folder) for folder in folders]
         opened = [Component(source, part) for source in opened] if part else opened
-        live = kind.from_pretrained(tmp_path / "a")
+        live = kind.from_pretrained(folders[0])
         LiveMerger(opened[:2], opened[2], "task_arithmetic", {}, 0, live).apply(
             [{"weight": 0.5}, {"weight": 0.25}]
         )
         changed = 0
-        for key, tensor in merged.items():
+        for key, tensor in model.state_dict().items():
             assert torch.equal(tensor, live.state_dict()[key]), key
-            if part is not None and torch.equal(tensor, a[key]):
-                continue
-            changed += tensor.is_floating_point()
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and (part is None or not torch.equal(tensor, a[key])):
+                changed += 1
                 wanted = base[key] + 0.5 * (a[key] - base[key]) + 0.25 * (b[key] - base[key])
                 torch.testing.assert_close(tensor, wanted)
         assert changed > 5
 
 
 @pytest.mark.parametrize("older", ["a", "b", "base"])
-def test_a_table_of_positions_that_newer_files_lack_is_no_hindrance(older, tmp_path):
+def test_a_table_of_positions_that_newer_files_lack_is_no_hindrance(older, built, tmp_path):
     """Old files of BERT hold one: it is the first source's, if that has it, and weights are merged
     as ever."""
-    for seed, folder in enumerate(("base", "a", "b")):
-        random_class("bert", seed).save_pretrained(tmp_path / folder)
-    file = tmp_path / older / "model.safetensors"
-    table = {"bert.embeddings.position_ids": torch.arange(16)[None]}
-    save_file({**load_file(file), **table}, file, metadata={"format": "pt"})
-    recipe = merge_of(
-        tmp_path / "a", tmp_path / "b", method="task_arithmetic", base=tmp_path / "base"
-    )
-    merged = load_file(build_model(recipe, tmp_path / "out") / "model.safetensors")
+    folders = {name: tmp_path / name for name in ("a", "b", "base")}
+    for seed, folder in enumerate(folders.values()):
+        random_class("bert", seed).save_pretrained(folder)
+    with edited(folders[older]) as tensors:
+        tensors["bert.embeddings.position_ids"] = torch.arange(16)[None]
+    recipe = merge_of(*list(folders.values())[:2], method="task_arithmetic", base=folders["base"])
+    a, b, base, merged = (tensors_of(folder) for folder in (*folders.values(), built(recipe)))
     assert ("bert.embeddings.position_ids" in merged) == (older == "a")
-    own, there, origin = (
-        load_file(tmp_path / folder / "model.safetensors") for folder in ("a", "b", "base")
-    )
     name = "classifier.weight"
-    torch.testing.assert_close(merged[name], own[name] + there[name] - origin[name])
+    torch.testing.assert_close(merged[name], a[name] + b[name] - base[name])

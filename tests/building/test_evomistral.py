@@ -11,20 +11,13 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 import hf_evomerge
-from hf_evomerge import Recipe, build_model
+from hf_evomerge import Recipe
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
 ROOT = Path(__file__).parents[2]
 STORED = [0, 1, 2, 0, 1, 3, 2, 3, 1]
 SCALES = [1.25, 0.9, 1.1, 0.7, 1.3, 0.8, 1.05, 0.95, 1.2]
-HIDDEN = 16
-INNER = 24
-HEADS = 4
-KV = 2
-VOCAB = 32
-COUNT = 4
-DIM = HIDDEN // HEADS
 CONFIG = {
     "architectures": ["EvoMistralForCausalLM"],
     "auto_map": {
@@ -32,13 +25,13 @@ CONFIG = {
         "AutoModelForCausalLM": "SakanaAI/EvoLLM-v1-JP-10B--modeling_evomistral.EvoMistralForCausalLM",  # noqa: E501
     },
     "model_type": "evomistral",
-    "num_hidden_layers": COUNT,
+    "num_hidden_layers": 4,
     "num_hops": len(STORED),
-    "hidden_size": HIDDEN,
-    "intermediate_size": INNER,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV,
-    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 32,
     "max_position_embeddings": 64,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
@@ -53,49 +46,37 @@ CONFIG = {
 Tensors = dict[str, torch.Tensor]
 
 
+def plain_model():
+    """A plain Mistral of the stored layers."""
+    names = MistralConfig().to_dict().keys() & CONFIG.keys() - {"architectures", "model_type"}
+    return MistralForCausalLM(MistralConfig(**{name: CONFIG[name] for name in names})).eval()
+
+
 def tensors():
     """Random weights in the released layout."""
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     found = {
+        name: torch.randn(tensor.shape, generator=generator) / 3 + ("norm" in name)
+        for name, tensor in plain_model().state_dict().items()
+    }
+    path = {
         "model.input_layers": torch.tensor(STORED, dtype=torch.int32),
         "model.input_scales": torch.tensor(SCALES, dtype=torch.float32),
-        "model.embed_tokens.weight": torch.randn(VOCAB, HIDDEN),
-        "model.norm.weight": 1 + 0.3 * torch.randn(HIDDEN),
-        "lm_head.weight": torch.randn(VOCAB, HIDDEN) / 4,
     }
-    shapes = {
-        f"self_attn.{name}_proj": (KV * DIM if name in "kv" else HIDDEN, HIDDEN) for name in "qkvo"
-    }
-    shapes |= {
-        "mlp.gate_proj": (INNER, HIDDEN),
-        "mlp.up_proj": (INNER, HIDDEN),
-        "mlp.down_proj": (HIDDEN, INNER),
-    }
-    for layer in range(COUNT):
-        for name, shape in shapes.items():
-            found[f"model.layers.{layer}.{name}.weight"] = torch.randn(shape) / 3
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            found[f"model.layers.{layer}.{name}.weight"] = 1 + 0.3 * torch.randn(HIDDEN)
-    return found
+    return found | path
 
 
 def save(folder, weights=None, **changes):
     """Write a checkpoint in the released layout, in two files with an index."""
     folder.mkdir()
     weights = tensors() if weights is None else weights
-    names = sorted(weights)
-    parts = {
-        "model-00001-of-00002.safetensors": names[::2],
-        "model-00002-of-00002.safetensors": names[1::2],
-    }
-    for file, inside in parts.items():
-        save_file(
-            {name: weights[name] for name in inside}, folder / file, metadata={"format": "pt"}
-        )
-    index = {
-        "metadata": {},
-        "weight_map": {name: file for file, inside in parts.items() for name in inside},
-    }
+    files = {}
+    for number in (1, 2):
+        file = f"model-0000{number}-of-00002.safetensors"
+        inside = {name: weights[name] for name in sorted(weights)[number - 1 :: 2]}
+        save_file(inside, folder / file, metadata={"format": "pt"})
+        files |= dict.fromkeys(inside, file)
+    index = {"metadata": {}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
     return folder
@@ -104,10 +85,9 @@ def save(folder, weights=None, **changes):
 def expected(weights):
     """The model that the layout means: a path through a Mistral of the stored layers, on which
     scales multiply what the MLP of the hop before adds."""
-    names = MistralConfig().to_dict().keys() & CONFIG.keys() - {"architectures", "model_type"}
-    source = MistralForCausalLM(MistralConfig(**{name: CONFIG[name] for name in names})).eval()
+    source = plain_model()
     source.load_state_dict(
-        {name: value for name, value in weights.items() if "input_" not in name or "norm" in name}
+        {name: value for name, value in weights.items() if not name.startswith("model.input_")}
     )
     return LayerPool([source]).model(LayerPath.of([(0, n) for n in STORED], SCALES), "mlp_delta")
 
@@ -119,10 +99,10 @@ def convert(folder, monkeypatch):
     return Recipe.load(folder / "recipe.yaml")
 
 
-def test_the_recipe_computes_what_the_layout_means(tmp_path, monkeypatch):
+def test_the_recipe_computes_what_the_layout_means(built, tmp_path, monkeypatch):
     """Logits, and those of the folded plain Mistral; every stored layer is there once."""
     released = save(tmp_path / "released")
-    out = build_model(convert(released, monkeypatch), tmp_path / "ours")
+    out = built(convert(released, monkeypatch), "ours")
     ids = torch.tensor([[3, 9, 30, 12, 7, 7, 21]])
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     assert type(model).__name__ == "EvoMergedForCausalLM"

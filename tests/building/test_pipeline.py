@@ -2,21 +2,23 @@
 nothing is lost."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
-from classes import edit_json
+from classes import edit_json, read_json
 from pipelines import draw, loaded, save_dit, save_sdxl
+from recipes import merge_of, path_of
+from refused import refused
 from safetensors.torch import load_file, save_file
 
-from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.building.build import check_recipe
 from hf_evomerge.checkpoints.component import Component
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.recipes.layer_groups import classify
-from hf_evomerge.recipes.recipe import Recipe
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 KINDS = {"sdxl": ("unet", save_sdxl), "dit": ("transformer", save_dit)}
@@ -32,13 +34,12 @@ def parents(tmp_path_factory):
     return folder
 
 
-def recipe_of(folder, kind, method, parameters, **fields):
-    """A merge of `a` and `b`."""
+def recipe_of(folder, kind="sdxl", method="linear", models=("a", "b"), weights=(), **fields):
+    """A merge of one component of pipelines of a kind, or of other folders."""
     part = fields.pop("part", KINDS[kind][0])
-    sources = [{"model": str(folder / kind / name), "component": part} for name in ("a", "b")]
-    merge = {"method": method, "parameters": parameters, "options": fields.pop("options", {})}
-    base = {} if method in ("linear", "slerp") else {"base": {"model": str(folder / kind / "base")}}
-    return Recipe.model_validate({"sources": sources, **base, "merge": merge, **fields})
+    sources = [{"model": str(folder / kind / name), "component": part} for name in models]
+    base = folder / kind / "base" if method == "task_arithmetic" else None
+    return merge_of(*sources, method=method, base=base, weights=weights, **fields)
 
 
 def state(folder, part):
@@ -47,66 +48,55 @@ def state(folder, part):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_component_is_what_the_formula_gives(kind, parents, tmp_path):
+def test_a_component_is_what_the_formula_gives(kind, parents, built):
     """Task arithmetic; all other components are the first source's, bit for bit; it draws; every
     tensor is accounted for."""
     part = KINDS[kind][0]
-    recipe = recipe_of(parents, kind, "task_arithmetic", [{"weight": 0.4}, {"weight": 0.9}])
-    out = build_model(recipe, tmp_path / "out")
+    folder = parents / kind
+    recipe = recipe_of(parents, kind, "task_arithmetic", weights=[0.4, 0.9])
+    out = built(recipe)
     base, a, b, merged = (
-        state(folder, part) for folder in (*(parents / kind / n for n in ("base", "a", "b")), out)
+        state(each, part) for each in (folder / "base", folder / "a", folder / "b", out)
     )
     for name, tensor in merged.items():
         if tensor.is_floating_point():
-            torch.testing.assert_close(
-                tensor, base[name] + 0.4 * (a[name] - base[name]) + 0.9 * (b[name] - base[name])
-            )
+            wanted = base[name] + 0.4 * (a[name] - base[name]) + 0.9 * (b[name] - base[name])
+            torch.testing.assert_close(tensor, wanted)
     assert merged.keys() == a.keys()
     pipeline = loaded(out)
-    first = loaded(parents / kind / "a")
+    first = loaded(folder / "a")
     assert type(pipeline) is type(first)
     for name, module in pipeline.components.items():
         if isinstance(module, torch.nn.Module) and name != part:
-            assert all(
-                torch.equal(t, first.components[name].state_dict()[k])
-                for k, t in module.state_dict().items()
-            ), name
+            own = first.components[name].state_dict()
+            torch.testing.assert_close(module.state_dict(), own, rtol=0, atol=0)
     assert not torch.equal(draw(pipeline), draw(first))
     ledger = check_recipe(recipe).ledger
-    whole = sum(len(load_file(file)) for file in (parents / kind / "a").glob("*/*.safetensors"))
-    assert (
-        ledger.kinds.total()
-        == whole
-        == sum(len(load_file(file)) for file in out.glob("*/*.safetensors"))
-    )
+    for each in (folder / "a", out):
+        count = sum(len(load_file(file)) for file in each.glob("*/*.safetensors"))
+        assert count == ledger.kinds.total()
+    others = {file.parent.name for file in out.glob("*/*.safetensors")} - {part}
     assert set(ledger.dropped) == {
         f"{other} of {name}, of which the result has another's"
-        for other in {file.parent.name for file in out.glob("*/*.safetensors")} - {part}
+        for other in others
         for name in ("b", "base")
     }
-    assert str(ledger) in (out / "build.json").read_text()
-    assert (
-        f"{part}/diffusion_pytorch_model.safetensors"
-        in json.loads((out / "build.json").read_text())["sha256"]
-    )
+    record = (out / "build.json").read_text()
+    assert str(ledger) in record
+    assert f"{part}/diffusion_pytorch_model.safetensors" in record
 
 
-def test_groups_of_a_unet(parents, tmp_path):
+def test_groups_of_a_unet(parents, built):
     """Attention and the rest, as EvoSDXL-JP has them: queries, keys, values and outputs, and
     everything else."""
-    first = Component(open_source(str(parents / "sdxl" / "a")), "unet")
+    first = Component(open_source(parents / "sdxl" / "a"), "unet")
     attention = [name for name in first.tensors if classify(name)[2] == "attn"]
-    assert attention == [
-        n
-        for n in first.tensors
-        if any(p in n for p in (".to_q.", ".to_k.", ".to_v.", ".to_out.0."))
-    ]
+    assert attention == [n for n in first.tensors if re.search(r"\.to_([qkv]|out\.0)\.", n)]
     assert first.layer_count == 5  # two down, the middle, two up
-    parameters = [
-        {"weight": {"blocks.0-4.attn": 0.25, "default": 1.0}},
-        {"weight": {"blocks.0-4.attn": 0.75, "default": 0.0}},
+    weights = [
+        {"blocks.0-4.attn": share, "default": rest} for share, rest in ((0.25, 1.0), (0.75, 0.0))
     ]
-    out = build_model(recipe_of(parents, "sdxl", "linear", parameters), tmp_path / "out")
+    out = built(recipe_of(parents, weights=weights))
     a, b, merged = (
         state(folder, "unet") for folder in (parents / "sdxl" / "a", parents / "sdxl" / "b", out)
     )
@@ -122,13 +112,12 @@ def test_groups_of_a_unet(parents, tmp_path):
         ("dit", ("transformer_blocks.0.", "transformer_blocks.1.")),
     ],
 )
-def test_a_gradient_runs_over_the_blocks(kind, ends, parents, tmp_path):
+def test_a_gradient_runs_over_the_blocks(kind, ends, parents, built):
     """Slerp from all of one to all of the other, from the first block that a picture passes through
     to the last."""
     part = KINDS[kind][0]
-    out = build_model(
-        recipe_of(parents, kind, "slerp", [], options={"t": [0.0, 1.0]}), tmp_path / "out"
-    )
+    recipe = recipe_of(parents, kind, "slerp", merge={"options": {"t": [0.0, 1.0]}})
+    out = built(recipe)
     a, b, merged = (
         state(folder, part) for folder in (parents / kind / "a", parents / kind / "b", out)
     )
@@ -142,7 +131,7 @@ def test_a_gradient_runs_over_the_blocks(kind, ends, parents, tmp_path):
         assert not any(torch.allclose(merged[middle], source[middle]) for source in (a, b))
 
 
-def test_components_of_other_sources_bring_all_their_files(parents, tmp_path):
+def test_components_of_other_sources_bring_all_their_files(parents, built, tmp_path):
     """Text encoder and tokenizer of a pipeline with other words, and its scheduler: of another
     size, and of another class."""
     import diffusers
@@ -150,28 +139,27 @@ def test_components_of_other_sources_bring_all_their_files(parents, tmp_path):
     other = save_sdxl(tmp_path / "other", 50, words="abcdef")
     other.scheduler = diffusers.DDIMScheduler()
     other.save_pretrained(tmp_path / "other")
-    recipe = recipe_of(parents, "sdxl", "linear", [{"weight": 0.5}, {"weight": 0.5}])
-    third = recipe.sources[0].model_copy(update={"model": str(tmp_path / "other")})
-    given = dict.fromkeys(("text_encoder", "tokenizer", "scheduler"), 2)
-    fields = {**recipe.model_dump(), "sources": [*recipe.sources, third], "components": given}
-    fields["merge"]["sources"] = [0, 1]
-    recipe = Recipe.model_validate(fields)
-    pipeline = loaded(build_model(recipe, tmp_path / "out"))
+    recipe = recipe_of(
+        parents,
+        models=("a", "b", tmp_path / "other"),
+        merge={"sources": [0, 1]},
+        components=dict.fromkeys(("text_encoder", "tokenizer", "scheduler"), 2),
+    )
+    pipeline = loaded(built(recipe))
     assert isinstance(pipeline.scheduler, diffusers.DDIMScheduler)
     assert len(pipeline.tokenizer) == 14 == pipeline.text_encoder.config.vocab_size
     assert len(pipeline.tokenizer_2) == 54
     ledger = check_recipe(recipe).ledger
     assert "text_encoder of a, of which the result has another's" in str(ledger)
     assert ledger.donors["other"]
-    with pytest.raises(EvoMergeError, match=r"components.prior: there is no such component"):
+    with refused(r"components.prior: there is no such component", EvoMergeError):
         check_recipe(recipe.model_copy(update={"components": {"prior": 2}}))
 
 
-def test_another_component_can_be_merged(parents, tmp_path):
+def test_another_component_can_be_merged(parents, built):
     """The decoder of pictures, in another dtype: all components have that then."""
-    parameters = [{"weight": 0.5}, {"weight": 0.5}]
-    recipe = recipe_of(parents, "sdxl", "linear", parameters, part="text_encoder", dtype="bfloat16")
-    out = build_model(recipe, tmp_path / "out", max_shard_size="10KB")
+    recipe = recipe_of(parents, part="text_encoder", dtype="bfloat16")
+    out = built(recipe, max_shard_size="10KB")
     a, b = (state(parents / "sdxl" / n, "text_encoder") for n in ("a", "b"))
     name = next(n for n in a if n.endswith("layers.0.mlp.fc1.weight"))
     pipeline = loaded(out)
@@ -180,18 +168,24 @@ def test_another_component_can_be_merged(parents, tmp_path):
         name.partition("layers")[2]
     ]
     assert torch.equal(found, expected.to(found.dtype))
-    index = json.loads(
-        (out / "unet" / "diffusion_pytorch_model.safetensors.index.json").read_text()
-    )
+    index = read_json(out / "unet" / "diffusion_pytorch_model.safetensors.index.json")
     assert len(set(index["weight_map"].values())) > 1
-    assert json.loads((out / "text_encoder" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert read_json(out / "text_encoder" / "config.json")["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("layout", ["diffusers", "kohya", "peft"])
-def test_an_adapter_is_fused(layout, parents, tmp_path):
+# The name of the file, of a module in it, and of the two matrices.
+LAYOUTS = {
+    "diffusers": ("pytorch_lora_weights", "unet.{}", "lora_A", "lora_B"),
+    "kohya": ("light", "lora_unet_{}", "lora_down", "lora_up"),
+    "peft": ("adapter_model", "base_model.model.{}", "lora_A", "lora_B"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_adapter_is_fused(layout, parents, built, tmp_path):
     """A low-rank product on a linear layer and on a convolution, in three layouts of files, is what
     diffusers adds."""
-    unet = state(parents / "sdxl" / "a", "unet")
+    file, called, *letters = LAYOUTS[layout]
     modules = {
         "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": 2,
         "mid_block.resnets.0.conv1": 3,
@@ -199,51 +193,38 @@ def test_an_adapter_is_fused(layout, parents, tmp_path):
     }
     torch.manual_seed(0)
     tensors = {}
-    wanted = dict(unet)
-    folder = tmp_path / "adapter"
-    folder.mkdir()
+    wanted = state(parents / "sdxl" / "a", "unet")
     for module, rank in modules.items():
-        weight = unet[f"{module}.weight"]
+        weight = wanted[f"{module}.weight"]
         down = torch.randn(rank, *weight.shape[1:])
         up = torch.randn(weight.shape[0], rank, *[1] * (weight.dim() - 2))
-        names = {
-            "kohya": ("lora_down", "lora_up"),
-            "diffusers": ("lora_A", "lora_B"),
-            "peft": ("lora_A", "lora_B"),
-        }[layout]
-        place = {
-            "kohya": f"lora_unet_{module.replace('.', '_')}", "diffusers": f"unet.{module}",
-            "peft": f"base_model.model.{module}",
-        }[layout]  # fmt: skip
-        tensors |= {f"{place}.{names[0]}.weight": down, f"{place}.{names[1]}.weight": up}
+        place = called.format(module.replace(".", "_") if layout == "kohya" else module)
+        for letter, matrix in zip(letters, (down, up), strict=True):
+            tensors[f"{place}.{letter}.weight"] = matrix
         if layout == "kohya":
-            tensors[f"{place}.alpha"] = torch.tensor(1.0)
-        scaling = {"kohya": 1.0 / rank, "diffusers": 8.0 / rank, "peft": 8.0 / rank}[layout]
-        wanted[f"{module}.weight"] = weight + scaling * (up.flatten(1) @ down.flatten(1)).reshape(
-            weight.shape
-        )
-    metadata = {"format": "pt"}
+            tensors[f"{place}.alpha"] = torch.tensor(8.0)
+        product = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+        wanted[f"{module}.weight"] = weight + 8.0 / rank * product
     settings = {
         "r": 2,
         "rank_pattern": {"mid_block.resnets.0.conv1": 3},
         "lora_alpha": 8,
         "target_modules": list(modules),
     }
+    metadata = {"format": "pt"}
+    folder = tmp_path / "adapter"
+    folder.mkdir()
     if layout == "diffusers":
-        metadata["lora_adapter_metadata"] = json.dumps(
-            {f"unet.{key}": value for key, value in settings.items()}
-        )
+        own = {f"unet.{key}": value for key, value in settings.items()}
+        metadata["lora_adapter_metadata"] = json.dumps(own)
     if layout == "peft":
         (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **settings}))
-    file = {"diffusers": "pytorch_lora_weights", "kohya": "light", "peft": "adapter_model"}[layout]
     save_file(tensors, folder / f"{file}.safetensors", metadata=metadata)
-    named = str(folder / "light.safetensors") if layout == "kohya" else str(folder)
-    recipe = recipe_of(parents, "sdxl", "linear", [{"weight": 1.0}, {"weight": 0.0}])
-    first = recipe.sources[0].model_copy(update={"adapter": named})
-    recipe = recipe.model_copy(update={"sources": [first, recipe.sources[1]]})
-    merged = state(build_model(recipe, tmp_path / "out"), "unet")
-    for name, tensor in merged.items():
-        torch.testing.assert_close(tensor, wanted[name], msg=name)
+    named = folder / "light.safetensors" if layout == "kohya" else folder
+    recipe = recipe_of(parents, weights=[1.0, 0.0])
+    recipe.sources[0] = recipe.sources[0].model_copy(update={"adapter": str(named)})
+    merged = state(built(recipe), "unet")
+    torch.testing.assert_close(merged, wanted)
     if layout == "diffusers":
         pipeline = loaded(parents / "sdxl" / "a")
         pipeline.load_lora_weights(folder)
@@ -264,10 +245,7 @@ def _with(key, value):
             lambda folder: (folder / WEIGHTS).rename((folder / WEIGHTS).with_suffix(".bin")),
             "only diffusion_pytorch_model.bin, a pickle",
         ),
-        (
-            _with("unet", ["my_unet", "MyUnet"]),
-            "unet is of my_unet: code that comes with the pipeline",
-        ),
+        (_with("unet", ["my_unet", "U"]), "unet is of my_unet: code that comes with the pipeline"),
         (
             _with("_class_name", ["my_pipeline", "Mine"]),
             "_class_name is .* code that comes with the pipeline",
@@ -275,57 +253,34 @@ def _with(key, value):
         (_with("unet", ["diffusers", 3]), "unet is .* not a library and a class"),
         (_with("../unet", ["diffusers", "UNet2DConditionModel"]), "not a library and a class"),
         (lambda folder: shutil.rmtree(folder / "unet"), "names unet, and there is no such folder"),
-        (
-            lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(
-                b"x"
-            ),
-            "not a safetensors file",
-        ),
+        (lambda folder: (folder / WEIGHTS).write_bytes(b"x"), "not a safetensors file"),
     ],
 )
-def test_what_is_refused(change, said, parents, tmp_path):
+def test_what_is_refused(change, said, parents, built, tmp_path):
     """Pickles, code and damage end in one line, and nothing is written."""
     spoiled = shutil.copytree(parents / "sdxl" / "b", tmp_path / "spoiled")
     change(spoiled)
-    recipe = recipe_of(parents, "sdxl", "linear", [{"weight": 0.5}, {"weight": 0.5}])
-    other = recipe.sources[1].model_copy(update={"model": str(spoiled)})
-    recipe = recipe.model_copy(update={"sources": [recipe.sources[0], other]})
-    with pytest.raises(EvoMergeError, match=said) as found:
-        build_model(recipe, tmp_path / "out")
-    assert "\n" not in str(found.value)
+    with refused(said, EvoMergeError):
+        built(recipe_of(parents, models=("a", spoiled)))
     assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_meant_is_refused(parents):
     """A pipeline without a component, one that is not there, pipelines that do not fit, and a path
     through one."""
-    recipe = recipe_of(parents, "sdxl", "linear", [{"weight": 0.5}, {"weight": 0.5}])
-    whole = [ref.model_copy(update={"component": None}) for ref in recipe.sources]
-    with pytest.raises(
-        EvoMergeError, match=r"takes part by a component; write component: with one of .*unet"
+    other = parents / "dit" / "a"
+    check_recipe(recipe_of(parents, models=("a", other), part="vae"))  # the same kind of decoder
+    for recipe, message in (
+        (
+            recipe_of(parents, part=None),
+            "takes part by a component; write component: with one of .*unet",
+        ),
+        (recipe_of(parents, part="prior"), "has no component 'prior'; it has .*unet"),
+        (recipe_of(parents, models=("a", other)), "has no component 'unet'"),
+        (path_of(other, hops=["0:0"]), "'diffusion_pipeline' has no causal language model"),
     ):
-        check_recipe(recipe.model_copy(update={"sources": whole}))
-    named = [ref.model_copy(update={"component": "prior"}) for ref in recipe.sources]
-    with pytest.raises(EvoMergeError, match=r"has no component 'prior'; it has .*unet"):
-        check_recipe(recipe.model_copy(update={"sources": named}))
-    other = recipe.sources[1].model_copy(
-        update={"model": str(parents / "dit" / "a"), "component": "vae"}
-    )
-    first = recipe.sources[0].model_copy(update={"component": "vae"})
-    check_recipe(recipe.model_copy(update={"sources": [first, other]}))  # the same kind of decoder
-    with pytest.raises(EvoMergeError, match="has no component 'unet'"):
-        check_recipe(
-            recipe.model_copy(
-                update={
-                    "sources": [recipe.sources[0], other.model_copy(update={"component": "unet"})]
-                }
-            )
-        )
-    path = Recipe.model_validate(
-        {"sources": [ref.model_dump() for ref in whole], "flow": {"path": ["0:0", "1:0"]}}
-    )
-    with pytest.raises(EvoMergeError, match="'diffusion_pipeline' has no causal language model"):
-        check_recipe(path)
+        with refused(message, EvoMergeError):
+            check_recipe(recipe)
 
 
 def test_inspect_says_what_a_pipeline_is(parents):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from pipelines import draw, loaded, save_flux, save_sd, save_sdxl
+from recipes import merge_of
+from refused import refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from searches import digests
@@ -22,7 +24,6 @@ from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, RecipeError
-from hf_evomerge.recipes.recipe import Recipe
 
 FILE = "pytorch_lora_weights.safetensors"
 KINDS = {"sd": save_sd, "sdxl": save_sdxl, "flux": save_flux}
@@ -84,17 +85,13 @@ def save_lora(base, folder, number, rank, alpha):
     type(pipeline).save_lora_weights(folder, **named, **_collate_lora_metadata(modules))
 
 
-def recipe_of(folder, method="task_arithmetic", **fields):
-    """A merge of the three LoRAs."""
-    base = {"model": str(folder / "base")}
-    adapters = fields.pop("adapters", [str(folder / f"lora{number}") for number in range(3)])
-    sources = [{**base, "adapter": adapter} for adapter in adapters]
-    merge = {"method": method, "parameters": [{"weight": weight} for weight in WEIGHTS]}
-    own = {} if method == "linear" else {"base": base}
-    merge |= fields.pop("merge", {})
-    return Recipe.model_validate(
-        {"sources": sources, **own, "merge": merge, "adapter": "auto", **fields}
-    )
+def recipe_of(folder, method="task_arithmetic", adapters=None, weights=WEIGHTS, **fields):
+    """A merge of the three LoRAs, or of others."""
+    base = folder / "base"
+    adapters = adapters or [folder / f"lora{number}" for number in range(3)]
+    based = None if method == "linear" else base
+    sources = [(base, adapter) for adapter in adapters]
+    return merge_of(*sources, method=method, base=based, weights=weights, adapter="auto", **fields)
 
 
 def weights(pipeline):
@@ -184,7 +181,7 @@ OFTEN = [("task_arithmetic", "flux"), ("ties", "sd"), ("iso_c", "sdxl")]
 
 
 @pytest.mark.parametrize(("method", "kind"), slow_beyond(OFTEN, CASES))
-def test_diffusers_loads_what_a_hand_computes(method, kind, parents, tmp_path):
+def test_diffusers_loads_what_a_hand_computes(method, kind, parents, built):
     """Fused by plain diffusers, the file is a merge in float64; pictures are those of the whole
     pipeline."""
     folder = parents / kind
@@ -193,7 +190,7 @@ def test_diffusers_loads_what_a_hand_computes(method, kind, parents, tmp_path):
     said = check_recipe(recipe).summary
     assert said.startswith(f"{method} of 3 sources")
     assert re.search(rf", as one LoRA of rank \d+ \({FILE}\), as float32$", said)
-    out = build_model(recipe, tmp_path / "out")
+    out = built(recipe)
     files = ["adapter_config.json", "build.json", FILE, "recipe.yaml"]
     assert sorted(file.name for file in out.iterdir()) == files
     pipeline = fused(folder / "base", out)
@@ -201,20 +198,20 @@ def test_diffusers_loads_what_a_hand_computes(method, kind, parents, tmp_path):
     assert difference(weights(pipeline), wanted) < 1e-6
     base = loaded(folder / "base")
     assert difference(wanted, weights(base)) > 0.05
-    whole = loaded(build_model(recipe, tmp_path / "whole", whole=True))
+    whole = loaded(built(recipe, "whole", whole=True))
     assert difference(weights(whole), wanted) < 1e-6
     picture = draw(pipeline)
     assert (picture - draw(whole)).abs().max() < 1e-4
     assert (picture - draw(base)).abs().max() > 1e-3
 
 
-def test_it_is_read_again(parents, tmp_path):
+def test_it_is_read_again(parents, built):
     """The result names its base: it is inspected by its folder alone, is a source of another merge,
     and may be overwritten; the same recipe gives the same bits."""
     folder = parents / "sd"
     recipe = recipe_of(folder, rank=5)
-    out = build_model(recipe, tmp_path / "out")
-    again = build_model(recipe, tmp_path / "again")
+    out = built(recipe)
+    again = built(recipe, "again")
     build_model(recipe, again, overwrite=True)
     assert digests(again) == digests(out)
     assert 0 < min(read_build_record(out).energy.values()) < 1
@@ -223,17 +220,17 @@ def test_it_is_read_again(parents, tmp_path):
     assert facts.adapter["ranks"] == [4, 5]  # conv_in has four inputs and outputs
     shown = CliRunner().invoke(app, ["inspect", str(out)])
     assert "rank 4/5" in shown.stdout
-    alone = open_source(str(out))
+    alone = open_source(out)
     assert alone.adapter.label == str(out)
-    twice = recipe_of(folder, adapters=[str(out)], merge={"parameters": [{"weight": 2.0}]})
-    double = build_model(twice, tmp_path / "double")
+    twice = recipe_of(folder, adapters=[out], weights=[2.0])
+    double = built(twice, "double")
     base = weights(loaded(folder / "base"))
     once = weights(fused(folder / "base", out))
     wanted = {name: 2 * tensor - base[name] for name, tensor in once.items()}
     assert difference(weights(fused(folder / "base", double)), wanted) < 1e-6
 
 
-def test_a_component_and_weights_by_component(parents, tmp_path):
+def test_a_component_and_weights_by_component(parents, built):
     """Where one component is merged, the others have the first LoRA; a pattern gives a component
     its own numbers; a gradient has no blocks to run over."""
     folder = parents / "sd"
@@ -242,23 +239,23 @@ def test_a_component_and_weights_by_component(parents, tmp_path):
     base = recipe.base.model_copy(update={"component": "unet"})
     part = recipe.model_copy(update={"sources": refs, "base": base})
     values = [
-        {"weight": {"unet/*": unet, "text_encoder/*": text, "default": 0.0}}
+        {"unet/*": unet, "text_encoder/*": text, "default": 0.0}
         for unet, text in zip(WEIGHTS, (1.0, 0.0, 0.0), strict=True)
     ]
-    named = recipe_of(folder, merge={"parameters": values})
+    named = recipe_of(folder, weights=values)
     found = [
-        weights(fused(folder / "base", build_model(each, tmp_path / name)))
+        weights(fused(folder / "base", built(each, name)))
         for name, each in (("part", part), ("named", named))
     ]
     assert difference(*found) < 1e-7
-    whole = build_model(part, tmp_path / "whole", whole=True)
+    whole = built(part, "whole", whole=True)
     assert difference(found[0], weights(loaded(whole))) < 1e-6
     for value in ([0.0, 1.0], {"blocks.0": 1.0, "default": 0.0}):
-        with pytest.raises(RecipeError, match="blocks are numbered within a component"):
-            check_recipe(recipe_of(folder, merge={"parameters": [{"weight": value}] * 3}))
+        with refused("blocks are numbered within a component", RecipeError):
+            check_recipe(recipe_of(folder, weights=[value] * 3))
 
 
-def test_a_file_of_kohya(parents, tmp_path):
+def test_a_file_of_kohya(parents, built, tmp_path):
     """A LoRA in the layout of kohya's scripts, with alphas in the file, is merged as diffusers'
     is."""
     folder = parents / "sd"
@@ -272,17 +269,10 @@ def test_a_file_of_kohya(parents, tmp_path):
         renamed[f"lora_{flat}.{name}"] = tensor
         renamed[f"lora_{flat}.alpha"] = torch.tensor(7.0)
     save_file(renamed, tmp_path / "kohya.safetensors")
-    names = [str(tmp_path / "kohya.safetensors"), *(str(folder / f"lora{n}") for n in (1, 2))]
-    out = build_model(recipe_of(folder, adapters=names), tmp_path / "out")
+    names = [tmp_path / "kohya.safetensors", folder / "lora1", folder / "lora2"]
+    out = built(recipe_of(folder, adapters=names))
     wanted = by_hand(folder, total)
     assert difference(weights(fused(folder / "base", out)), wanted) < 1e-6
-
-
-def spoiled_lora(file, folder, more):
-    """A copy of a LoRA with further tensors."""
-    folder.mkdir()
-    save_file(load_file(file) | more, folder / FILE)
-    return str(folder)
 
 
 ATTENDS = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -310,8 +300,7 @@ DECODER = {
 )
 def test_what_is_no_lora_is_refused(more, said, parents, tmp_path):
     """DoRA, full tensors, components that the pipeline has not or diffusers loads nothing into."""
-    loras = [spoiled_lora(parents / "sd" / "lora0" / FILE, tmp_path / "own", more)]
-    merge = {"parameters": [{"weight": 1.0}]}
-    with pytest.raises(EvoMergeError, match=said) as error:
-        check_recipe(recipe_of(parents / "sd", adapters=loras, merge=merge), whole=False)
-    assert "\n" not in str(error.value)
+    folder = parents / "sd"
+    save_file(load_file(folder / "lora0" / FILE) | more, tmp_path / FILE)
+    with refused(said, EvoMergeError):
+        check_recipe(recipe_of(folder, adapters=[tmp_path], weights=[1.0]), whole=False)

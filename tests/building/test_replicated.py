@@ -1,22 +1,20 @@
 """A path through one model as an adapter of peft, and such an adapter as a source."""
 
-import json
-
 import pytest
 import torch
-from classes import edit_json
+from classes import edit_json, read_json
 from peft import LoraConfig, PeftModel, get_peft_model
 from quantized import to_fp8
+from recipes import merge_of, path_of
+from refused import refused
 from slowly import slow_beyond
 from tiny_models import ARCHITECTURES, tiny_model, token_ids
 from transformers import AutoModelForCausalLM
 
-from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.building.build import check_recipe
 from hf_evomerge.building.folded import fold
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.errors import SourceError
-from hf_evomerge.recipes.recipe import Recipe
 
 LAYERS = 4
 PATHS = {
@@ -39,9 +37,7 @@ def saved(folder, architecture="llama", layers=LAYERS, seed=0):
 
 def recipe_of(path, *models, **fields):
     """A path through models, as an adapter where it can be one."""
-    sources = [{"model": str(model)} for model in models]
-    flow = path if isinstance(path, dict) else {"path": path}
-    return Recipe.model_validate({"sources": sources, "flow": flow, "adapter": "auto", **fields})
+    return path_of(*models, hops=path, **{"adapter": "auto", **fields})
 
 
 def answers(model):
@@ -60,12 +56,12 @@ def same(model, other):
     "architecture", slow_beyond(["llama", "gemma3_text", "qwen2", "gpt2"], ARCHITECTURES)
 )
 @torch.no_grad()
-def test_an_adapter_computes_what_the_path_does(architecture, tmp_path):
+def test_an_adapter_computes_what_the_path_does(architecture, built, tmp_path):
     """Wherever a path is an adapter, peft gives its logits and its text to the bit; where layers
     would run as another kind, or are not found, the whole model is written."""
     base = saved(tmp_path / "base", architecture)
     for name, path in PATHS.items():
-        out = build_model(recipe_of(path, base), tmp_path / name)
+        out = built(recipe_of(path, base), name)
         is_adapter = (out / "adapter_config.json").is_file()
         known = KINDS.get(architecture, set()) | COUNTED.get(architecture, set())
         if architecture in {"llama", *KINDS, *COUNTED, *HIDDEN}:
@@ -73,24 +69,24 @@ def test_an_adapter_computes_what_the_path_does(architecture, tmp_path):
         if not is_adapter:
             assert (out / "config.json").is_file()
             continue
-        whole = build_model(recipe_of(path, base), tmp_path / f"{name} whole", whole=True)
+        whole = built(recipe_of(path, base), f"{name} whole", whole=True)
         adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out)
         assert same(adapted, AutoModelForCausalLM.from_pretrained(whole)), name
 
 
 @torch.no_grad()
-def test_transformers_loads_it_alone(tmp_path):
+def test_transformers_loads_it_alone(built, tmp_path):
     """`from_pretrained` of the adapter and `load_adapter` of its base give the path too; the files
     of weights and settings have a kilobyte each at most."""
     base = saved(tmp_path / "base")
-    out = build_model(recipe_of(PATHS["repeat"], base), tmp_path / "out")
-    whole = build_model(recipe_of(PATHS["repeat"], base), tmp_path / "whole", whole=True)
+    out = built(recipe_of(PATHS["repeat"], base))
+    whole = built(recipe_of(PATHS["repeat"], base), "whole", whole=True)
     expected = AutoModelForCausalLM.from_pretrained(whole)
     later = AutoModelForCausalLM.from_pretrained(base)
     later.load_adapter(str(out))
     assert same(AutoModelForCausalLM.from_pretrained(out), expected)
     assert same(later, expected)
-    config = json.loads((out / "adapter_config.json").read_text())
+    config = read_json(out / "adapter_config.json")
     assert config["layer_replication"] == [[0, 3], [1, 4]]
     assert (out / "adapter_model.safetensors").stat().st_size < 1024
 
@@ -98,51 +94,48 @@ def test_transformers_loads_it_alone(tmp_path):
 @pytest.mark.parametrize(
     ("path", "fields", "reason"),
     [
-        ({"path": "0:0-3", "scales": [1, 1, 0.5, 1]}, {}, "layers side by side, or scales"),
+        ("0:0-3", {"flow": {"scales": [1, 1, 0.5, 1]}}, "layers side by side, or scales"),
         ("0:0, 0:1 + 0:2, 0:3", {}, "side by side"),
         ("0:0-1, 1:2-3", {}, "runs through several models"),
-        ({"path": "0:0-1", "embedding_source": 1}, {}, "runs through several models"),
+        ("0:0-1", {"flow": {"embedding_source": 1}}, "runs through several models"),
         ("0:0-1", {"dtype": "bfloat16"}, "dtype: an adapter leaves the base's, torch.float32"),
     ],
 )
-def test_what_is_more_than_an_order_of_layers_is_no_adapter(path, fields, reason, tmp_path):
+def test_what_is_more_than_an_order_of_layers_is_no_adapter(path, fields, reason, built, tmp_path):
     """With `auto` the whole model is written; an adapter that is insisted on is refused with the
     reason."""
     models = [saved(tmp_path / f"model{seed}", seed=seed) for seed in range(2)]
     recipe = recipe_of(path, *models, **fields)
-    out = build_model(recipe, tmp_path / "out")
+    out = built(recipe)
     assert (out / "config.json").is_file()
-    with pytest.raises(SourceError, match=f"the result is no adapter: .*{reason}"):
-        build_model(recipe, tmp_path / "adapter", whole=False)
+    with refused(f"the result is no adapter: .*{reason}"):
+        built(recipe, "adapter", whole=False)
 
 
-def test_a_source_that_has_an_adapter_or_quantised_weights_is_no_base(tmp_path):
+def test_a_source_that_has_an_adapter_or_quantised_weights_is_no_base(built, tmp_path):
     """The refusal names which of the two it is."""
     base = saved(tmp_path / "base")
-    adapted = build_model(recipe_of("0:0-3", base), tmp_path / "adapter")
-    config = json.loads((adapted / "adapter_config.json").read_text())
-    del config["layer_replication"]
-    (adapted / "adapter_config.json").write_text(json.dumps(config))
-    source = {"model": str(base), "adapter": str(adapted)}
-    recipe = Recipe.model_validate({"sources": [source], "flow": {"path": "0:0-1"}})
-    with pytest.raises(SourceError, match=r"no adapter: \S+ \+ \S+ has an adapter already"):
-        check_recipe(recipe, whole=False)
-    quantised = saved(tmp_path / "quantised")
-    to_fp8(quantised)
-    with pytest.raises(SourceError, match=r"no adapter: \S+ has quantised weights"):
-        check_recipe(recipe_of("0:0-1", quantised), whole=False)
+    adapted = built(recipe_of("0:0-3", base), "adapter")
+    edit_json(adapted / "adapter_config.json", layer_replication=None)
+    quantised = to_fp8(saved(tmp_path / "quantised"))
+    for model, reason in (
+        ((base, adapted), r"\S+ \+ \S+ has an adapter already"),
+        (quantised, r"\S+ has quantised weights"),
+    ):
+        with refused(f"no adapter: {reason}"):
+            check_recipe(recipe_of("0:0-1", model), whole=False)
 
 
-def test_a_path_is_a_whole_model_unless_asked(tmp_path):
+def test_a_path_is_a_whole_model_unless_asked(built, tmp_path):
     """A recipe that does not ask for an adapter gives a model, as before."""
     recipe = recipe_of("0:0-1", saved(tmp_path / "base"), adapter=None)
-    assert (build_model(recipe, tmp_path / "out") / "config.json").is_file()
-    out = build_model(recipe, tmp_path / "adapter", whole=False)
+    assert (built(recipe) / "config.json").is_file()
+    out = built(recipe, "adapter", whole=False)
     assert (out / "adapter_config.json").is_file()
 
 
 @torch.no_grad()
-def test_an_adapter_that_moves_layers_is_a_source(tmp_path):
+def test_an_adapter_that_moves_layers_is_a_source(built, tmp_path):
     """It is read as the model that peft makes of it, its matrices for each layer included: alone,
     merged with another, inspected, and folded."""
     base = saved(tmp_path / "base")
@@ -154,29 +147,24 @@ def test_an_adapter_that_moves_layers_is_a_source(tmp_path):
     for name, parameter in tuned.named_parameters():
         parameter.normal_(std=0.1) if "lora_B" in name else None
     tuned.save_pretrained(tmp_path / "adapter")
-    source = {"model": str(base), "adapter": str(tmp_path / "adapter")}
+    source = base, tmp_path / "adapter"
     assert inspect_model(tmp_path / "adapter").layers == 5
     plain = AutoModelForCausalLM.from_pretrained(fold(tmp_path / "adapter", tmp_path / "plain"))
     assert torch.allclose(answers(plain)[0], answers(tuned)[0], atol=1e-5)
     assert torch.equal(answers(plain)[1], answers(tuned)[1])
     other = saved(tmp_path / "other", layers=5, seed=1)
-    merge = {"method": "linear", "parameters": [{"weight": 0.5}, {"weight": 0.5}]}
-    sources = [source, {"model": str(other)}]
-    recipe = Recipe.model_validate({"sources": sources, "merge": merge})
-    merged = AutoModelForCausalLM.from_pretrained(build_model(recipe, tmp_path / "merged"))
+    out = built(merge_of(source, other), "merged")
+    merged = AutoModelForCausalLM.from_pretrained(out)
     there = AutoModelForCausalLM.from_pretrained(other)
     for name, tensor in merged.named_parameters():
         mean = (plain.get_parameter(name) + there.get_parameter(name)) / 2
         assert torch.allclose(tensor, mean, atol=1e-6), name
-    for sources in ([source, {"model": str(base)}], [{"model": str(base)}, source]):
-        with pytest.raises(SourceError) as caught:
-            check_recipe(Recipe.model_validate({"sources": sources, "merge": merge}))
-        assert str(caught.value) == (
-            f"{base} + {tmp_path / 'adapter'}: its layer_replication makes 5 layers, and {base} "
-            "has 4; merge models of as many layers"
-        )
-    two = Recipe.model_validate({"sources": [source, source], "base": source, "merge": merge})
-    out = build_model(two, tmp_path / "two")
+    for sources in ([source, base], [base, source]):
+        with refused(
+            rf"adapter: its layer_replication makes 5 layers, and {base} has 4; merge models"
+        ):
+            check_recipe(merge_of(*sources))
+    out = built(merge_of(source, source, base=source), "two")
     assert (out / "config.json").is_file()  # an adapter would leave the layers as they are
 
 
@@ -190,11 +178,11 @@ def test_an_adapter_that_moves_layers_is_a_source(tmp_path):
         ("gemma3_text", [[0, 1], [2, 4]], "runs each layer as the kind of the base's in its place"),
     ],
 )
-def test_ranges_that_cannot_run_are_refused(architecture, ranges, message, tmp_path):
+def test_ranges_that_cannot_run_are_refused(architecture, ranges, message, built, tmp_path):
     """Layers that are not there, ranges that are none, and layers of other kinds are refused in one
     line."""
     base = saved(tmp_path / "base", architecture)
-    out = build_model(recipe_of("0:2-3", base), tmp_path / "out")
+    out = built(recipe_of("0:2-3", base))
     edit_json(out / "adapter_config.json", layer_replication=ranges)
-    with pytest.raises(SourceError, match=message):
-        _ = open_source(str(out)).config
+    with refused(message):
+        _ = open_source(out).config

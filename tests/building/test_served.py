@@ -1,11 +1,11 @@
 """Adapters as servers read them: the rules that vLLM and SGLang state for an adapter's files,
 checked without either."""
 
-import json
 import re
 
 import pytest
 import torch
+from classes import edit_json, edited, read_json
 from peft import AutoPeftModel, AutoPeftModelForCausalLM
 from recipes import merge_of
 from safetensors import safe_open
@@ -34,7 +34,7 @@ def check_served(folder, model, *, sees=False):
     (`get_normalized_target_modules`): target_modules is a list, whose last parts are those of
     linear layers.
     """
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = read_json(folder / "adapter_config.json")
     linear = {name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
     ends = {name.rpartition(".")[2] for name in linear}
     assert not config["use_dora"]
@@ -65,20 +65,18 @@ def check_served(folder, model, *, sees=False):
 @pytest.mark.parametrize(
     "architecture", slow_beyond(["llama", "qwen3_5_text"], ["llama", "qwen3_5_text", "phi3"])
 )
-def test_servers_take_a_merge_of_adapters(architecture, tmp_path):
+def test_servers_take_a_merge_of_adapters(architecture, built, tmp_path):
     """A merge of adapters of different ranks and modules passes the rules; `load_adapter` of
     transformers computes what peft does."""
-    tiny_model(architecture, 2).save_pretrained(tmp_path / "base")
-    base = {"model": str(tmp_path / "base")}
+    base = tmp_path / "base"
+    tiny_model(architecture, 2).save_pretrained(base)
     sources = []
     for seed, targets in enumerate((["o_proj", "down_proj"], ["o_proj"])):
-        out = tmp_path / f"adapter{seed}"
         settings = {"target_modules": targets, "r": 2 + seed, "use_rslora": bool(seed)}
-        save_adapter(tmp_path / "base", out, seed, **settings)
-        sources.append({**base, "adapter": str(out)})
+        sources.append((base, save_adapter(base, tmp_path / f"adapter{seed}", seed, **settings)))
     recipe = merge_of(*sources, method="task_arithmetic", base=base)
-    folder = build_model(recipe, tmp_path / "out")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    folder = built(recipe)
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
     check_served(folder, model)
     model.load_adapter(str(folder))
     ids = torch.arange(1, 8)[None]
@@ -96,20 +94,20 @@ def test_adapters_of_a_model_that_sees_have_the_names_of_the_whole(name, is_plai
     are read, as are those with today's names of modules; the merged one has names that peft and
     vLLM find in the vision-language model. A layer of a sequence, which is called by a number, is
     named whole, so that peft takes no block for it."""
-    save_vlm(tmp_path / "base", name, 0)
-    base = {"model": str(tmp_path / "base")}
+    base = tmp_path / "base"
+    save_vlm(base, name, 0)
     sources = []
     for seed in range(2):
-        whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
+        whole = AutoModelForImageTextToText.from_pretrained(base)
         out = tmp_path / f"adapter{seed}"
         targets = r".*(language|text)_model.*\.(q_proj|up_proj)" if is_plain else "all-linear"
         save_adapter(whole, out, seed, target_modules=targets, task_type=None)
         if is_plain:
             _call_as_plain(out)
-        sources.append({**base, "adapter": str(out)})
+        sources.append((base, out))
     recipe = merge_of(*sources, method="task_arithmetic", base=base)
     folder = build_model(recipe, tmp_path / "out")
-    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "base").eval()
+    plain = AutoModelForImageTextToText.from_pretrained(base).eval()
     check_served(folder, plain, sees=is_plain and name != "smolvlm")
     built = build_model(recipe, tmp_path / "whole", whole=True)
     merged = AutoModelForImageTextToText.from_pretrained(built).eval()
@@ -122,13 +120,8 @@ def test_adapters_of_a_model_that_sees_have_the_names_of_the_whole(name, is_plai
 
 def _call_as_plain(folder):
     """Give the tensors of an adapter the names that they have in a plain language model."""
-    from safetensors.torch import load_file, save_file
-
-    file = folder / "adapter_model.safetensors"
-    tensors = {}
-    for name, tensor in load_file(file).items():
-        tensors[re.sub(r"model\.(language|text)_model\.layers", "model.layers", name)] = tensor
-    save_file(tensors, file)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    config["target_modules"] = ["q_proj", "up_proj"]
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with edited(folder, "adapter_model.safetensors") as tensors:
+        for name in list(tensors):
+            plain = re.sub(r"model\.(language|text)_model\.layers", "model.layers", name)
+            tensors[plain] = tensors.pop(name)
+    edit_json(folder / "adapter_config.json", target_modules=["q_proj", "up_proj"])

@@ -1,18 +1,16 @@
 """Stacks of slices: which layers become which, with whose parameters, and what cannot be
 stacked."""
 
-import json
-import re
-
 import pytest
 import torch
+from classes import read_json, tensors_of
 from families import save_family, tiny_config
-from safetensors.torch import load_file
+from recipes import merge_of
+from tiny_models import tiny_model
 from transformers import LlamaForCausalLM
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.errors import RecipeError, SourceError
-from hf_evomerge.recipes.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +24,14 @@ def deep(tmp_path_factory):
 def stack(deep, tmp_path):
     """Builds slices, and gives the tensors of the result and of the parents."""
 
-    def build(slices, method="passthrough", base=False, **options):
-        data = {
-            "sources": [{"model": str(deep / f"source{index}")} for index in range(3)],
-            "merge": {"method": method, "slices": slices, "options": options},
-        }
-        if base:
-            data["base"] = {"model": str(deep / "base")}
-        recipe = Recipe.model_validate(data)
-        out = build_model(recipe, tmp_path / "out")
-        parents = {
-            name: load_file(deep / name / "model.safetensors")
-            for name in ("source0", "source1", "source2", "base")
-        }
-        return load_file(out / "model.safetensors"), parents, out
+    def build(slices, method="passthrough", base=None, **options):
+        merge = {"slices": slices, "options": options}
+        sources = [deep / f"source{index}" for index in range(3)]
+        out = build_model(
+            merge_of(*sources, method=method, base=base, merge=merge), tmp_path / "out"
+        )
+        parents = {folder.name: tensors_of(folder) for folder in deep.iterdir()}
+        return tensors_of(out), parents, out
 
     return build
 
@@ -56,9 +48,7 @@ def layer_of(tensors, number):
 
 def same(left, right):
     """Whether two layers hold the same tensors."""
-    return left.keys() == right.keys() and all(
-        torch.equal(left[name], right[name]) for name in left
-    )
+    return left.keys() == right.keys() and all(map(torch.equal, left.values(), right.values()))
 
 
 def test_layers_are_stacked_in_order(stack, load):
@@ -117,11 +107,11 @@ def test_a_slice_merges_different_layers(stack):
     assert torch.equal(merged["lm_head.weight"], parents["source2"]["lm_head.weight"])
 
 
-def test_a_slice_has_its_own_base_and_options(stack):
+def test_a_slice_has_its_own_base_and_options(stack, deep):
     """Task vectors are taken from the base's layers that the slice names, and a slice's options
     count there alone."""
     slices = [{"layers": ["0:1-2"], "base": "0-1", "options": {"lambda": 0.5}}, {"layers": ["1:3"]}]
-    merged, parents, _ = stack(slices, "task_arithmetic", base=True, **{"lambda": 2})
+    merged, parents, _ = stack(slices, "task_arithmetic", deep / "base", **{"lambda": 2})
     for number, (source, layer, below, factor) in enumerate(
         [(0, 1, 0, 0.5), (0, 2, 1, 0.5), (1, 3, 3, 2)]
     ):
@@ -145,11 +135,11 @@ def test_patterns_see_the_sources_names(stack):
     )
 
 
-def test_one_whole_slice_is_the_plain_merge(stack, make_recipe, deep, tmp_path):
+def test_one_whole_slice_is_the_plain_merge(stack, make_recipe, deep, built):
     """A single slice of all layers gives the bytes of the merge without slices, config included."""
     values = [{"weight": [0.1, 0.9]}, {"weight": {"*mlp*": 0.3, "default": 0.6}}]
     _, _, out = stack([{"layers": ["0:0-3", "1:0-3"], "parameters": values}], "linear")
-    plain = build_model(make_recipe(deep, "linear", values, base=False), tmp_path / "plain")
+    plain = built(make_recipe(deep, "linear", values, base=False), "plain")
     left, right = ({f.name: f.read_bytes() for f in folder.iterdir()} for folder in (out, plain))
     assert {name for name, data in left.items() if right.pop(name) != data} <= {
         "recipe.yaml",
@@ -158,88 +148,63 @@ def test_one_whole_slice_is_the_plain_merge(stack, make_recipe, deep, tmp_path):
     assert not right
 
 
-def test_lists_with_an_entry_per_layer_follow(stack, deep, tmp_path):
+def test_lists_with_an_entry_per_layer_follow(built, tmp_path):
     """What the config says of each layer is said of the same layer in the stack."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    kinds = ["full_attention", "sliding_attention", "full_attention"]
-    settings = tiny_config(num_hidden_layers=3).to_dict()
-    config = Qwen2Config(
-        **{
-            **settings,
-            "model_type": "qwen2",
-            "layer_types": kinds,
-            "use_sliding_window": True,
-            "sliding_window": 4,
-        }
-    )
-    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "mixed")
-    data = {
-        "sources": [{"model": str(tmp_path / "mixed")}],
-        "merge": {"method": "passthrough", "slices": [{"layers": ["0:1-2"]}, {"layers": ["0:1"]}]},
-    }
-    out = build_model(Recipe.model_validate(data), tmp_path / "stacked")
-    assert json.loads((out / "config.json").read_text())["layer_types"] == [
-        kinds[1],
-        kinds[2],
-        kinds[1],
-    ]
+    model = tiny_model("qwen3", 3)
+    model.save_pretrained(tmp_path / "mixed")
+    merge = {"slices": [{"layers": ["0:1-2"]}, {"layers": ["0:1"]}]}
+    recipe = merge_of(tmp_path / "mixed", method="passthrough", merge=merge)
+    out = built(recipe, "stacked")
+    kinds = model.config.layer_types
+    assert kinds[1] != kinds[2]
+    assert read_json(out / "config.json")["layer_types"] == [*kinds[1:], kinds[1]]
 
 
 @pytest.mark.parametrize(
-    ("slices", "method", "kind", "message"),
+    ("piece", "kind", "message"),
     [
         (
-            [{"layers": ["0:0-4"]}],
-            "passthrough",
+            {"layers": ["0:0-4"]},
             SourceError,
-            "merge.slices[0]: layer 4 of .*source0, which has 4 layers",
+            r"merge.slices\[0\]: layer 4 of .*source0, which has 4 layers",
         ),
         (
-            [{"layers": ["0:0", "1:0"]}],
-            "passthrough",
+            {"layers": ["0:0", "1:0"]},
             RecipeError,
-            "merge.sources: passthrough merges 1 model (found 2)",
+            r"merge.sources: passthrough merges 1 model \(found 2\)",
         ),
         (
-            [{"layers": ["0:0"], "parameters": [{"scale": {"blocks.0": 1, "default": 2}}]}],
-            "passthrough",
+            {"layers": ["0:0"], "parameters": [{"scale": {"blocks.0": 1, "default": 2}}]},
             RecipeError,
-            "merge.slices[0]: scale.blocks.0: slices name the layers themselves",
+            r"merge.slices\[0\]: scale.blocks.0: slices name the layers themselves",
         ),
         (
-            [{"layers": ["0:0"], "parameters": [{"scale": {"*nothing*": 1, "default": 2}}]}],
-            "passthrough",
+            {"layers": ["0:0"], "parameters": [{"scale": {"*nothing*": 1, "default": 2}}]},
             RecipeError,
-            "merge.slices[0]: merge.parameters[0].scale: the pattern '*nothing*' names no tensor",
+            r"merge.slices\[0\]: .*\[0\].scale: the pattern '\*nothing\*' names no tensor",
         ),
     ],
 )
-def test_what_cannot_be_stacked_is_refused(stack, tmp_path, slices, method, kind, message):
+def test_what_cannot_be_stacked_is_refused(stack, tmp_path, piece, kind, message):
     """A missing layer, too many sources, groups of blocks and empty patterns are refused before
     anything is written."""
-    with pytest.raises(kind) as caught:
-        stack(slices, method, base=method == "ties")
-    pattern = re.escape(message).replace(r"\.\*", ".*")
-    assert re.search(pattern, str(caught.value)), str(caught.value)
+    with pytest.raises(kind, match=message):
+        stack([piece])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stack_is_checked_and_built(deep, tmp_path, load):
+def test_a_stack_is_checked_and_built(deep, built, load):
     """The check says how many layers there will be, and a path may run through the stack."""
-    data = {
-        "sources": [{"model": str(deep / "source0")}, {"model": str(deep / "source1")}],
-        "merge": {
-            "method": "passthrough",
-            "slices": [{"layers": ["0:0-3"]}, {"layers": ["1:2-3"]}],
-        },
-        "flow": {"path": ["2:0-5", "2:5"], "embedding_source": 2},
-    }
-    recipe = Recipe.model_validate(data)
+    recipe = merge_of(
+        deep / "source0",
+        deep / "source1",
+        method="passthrough",
+        merge={"slices": [{"layers": ["0:0-3"]}, {"layers": ["1:2-3"]}]},
+        flow={"path": ["2:0-5", "2:5"], "embedding_source": 2},
+    )
     wanted = (
         "fine: passthrough of 2 sources, stacked to 6 layers, then a path of 7 hops over 6 "
         "distinct layers, as "
     )
     assert str(check_recipe(recipe)).startswith(wanted)
-    model = load(build_model(recipe, tmp_path / "out"))
-    assert len(model.config.path) == 7
+    assert len(load(built(recipe)).config.path) == 7

@@ -2,27 +2,24 @@
 accounted for."""
 
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 import torch
+from classes import tensors_of
 from recipes import merge_of
-from safetensors.torch import load_file
+from refused import refused
 
 from hf_evomerge.building.build import open_recipe
 from hf_evomerge.building.folded import Folded, fold
-from hf_evomerge.checkpoints.checkpoint import Checkpoint
 from hf_evomerge.checkpoints.ledger import Ledger
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.checkpoints.writer import write_checkpoint
-from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import Recipe
 
 MERGE = {
     "method": "ties",
     "parameters": [{"weight": 0.6, "density": 0.5}, {"weight": 0.7, "density": 0.4}],
 }
-MakeCheckpoint = Callable[[str], Checkpoint]
 
 
 @pytest.fixture
@@ -31,27 +28,18 @@ def make(tiny):
 
     def made(kind):
         if kind == "source":
-            return open_source(str(tiny / "a"))
-        flow = (
-            {"path": ["2:0", "2:1", "0:1", "2:1"], "scales": [1, 0.5, 1.5, 1]}
-            if kind == "hybrid"
-            else None
-        )
-        flow = flow or {"path": ["0:0", "1:1", "0:1"], "scales": [1, 0.5, 2]}
-        recipe = {
+            return open_source(tiny / "a")
+        flow = {"path": ["0:0", "1:1", "0:1"], "scales": [1, 0.5, 2]}
+        if kind == "hybrid":
+            flow = {"path": ["2:0", "2:1", "0:1", "2:1"], "scales": [1, 0.5, 1.5, 1]}
+        fields = {
             "sources": [{"model": str(tiny / name)} for name in "ab"],
             "base": {"model": str(tiny / "base")},
+            "merge": MERGE if kind in ("merged", "hybrid") else None,
+            "flow": flow if kind != "merged" else None,
         }
-        parts = {
-            "merged": {"merge": MERGE},
-            "routed": {"flow": flow},
-            "hybrid": {"merge": MERGE, "flow": flow},
-        }
-        routed = kind == "folded"
-        checkpoint = open_recipe(
-            Recipe.model_validate({**recipe, **parts["routed" if routed else kind]})
-        )
-        return Folded(checkpoint) if routed else checkpoint
+        checkpoint = open_recipe(Recipe.model_validate(fields))
+        return Folded(checkpoint) if kind == "folded" else checkpoint
 
     return made
 
@@ -65,13 +53,13 @@ def test_what_is_read_is_what_is_written(kind, make, tmp_path):
     and shape it states."""
     checkpoint = make(kind)
     out = write_checkpoint(checkpoint, tmp_path / "out")
-    written = load_file(out / "model.safetensors")
+    written = tensors_of(out)
     assert set(written) == set(checkpoint.tensors)
     again = make(kind)  # read in another order than it was written in
     for name, tensor in sorted(written.items(), reverse=True):
         assert torch.equal(again.read(name), tensor), name
         assert checkpoint.tensors[name].shape == tuple(tensor.shape)
-    reopened = open_source(str(out))
+    reopened = open_source(out)
     assert {name: str(info) for name, info in reopened.tensors.items()} == {
         name: str(info) for name, info in checkpoint.tensors.items()
     }
@@ -116,8 +104,8 @@ def test_a_hybrid_merges_only_what_is_on_its_path(make, tiny, tmp_path, monkeypa
 def test_a_plan_folds_as_the_model_on_disk_does(make, tmp_path):
     """Folding a path that was never written gives the bits of folding what was."""
     built = write_checkpoint(make("routed"), tmp_path / "built")
-    there = load_file(fold(built, tmp_path / "there") / "model.safetensors")
-    here = load_file(write_checkpoint(make("folded"), tmp_path / "here") / "model.safetensors")
+    there = tensors_of(fold(built, tmp_path / "there"))
+    here = tensors_of(write_checkpoint(make("folded"), tmp_path / "here"))
     assert all(torch.equal(here[name], tensor) for name, tensor in there.items())
     assert set(here) == set(there)
 
@@ -127,5 +115,5 @@ def test_a_tensor_that_is_not_there(make, kind):
     """A name that no tensor has is an error that names it and the checkpoint."""
     checkpoint = make(kind)
     name = next(name for name in checkpoint.tensors if name.endswith("norm.weight"))
-    with pytest.raises(SourceError, match=rf"no tensor called {name}s"):
+    with refused(rf"no tensor called {name}s"):
         checkpoint.read(f"{name}s")

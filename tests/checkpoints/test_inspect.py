@@ -39,22 +39,28 @@ def merged(tiny, tmp_path_factory):
     return build_model(recipe, tmp_path_factory.mktemp("merged") / "model")
 
 
-def test_a_plain_model(tiny, tiny_half):
+@pytest.mark.parametrize(
+    ("family", "dtype", "size"), [("tiny", "F32", 4), ("tiny_half", "BF16", 2)]
+)
+def test_a_plain_model(family, dtype, size, request):
     """Layers, parameters, bytes and dtypes of a plain model are its architecture's, and what is
     stored is what runs."""
-    for folder, dtype, size in ((tiny, "F32", 4), (tiny_half, "BF16", 2)):
-        found = inspect_model(folder / "a")
-        count = 2 * BLOCK + OUTSIDE
-        assert (found.architecture, found.model_type, found.layers) == (
-            "LlamaForCausalLM",
-            "llama",
-            2,
-        )
-        assert (found.vocab_size, found.hidden_size, found.tied_head) == (26, 16, False)
-        assert (
-            found.stored == found.effective == inspection.Size(count, count * size, {dtype: count})
-        )
-        assert (found.chat_template, found.merged) == (False, None)
+    found = inspect_model(request.getfixturevalue(family) / "a")
+    count = 2 * BLOCK + OUTSIDE
+    whole = inspection.Size(count, count * size, {dtype: count})
+    expected = {
+        "architecture": "LlamaForCausalLM",
+        "model_type": "llama",
+        "layers": 2,
+        "vocab_size": 26,
+        "hidden_size": 16,
+        "tied_head": False,
+        "stored": whole,
+        "effective": whole,
+        "chat_template": False,
+        "merged": None,
+    }
+    assert vars(found) == vars(found) | expected
 
 
 def test_a_merged_model(merged, tiny):
@@ -64,29 +70,25 @@ def test_a_merged_model(merged, tiny):
     assert found.stored.parameters == 3 * BLOCK + OUTSIDE
     assert found.effective.parameters == 5 * BLOCK + OUTSIDE
     assert found.effective.bytes == 4 * found.effective.parameters
-    assert (found.architecture, found.model_type, found.layers) == (
-        "EvoMergedForCausalLM",
-        "llama",
-        5,
-    )
-    assert (found.chat_template, found.tied_head) == (False, False)
-    assert found.merged["path"] == ["0:0", "1:1", "0:0*0.5 + 0:1*0.5", "1:1"]
-    assert found.merged["scales"] == [1, 0.5, 1, 2]
-    assert [
-        found.merged[name] for name in ("scale_target", "embedding_source", "distinct_layers")
-    ] == ["stream", 1, 3]
-    assert [source["model"] for source in found.merged["sources"]] == [
-        str(tiny / "a"),
-        str(tiny / "b"),
-    ]
+    assert (found.architecture, found.layers) == ("EvoMergedForCausalLM", 5)
+    assert not found.tied_head
+    sources = found.merged.pop("sources")
+    assert [source["model"] for source in sources] == [str(tiny / "a"), str(tiny / "b")]
+    assert found.merged == {
+        "path": ["0:0", "1:1", "0:0*0.5 + 0:1*0.5", "1:1"],
+        "scales": [1, 0.5, 1, 2],
+        "scale_target": "stream",
+        "embedding_source": 1,
+        "distinct_layers": 3,
+    }
 
 
-def test_a_tied_head_is_seen_in_plain_and_merged_models(tmp_path):
+def test_a_tied_head_is_seen_in_plain_and_merged_models(built, tmp_path):
     """A head that is the embedding matrix is counted once, also in a merged model."""
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     config = tiny_config(vocab_size=26, hidden_size=16, intermediate_size=24, **heads)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
-    build_model(path_of(tmp_path / "tied", hops=["0:0", "0:0"]), tmp_path / "merged")
+    built(path_of(tmp_path / "tied", hops=["0:0", "0:0"]), "merged")
     for name, layers in (("tied", 2), ("merged", 1)):
         found = inspect_model(tmp_path / name)
         assert found.tied_head
@@ -136,25 +138,22 @@ def test_an_adapter(tiny, tmp_path):
     assert json.loads(_invoke("inspect", folder, "--json"))["adapter"] == told
 
 
-def test_the_commands(merged, tiny, tmp_path):
-    """Both commands print text for people and JSON for machines, with a bar per group as long as
-    its difference."""
+def test_the_commands(merged, tmp_path):
+    """Both commands print text for people, with a bar per group as long as its difference."""
     text = _invoke("inspect", merged)
     assert "4 hops over 3 distinct layers" in text
     assert "hop   2  1:1                      scale 0.5000" in text
     assert f"{3 * BLOCK + OUTSIDE:,} parameters" in text
-    data = json.loads(_invoke("diff", tiny / "a", tiny / "b", "--base", tiny / "base", "--json"))
-    shown = _invoke("diff", tiny / "a", tiny / "b", "--base", tiny / "base").splitlines()
-    assert max(map(len, shown[4:])) == 80
-    assert 0 < data["total"]["weights"]["relative"] < 2
-    for name, change in (("a", [1.0, 1.0]), ("b", [2.0, 1.5])):
-        save_tensors(
-            tmp_path / name,
-            {f"layers.{i}.w": torch.full((4,), value) for i, value in enumerate(change)},
-        )
-    shown = _invoke("diff", tmp_path / "a", tmp_path / "b").splitlines()
+    for name, change in (("base", [0.5, 0.5]), ("a", [1.0, 1.0]), ("b", [2.0, 1.5])):
+        tensors = {f"layers.{i}.w": torch.full((4,), value) for i, value in enumerate(change)}
+        save_tensors(tmp_path / name, tensors)
+    words = ["diff", tmp_path / "a", tmp_path / "b", "--base", tmp_path / "base"]
+    shown = _invoke(*words).splitlines()
+    assert max(map(len, shown[4:8])) == 80
     bars = {line.split()[0]: line.count("█") for line in shown if line.startswith("blocks.")}
     assert bars == {"blocks.0": 18, "blocks.1": 9}
+    relative = json.loads(_invoke(*words, "--json"))["total"]["weights"]["relative"]
+    assert relative == pytest.approx((5 / 8) ** 0.5)
 
 
 def test_a_head_of_labels_is_its_own(tmp_path):

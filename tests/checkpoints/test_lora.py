@@ -1,26 +1,22 @@
 """LoRA adapters as part of a source: what peft's own merge gives, everywhere a source is read, or a
 refusal in one line."""
 
-import json
 import math
+import re
 
 import pytest
 import torch
-from classes import edit_json
+from classes import edit_json, edited, tensors_of
 from peft import PeftModel
-from recipes import merge_of
+from recipes import merge_of, ref_of
+from refused import refused
 from safetensors.torch import load_file, save_file
 from slowly import slow_beyond
 from tiny_adapters import save_adapter
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from tiny_models import tiny_model
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from hf_evomerge.building.build import build_model, check_recipe
+from hf_evomerge.building.build import check_recipe
 from hf_evomerge.checkpoints.headers import TensorInfo
 from hf_evomerge.checkpoints.lora import Adapter
 from hf_evomerge.checkpoints.open import open_source
@@ -29,36 +25,21 @@ from hf_evomerge.recipes.recipe import Recipe, SourceRef
 
 BOTH = ["q_proj", "down_proj"]
 CASES = {
-    "plain": {"r": 4, "lora_alpha": 7},
-    "rank-stabilised": {"r": 9, "lora_alpha": 7, "use_rslora": True},
-    "patterns": {
-        "r": 4,
-        "lora_alpha": 7,
-        "rank_pattern": {"q_proj": 6},
-        "alpha_pattern": {r"layers\.1\.mlp\.down_proj": 3},
-    },
-    "dora": {"r": 4, "lora_alpha": 7, "use_dora": True},
-    "embeddings": {"r": 4, "lora_alpha": 7, "target_modules": [*BOTH, "embed_tokens"]},
-    "modules to save": {"r": 4, "lora_alpha": 7, "modules_to_save": ["lm_head"]},
-    "a head, saved with its weights": {
-        "r": 4,
-        "lora_alpha": 7,
-        "target_modules": [*BOTH, "lm_head"],
-    },
-    "bias": {"r": 4, "lora_alpha": 7, "bias": "all"},
+    "plain": {},
+    "rank-stabilised": {"r": 9, "use_rslora": True},
+    "patterns": {"rank_pattern": {"q_proj": 6}, "alpha_pattern": {r"layers\.1\.mlp\.down_proj": 3}},
+    "dora": {"use_dora": True},
+    "embeddings": {"target_modules": [*BOTH, "embed_tokens"]},
+    "modules to save": {"modules_to_save": ["lm_head"]},
+    "a head, saved with its weights": {"target_modules": [*BOTH, "lm_head"]},
+    "bias": {"bias": "all"},
 }
 
 
 def base_model(architecture="llama", dtype=torch.float32):
     """A small random model; the Llama has biases and a head of its own."""
-    torch.manual_seed(0)
-    if architecture == "gpt2":
-        return GPT2LMHeadModel(
-            GPT2Config(vocab_size=48, n_embd=24, n_layer=2, n_head=2, n_positions=32)
-        ).to(dtype)
-    sizes = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True}
-    return LlamaForCausalLM(LlamaConfig(**sizes, **heads)).to(dtype)
+    fields = {"attention_bias": True} if architecture == "llama" else {}
+    return tiny_model(architecture, 2, **fields).to(dtype)
 
 
 @pytest.fixture
@@ -82,7 +63,7 @@ def merged_by_peft(base, adapter):
 
 def opened(base, adapter):
     """The base with the adapter."""
-    return open_source(SourceRef(model=str(base), adapter=str(adapter)))
+    return open_source(SourceRef(**ref_of((base, adapter))))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -92,7 +73,7 @@ def test_it_is_what_peft_merges(case, dtype, adapted):
     rounding in a thousand."""
     base, adapter = adapted(dtype=dtype, **CASES[case])
     expected = merged_by_peft(base, adapter)
-    before = load_file(base / "model.safetensors")
+    before = tensors_of(base)
     source = opened(base, adapter)
     changed = [name for name in source.tensors if not torch.equal(source.read(name), before[name])]
     assert changed
@@ -160,7 +141,7 @@ def test_a_checkpoint_of_the_inner_model(adapted, tmp_path):
 
 @pytest.mark.parametrize("case", slow_beyond(["dora"], ["plain", "dora", "modules to save"]))
 @pytest.mark.parametrize("part", [{"merge": {"method": "linear"}}, {"flow": {"path": ["0:0-1"]}}])
-def test_a_change_is_rounded_once_to_the_dtype_of_the_result(case, part, adapted, tmp_path):
+def test_a_change_is_rounded_once_to_the_dtype_of_the_result(case, part, adapted, built, tmp_path):
     """In float32 an adapter of a bfloat16 base keeps what bfloat16 would swallow; in bfloat16 it
     has the stored bits."""
     base, adapter = adapted(dtype=torch.bfloat16, **CASES[case])
@@ -168,10 +149,10 @@ def test_a_change_is_rounded_once_to_the_dtype_of_the_result(case, part, adapted
     LlamaForCausalLM.from_pretrained(base, dtype=torch.float32).save_pretrained(wide)
     source = opened(base, adapter)
     exact = opened(wide, adapter)
-    sources = [{"model": str(base), "adapter": str(adapter)}]
+    sources = [ref_of((base, adapter))]
     for dtype in ("float32", "float16", "bfloat16"):
         recipe = Recipe.model_validate({"sources": sources, "dtype": dtype, **part})
-        found = load_file(build_model(recipe, tmp_path / dtype, whole=True) / "model.safetensors")
+        found = tensors_of(built(recipe, dtype, whole=True))
         for name in source.changes:
             expected = (
                 source.read(name)
@@ -182,43 +163,30 @@ def test_a_change_is_rounded_once_to_the_dtype_of_the_result(case, part, adapted
             assert torch.equal(tensor, expected), (dtype, name)
 
 
-def test_a_search_scores_adapted_sources(search_config, tiny, tmp_path):
+def test_a_search_scores_adapted_sources(search_config, tiny, built, tmp_path):
     """In a search an adapted source has the score of the same weights on disk, merged or by
     itself."""
-    from hf_evomerge.recipes.recipe import MergePart
     from hf_evomerge.search.evaluation.evaluator import Evaluator
 
     adapter = save_adapter(tiny / "b", tmp_path / "adapter", 1, r=2, target_modules=BOTH)
-    ref = SourceRef(model=str(tiny / "b"), adapter=str(adapter))
-    alone = Recipe(sources=[ref], merge=MergePart(method="linear"))
-    folder = SourceRef(model=str(build_model(alone, tmp_path / "merged", whole=True)))
+    pair = tiny / "b", adapter
+    folder = built(merge_of(pair), "merged", whole=True)
     scores = []
-    for source in (ref, folder, SourceRef(model=str(tiny / "b"))):
-        evaluator = Evaluator(
-            search_config(
-                sources=[{"model": str(tiny / "a")}, source.model_dump(exclude_none=True)]
-            )
-        )
-        recipe = Recipe(sources=evaluator.config.sources, merge=MergePart(method="linear"))
-        found = [evaluator.evaluate(source), evaluator.evaluate(recipe)]
+    for source in (pair, folder, tiny / "b"):
+        sources = [ref_of(tiny / "a"), ref_of(source)]
+        evaluator = Evaluator(search_config(sources=sources))
+        targets = (evaluator.config.sources[1], merge_of(*sources))
+        found = [evaluator.evaluate(target) for target in targets]
         assert [one.error for one in found] == [None, None]
         scores.append([one.values.tolist() for one in found])
     assert scores[0] == scores[1]
     assert scores[0] != scores[2]
 
 
-def recipe_of(base, adapter):
-    """A merge of the adapted base alone."""
-    return merge_of({"model": str(base), "adapter": str(adapter)})
-
-
 PLACE = "model.layers.0.mlp.down_proj.lora_A.weight"
 REFUSED = [
     ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA adapters can be merged"),
-    (
-        {"init_lora_weights": "pissa_niter_4"},
-        "init_lora_weights is 'pissa_niter_4', which changes the base",
-    ),
+    ({"init_lora_weights": "pissa_niter_4"}, "is 'pissa_niter_4', which changes the base"),
     (
         {"target_parameters": ["experts"]},
         "target_parameters is ['experts'], which is not supported; merge it with peft",
@@ -226,40 +194,20 @@ REFUSED = [
     ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens is [5], which is not supported$"),
     ({"r": 5}, "model.layers.0.mlp.down_proj has rank 4, adapter_config.json says 5"),
     ({"use_dora": True}, "which have a magnitude where adapter_config.json says use_dora"),
-    (
-        {"target_modules": ["q_proj"]},
-        "target_modules does not name model.layers.0.mlp.down_proj, for which the adapter has",
-    ),
-    (
-        {"target_modules": {"q_proj": 1}},
-        "target_modules is {'q_proj': 1}, no list of at most 4096 names",
-    ),
-    (
-        {"exclude_modules": ["mlp.down_proj"]},
-        "exclude_modules names model.layers.0.mlp.down_proj, for which the adapter has",
-    ),
+    ({"target_modules": ["q_proj"]}, "target_modules does not name model.layers.0.mlp.down_proj"),
+    ({"target_modules": {"q_proj": 1}}, "is {'q_proj': 1}, no list of at most 4096 names"),
+    ({"exclude_modules": ["mlp.down_proj"]}, "exclude_modules names model.layers.0.mlp.down_proj"),
     ({"exclude_modules": r"model\..*\.q_proj"}, "exclude_modules names model.layers.0.self_attn.q"),
-    (
-        {"target_modules": r".*\.q_proj"},
-        "target_modules does not name model.layers.0.mlp.down_proj, for which the adapter has",
-    ),
-    (
-        {"layers_to_transform": [1]},
-        "layers_to_transform leaves out model.layers.0.mlp.down_proj, for which the adapter has",
-    ),
+    ({"target_modules": r".*\.q_proj"}, "target_modules does not name model.layers.0.mlp.down_pr"),
+    ({"layers_to_transform": [1]}, "layers_to_transform leaves out model.layers.0.mlp.down_proj"),
     (
         {"layers_to_transform": 0, "layers_pattern": "h"},
-        "layers_to_transform leaves out model.layers.0.mlp.down_proj, for which the adapter has",
+        "layers_to_transform leaves out model.layers.0.mlp.down_proj",
     ),
-    ({"exclude_modules": "("}, "'(' is no regular expression"),
     ({"exclude_modules": 5}, "exclude_modules is 5, no list of at most 4096 names"),
     ({"alpha_pattern": {"(": 3}}, "'(' is no regular expression"),
     ({"alpha_pattern": [3]}, "alpha_pattern is [3], not a mapping"),
-    (
-        {"lora_alpha": None},
-        "lora_alpha of model.layers.0.mlp.down_proj is None, not a finite number",
-    ),
-    ({"modules_to_save": 5}, "modules_to_save is 5, no list of at most 4096 names"),
+    ({"lora_alpha": "x"}, "lora_alpha of model.layers.0.mlp.down_proj is 'x', not a finite number"),
 ]
 
 
@@ -267,13 +215,11 @@ REFUSED = [
 def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
     """Another kind of adapter, or settings that change the arithmetic or contradict the tensors,
     are refused in one line."""
-    base, adapter = adapted(r=4)
-    file = adapter / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    base, adapter = adapted()
+    edit_json(adapter / "adapter_config.json", **config)
     with pytest.raises(SourceError) as caught:
-        check_recipe(recipe_of(base, adapter))
+        check_recipe(merge_of((base, adapter)))
     assert message in f"{caught.value}$"
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +243,7 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
         ),
         (
             lambda t: {**t, "base_model.model.x.lora_C.weight": torch.ones(1)},
-            "adapter: the tensor x.lora_C.weight has a meaning that is not known",
+            "the tensor x.lora_C.weight has a meaning that is not known",
         ),
         (
             lambda t: {k.replace(".weight", ".default.weight"): v for k, v in t.items()},
@@ -313,35 +259,29 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
 def test_tensors_that_do_not_fit_are_refused(change, message, adapted):
     """An adapter of another model, half an adapter, and tensors of unknown meaning are refused
     before any merge."""
-    base, adapter = adapted(r=4)
+    base, adapter = adapted()
     file = adapter / "adapter_model.safetensors"
     save_file(change(load_file(file)), file)
-    with pytest.raises(SourceError) as caught:
-        check_recipe(recipe_of(base, adapter))
-    assert str(caught.value).startswith(str(adapter))
-    assert message in str(caught.value)
+    with refused(f"^{adapter}.*{re.escape(message)}"):
+        check_recipe(merge_of((base, adapter)))
 
 
 def test_settings_that_are_not_named_are_those_of_peft(adapted):
     """Without lora_alpha it is 8, and without r the rank is."""
-    base, adapter = adapted(r=4)
-    file = adapter / "adapter_config.json"
-    config = json.loads(file.read_text())
-    del config["lora_alpha"]
-    file.write_text(json.dumps(config))
+    base, adapter = adapted()
+    edit_json(adapter / "adapter_config.json", lora_alpha=None)
     expected = merged_by_peft(base, adapter)
     source = opened(base, adapter)
     for name in source.changes:
         assert torch.allclose(source.read(name), expected[name], atol=1e-6), name
-    del config["r"]
-    file.write_text(json.dumps(config))
-    with pytest.raises(SourceError, match=r"has rank 4, adapter_config.json has no r, which is 8"):
+    edit_json(adapter / "adapter_config.json", r=None)
+    with refused(r"has rank 4, adapter_config.json has no r, which is 8"):
         _ = opened(base, adapter).changes
 
 
 def test_modules_to_save_that_no_model_has_are_no_matter(adapted):
     """peft names the heads of other classes too: those that the model has not need no tensor."""
-    base, adapter = adapted(r=4, modules_to_save=["lm_head"])
+    base, adapter = adapted(modules_to_save=["lm_head"])
     edit_json(adapter / "adapter_config.json", modules_to_save=["classifier", "score", "lm_head"])
     assert opened(base, adapter).changes["lm_head.weight"].whole
 
@@ -349,32 +289,21 @@ def test_modules_to_save_that_no_model_has_are_no_matter(adapted):
 def test_a_magnitude_has_one_number_per_output(adapted):
     """DoRA's lengths are as many as the layer has outputs, which is checked before anything is
     built."""
-    base, adapter = adapted(r=4, use_dora=True)
-    file = adapter / "adapter_model.safetensors"
-    tensors = load_file(file)
-    name = next(name for name in tensors if "1.self_attn.q_proj" in name and "magnitude" in name)
-    save_file({**tensors, name: torch.ones(64)}, file)
+    base, adapter = adapted(use_dora=True)
+    with edited(adapter, "adapter_model.safetensors") as tensors:
+        name = "base_model.model.model.layers.1.self_attn.q_proj.lora_magnitude_vector"
+        assert len(tensors[name]) == 32
+        tensors[name] = torch.ones(64)
     said = r"layers.1.self_attn.q_proj \(outputs\) has shape \[32\] .*, but \[64\] in the adapter"
-    with pytest.raises(SourceError, match=said):
-        check_recipe(recipe_of(base, adapter))
+    with refused(said):
+        check_recipe(merge_of((base, adapter)))
 
 
 @pytest.mark.parametrize(
     ("alpha", "metadata", "message"),
     [
-        (
-            1,
-            "{",
-            (
-                "pytorch_lora_weights.safetensors: lora_adapter_metadata cannot be read: "
-                "Expecting property name"
-            ),
-        ),
-        (
-            1,
-            '{"unet.lora_alpha": [1, 2, 3]}',
-            "lora_alpha of to_k is [1, 2, 3], not a finite number",
-        ),
+        (1, "{", "lora_adapter_metadata cannot be read: Expecting property name"),
+        (1, '{"unet.lora_alpha": [1, 2, 3]}', "lora_alpha of to_k is [1, 2, 3], not a finite"),
         (1, '{"unet.r": 8}', "to_k has rank 2, adapter_config.json says 8"),
         ([1, 2, 3], "{}", "lora_unet_to_q.alpha is [1.0, 2.0, 3.0], not a finite number"),
         (math.nan, "{}", "lora_unet_to_q.alpha is nan, not a finite number"),
@@ -383,25 +312,17 @@ def test_a_magnitude_has_one_number_per_output(adapted):
 def test_a_factor_that_cannot_be_read(alpha, metadata, message, tmp_path):
     """The factor of a pipeline's adapter, in its tensors or its header, is a number, or is refused
     before anything is built."""
-    tensors = {
-        "unet.to_k.lora_A.weight": torch.ones(2, 6),
-        "unet.to_k.lora_B.weight": torch.ones(8, 2),
-    }
-    tensors |= {
-        "lora_unet_to_q.lora_down.weight": torch.ones(2, 6),
-        "lora_unet_to_q.lora_up.weight": torch.ones(8, 2),
-    }
-    tensors["lora_unet_to_q.alpha"] = torch.tensor(alpha, dtype=torch.float32)
-    save_file(
-        tensors,
-        tmp_path / "pytorch_lora_weights.safetensors",
-        metadata={"lora_adapter_metadata": metadata},
-    )
+    tensors = {"lora_unet_to_q.alpha": torch.tensor(alpha, dtype=torch.float32)}
+    for name, (a, b) in {
+        "unet.to_k": ("lora_A", "lora_B"),
+        "lora_unet_to_q": ("lora_down", "lora_up"),
+    }.items():
+        tensors |= {f"{name}.{a}.weight": torch.ones(2, 6), f"{name}.{b}.weight": torch.ones(8, 2)}
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file(tensors, file, metadata={"lora_adapter_metadata": metadata})
     weights = {f"unet.to_{letter}.weight": TensorInfo("F32", (8, 6)) for letter in "qk"}
-    with pytest.raises(SourceError) as caught:
+    with refused(f"^light: .*{re.escape(message)}"):
         Adapter(tmp_path, "light").changes(weights)
-    assert str(caught.value).startswith("light: ")
-    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -415,7 +336,7 @@ def test_what_unties_the_head_is_refused(settings, adapted):
         "gpt2", r=4, **{"target_modules": ["c_attn"], "fan_in_fan_out": True, **settings}
     )
     said = r"changes (transformer.wte|lm_head).*; save the base with a head of its own \(tie_word"
-    with pytest.raises(SourceError, match=said):
+    with refused(said):
         _ = opened(base, adapter).changes
 
 
@@ -436,34 +357,26 @@ def test_a_base_that_was_untied_takes_adapted_embeddings(adapted):
 
 def test_a_change_that_is_no_product_says_what_it_is(adapted):
     """Trained biases stand beside the products of an adapter."""
-    base, adapter = adapted(r=4, bias="all")
+    base, adapter = adapted(bias="all")
     assert {change.beyond for change in opened(base, adapter).changes.values()} == {"", "a bias"}
 
 
 def test_an_adapter_that_is_not_there(tmp_path, adapted):
     """A folder without an adapter, one with a pickle, and a revision next to a folder are refused
     with what to do."""
-    base, adapter = adapted(r=4)
-    with pytest.raises(SourceError, match=r"no LoRA adapter: adapter_config.json: no such file"):
-        opened(base, base)
-    with pytest.raises(
-        SourceError, match=r"no adapter_config.json in \S+; an adapter is in \S+: give that folder"
+    base, adapter = adapted()
+    for folder, message in (
+        (base, "no LoRA adapter: adapter_config.json: no such file"),
+        (tmp_path, r"no adapter_config.json in \S+; an adapter is in \S+: give that folder"),
     ):
-        opened(base, adapter.parent)
-    with pytest.raises(SourceError, match=r"a folder has no revision \(found 'main'\)"):
-        open_source(SourceRef(model=str(base), adapter=str(adapter), adapter_revision="main"))
+        with refused(message):
+            opened(base, folder)
+    with refused(r"a folder has no revision \(found 'main'\)"):
+        open_source(SourceRef(**ref_of((base, adapter)), adapter_revision="main"))
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(
-        SourceError, match=r"no adapter_model.safetensors \(only adapter_model.bin, a pickle"
-    ):
+    with refused(r"no adapter_model.safetensors \(only adapter_model.bin, a pickle"):
         _ = opened(base, adapter).changes
     edit_json(adapter / "adapter_config.json", base_model_name_or_path="/nowhere/x")
-    with pytest.raises(SourceError) as caught:
-        open_source(str(adapter))
     said = "the base that its adapter_config.json names: /nowhere/x: no such folder; give"
-    assert str(caught.value).startswith(f"{adapter}: {said}")
-    edit_json(adapter / "adapter_config.json", base_model_name_or_path=None)
-    with pytest.raises(
-        SourceError, match=r"a LoRA adapter that names no base; write \{model: ITS BASE, adapter: "
-    ):
-        open_source(str(adapter))
+    with refused(f"^{adapter}: {said}"):
+        open_source(adapter)

@@ -1,21 +1,18 @@
 """Quantised checkpoints as sources: FP8 and MXFP4 are read as transformers dequantises them, all
 others are refused by name."""
 
-import json
-
 import pytest
 import torch
-from classes import edit_json
+from classes import edit_json, edited, read_json, tensors_of
 from quantized import FP8, save_mxfp4, to_fp8
-from safetensors.torch import load_file, save_file
+from recipes import merge_of, path_of
+from refused import refused
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.errors import SourceError
-from hf_evomerge.recipes.recipe import Recipe
 
 KINDS = ["llama", "one scale", "no block size", "qwen3_moe", "gpt_oss"]
 
@@ -41,7 +38,7 @@ def golden(folder, out):
     model = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=kind(dequantize=True), dtype=torch.bfloat16
     )
-    plain = AutoModelForCausalLM.from_config(open_source(str(folder)).config).to(torch.bfloat16)
+    plain = AutoModelForCausalLM.from_config(open_source(folder).config).to(torch.bfloat16)
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(out)
     return out
@@ -53,22 +50,18 @@ def test_tensors_are_those_that_transformers_dequantises(kind, tmp_path):
     dtype; so has a merge of two, whose config says nothing of quantisation."""
     folders = [save(tmp_path / f"{kind} {seed}", kind, seed) for seed in range(2)]
     plain = [golden(folder, tmp_path / f"plain {folder.name}") for folder in folders]
-    source = open_source(str(folders[0]))
-    expected = load_file(plain[0] / "model.safetensors")
+    source = open_source(folders[0])
+    expected = tensors_of(plain[0])
     assert set(source.tensors) == set(expected)
     for name, info in source.tensors.items():
         assert (info.shape, info.dtype) == (tuple(expected[name].shape), "BF16")
         assert torch.equal(source.read(name), expected[name]), name
     for name, sources in (("merged", folders), ("expected", plain)):
-        recipe = {
-            "sources": [{"model": str(folder)} for folder in sources],
-            "merge": {"method": "linear", "parameters": [{"weight": 0.3}, {"weight": 0.7}]},
-        }
-        build_model(Recipe.model_validate(recipe), tmp_path / name)
-    built = load_file(tmp_path / "merged" / "model.safetensors")
-    for name, tensor in load_file(tmp_path / "expected" / "model.safetensors").items():
+        build_model(merge_of(*sources, weights=[0.3, 0.7]), tmp_path / name)
+    built = tensors_of(tmp_path / "merged")
+    for name, tensor in tensors_of(tmp_path / "expected").items():
         assert torch.equal(built[name], tensor), name
-    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    config = read_json(tmp_path / "merged" / "config.json")
     assert (config["dtype"], "quantization_config" in config) == ("bfloat16", False)
 
 
@@ -76,8 +69,8 @@ def test_the_last_block_may_be_a_part_of_one(tmp_path):
     """A weight that no whole number of blocks covers has the scale of the block that each element
     is in."""
     tiny_model("llama", 2).to(torch.bfloat16).save_pretrained(tmp_path)
-    stored = load_file(to_fp8(tmp_path, weight_block_size=[16, 24]) / "model.safetensors")
-    source = open_source(str(tmp_path))
+    stored = tensors_of(to_fp8(tmp_path, weight_block_size=[16, 24]))
+    source = open_source(tmp_path)
     for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"):
         scales = stored[f"{name}_scale_inv"]
         values = stored[name].float()
@@ -107,15 +100,13 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("settings", "name"), OTHERS)
-def test_other_quantisations_are_refused_by_name(settings, name, tmp_path):
+def test_other_quantisations_are_refused_by_name(settings, name, built, tmp_path):
     """What is not dequantised is refused before any work, with the name of what was found."""
     tiny_model("llama", 2).save_pretrained(tmp_path / "model")
     edit_json(tmp_path / "model" / "config.json", quantization_config=settings)
-    ref = {"model": str(tmp_path / "model")}
-    merge = {"method": "linear", "parameters": [{"weight": 1.0}]}
-    for part in ({"merge": merge}, {"flow": {"path": "0:0-1"}}):
-        with pytest.raises(SourceError, match=f"weights quantised by {name} cannot be"):
-            build_model(Recipe.model_validate({"sources": [ref], **part}), tmp_path / "out")
+    for recipe in (merge_of(tmp_path / "model"), path_of(tmp_path / "model", hops="0:0-1")):
+        with refused(f"weights quantised by {name} cannot be"):
+            built(recipe)
 
 
 @pytest.mark.parametrize(
@@ -132,14 +123,14 @@ def test_damaged_scales_are_refused(change, settings, message, tmp_path):
     """Scales that are missing, of another shape, or for blocks of no size are refused from headers
     alone."""
     folder = save(tmp_path / "llama", "llama")
-    tensors = load_file(folder / "model.safetensors")
-    scales = "model.layers.1.mlp.up_proj.weight_scale_inv"
-    if change == "no numbers":
-        del tensors["model.layers.1.mlp.up_proj.weight"]
-    elif change:
-        taken = tensors.pop(scales)
-        tensors |= {scales: taken.T.contiguous()} if change == "transposed" else {}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    weight = "model.layers.1.mlp.up_proj.weight"
+    with edited(folder) as tensors:
+        if change == "no numbers":
+            del tensors[weight]
+        elif change == "no scales":
+            del tensors[f"{weight}_scale_inv"]
+        elif change == "transposed":
+            tensors[f"{weight}_scale_inv"] = tensors[f"{weight}_scale_inv"].T.contiguous()
     edit_json(folder / "config.json", quantization_config={**FP8, **settings})
-    with pytest.raises(SourceError, match=message):
-        _ = open_source(str(folder)).tensors
+    with refused(message):
+        _ = open_source(folder).tensors

@@ -20,10 +20,10 @@ def test_frozen_tensors_are_found(tmp_path):
     with torch.no_grad():
         base.model.norm.weight[-1] += 1
     base.save_pretrained(tmp_path / "tuned")
-    source = open_source(str(tmp_path / "tuned"))
-    root = open_source(str(tmp_path / "base"))
+    source = open_source(tmp_path / "tuned")
+    root = open_source(tmp_path / "base")
     assert set(source.tensors) - unchanged_tensors(source, root) == {"model.norm.weight"}
-    assert not unchanged_tensors(open_source(str(tmp_path / "source0")), root)
+    assert not unchanged_tensors(open_source(tmp_path / "source0"), root)
 
 
 def test_an_adapter_changes_what_it_names(tmp_path):
@@ -36,7 +36,7 @@ def test_an_adapter_changes_what_it_names(tmp_path):
         target_modules=["q_proj"],
         layers_to_transform=[1],
     )
-    base = open_source(str(tmp_path / "base"))
+    base = open_source(tmp_path / "base")
     source = open_source(SourceRef(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter")))
     assert set(source.tensors) - unchanged_tensors(source, base) == {
         "model.layers.1.self_attn.q_proj.weight"
@@ -47,8 +47,7 @@ def test_sources_that_are_one_model_are_named(tiny, tmp_path):
     """The same folder twice, and a copy of it, are one model; another fine-tune is not."""
     shutil.copytree(tiny / "a", tmp_path / "copy")
     sources = [
-        open_source(str(folder))
-        for folder in (tiny / "a", tiny / "b", tiny / "a", tmp_path / "copy")
+        open_source(folder) for folder in (tiny / "a", tiny / "b", tiny / "a", tmp_path / "copy")
     ]
     lines = twins(sources, ["a", "b", "a (2)", "copy"], download=False)
     assert [line.split(" are the same model")[0] for line in lines] == [

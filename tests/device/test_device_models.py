@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny_models import FAMILIES, tiny_model, token_ids
+from refused import refused
+from tiny_models import FAMILIES, logits_of, tiny_model, token_ids
 from transformers import AutoModelForCausalLM
 
-from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.gates import gate_gradient
 from hf_evomerge.routing.pool import LayerPool
@@ -17,12 +17,8 @@ PATH = LayerPath.parse(
 
 def pool_on(architecture, place):
     """Two models of a family, resident on a device."""
-    return LayerPool(
-        [
-            tiny_model(architecture, seed=seed, attn_implementation="eager").to(place)
-            for seed in range(2)
-        ]
-    )
+    models = (tiny_model(architecture, seed=n, attn_implementation="eager") for n in range(2))
+    return LayerPool([model.to(place) for model in models])
 
 
 @pytest.mark.parametrize("scale_target", ["stream", "mlp_delta"])
@@ -30,24 +26,21 @@ def pool_on(architecture, place):
 def test_a_path_there(architecture, scale_target, device, tmp_path):
     """Hops of one term and of two give the processor's logits and tokens: pooled, loaded,
     changed."""
-    tokens = token_ids()
     wanted = pool_on(architecture, "cpu").model(PATH, scale_target)
     model = pool_on(architecture, device).model(PATH, scale_target)
-    given = tokens.to(device)
-    assert torch.equal(model(given).logits.cpu(), wanted(tokens).logits)
+    given = token_ids().to(device)
+    assert torch.equal(model(given).logits.cpu(), logits_of(wanted))
     how = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
-    answer = wanted.generate(tokens, **how)
+    answer = wanted.generate(token_ids(), **how)
     assert torch.equal(model.generate(given, **how).cpu(), answer)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").to(device)
-    shared = {parameter.data_ptr() for parameter in loaded.parameters()}
-    assert len(shared) == len({parameter.data_ptr() for parameter in wanted.parameters()})
+    here, there = ({p.data_ptr() for p in each.parameters()} for each in (wanted, loaded))
+    assert len(here) == len(there)
     assert torch.equal(loaded.generate(given, **how).cpu(), answer)
-    other = loaded.with_path(["0:0", "1:1", "0:2"], [1.0, 0.5, 1.0]).eval()
-    assert torch.equal(
-        other(given).logits.cpu(),
-        wanted.with_path(["0:0", "1:1", "0:2"], [1.0, 0.5, 1.0])(tokens).logits,
-    )
+    path = ["0:0", "1:1", "0:2"], [1.0, 0.5, 1.0]
+    other = loaded.with_path(*path).eval()
+    assert torch.equal(other(given).logits.cpu(), logits_of(wanted.with_path(*path)))
 
 
 def test_gradients_of_gates_there(device):
@@ -74,7 +67,5 @@ def test_gradients_of_gates_there(device):
 
 def test_sources_of_two_devices_are_refused():
     """Layers of one model lie on one device."""
-    with pytest.raises(
-        SourceError, match=r"on standin:1, but source 0 is .* on standin:0; load all sources alike"
-    ):
+    with refused(r"on standin:1, but source 0 is .* on standin:0; load all sources alike"):
         LayerPool([tiny_model("llama").to(f"standin:{number}") for number in range(2)])

@@ -32,11 +32,8 @@ def test_a_task_there(task, device, search_there):
     """A parent, a merge and a path with hops of several terms have the processor's scores."""
     scores = []
     for place in ("cpu", device):
-        fitness = {"task": task, **TASKS[task]}
-        evaluator = Evaluator(
-            search_there(place, space="hybrid", fitness=fitness), examples={"search": EXAMPLES}
-        )
-        config = evaluator.config
+        config = search_there(place, space="hybrid", fitness={"task": task, **TASKS[task]})
+        evaluator = Evaluator(config, examples={"search": EXAMPLES})
         merge = MergePart(
             method="ties", parameters=[{"weight": 0.7, "density": 0.5}, {"weight": 0.4}]
         )
@@ -44,41 +41,31 @@ def test_a_task_there(task, device, search_there):
             path=["0:0", "1:1*0.6 + 0:1*0.5", "0:0", "1:1"], scales=[1.0, 0.8, 1.2, 1.0]
         )
         targets = [config.sources[0], config.recipe(merge=merge), config.recipe(flow=path)]
-        scores.append([evaluator.evaluate(target) for target in targets])
+        found = [evaluator.evaluate(target) for target in targets]
+        assert [each.error for each in found] == [None] * 3
         assert evaluator.models.model(targets[-1]).device == torch.device(place)
-        answer = evaluator.answer(targets[-1], EXAMPLES[0], 5)
-        scores[-1].append(answer)
-    assert [each.error for each in scores[1][:-1]] == [None] * 3
+        scores.append([*found, evaluator.answer(targets[-1], EXAMPLES[0], 5)])
     assert scores[0] == scores[1]
 
 
 @pytest.mark.parametrize("fitness", ["classification", "retrieval"])
 def test_encoders_there(fitness, device, search_there, tiny, tmp_path):
     """Classifiers and encoders of sentences are scored, with a gradient and without."""
-    kind = random_class("bert", 0)
-    kind.save_pretrained(tmp_path / "model")
+    random_class("bert", 0).save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(tiny / "a").save_pretrained(tmp_path / "model")
     ref = SourceRef(model=str(tmp_path / "model"))
-    examples = [
-        Example(f"w{place} w5", color, str(place))
-        for place, color in enumerate(("red", "green", "blue"))
-    ]
+    examples = [Example(f"w{color} w5", color, color) for color in ("red", "green", "blue")]
+    settings = {"sources": [ref, ref], "base": None, "merge": {"method": "linear"}}
     values = []
     for place in ("cpu", device):
-        settings = {
-            "sources": [ref, ref],
-            "base": None,
-            "merge": {"method": "linear"},
-            "fitness": {"task": fitness},
-        }
-        evaluator = Evaluator(search_there(place, **settings), examples={"search": examples})
+        config = search_there(place, fitness={"task": fitness}, **settings)
+        evaluator = Evaluator(config, examples={"search": examples})
         values.append(evaluator.evaluate(ref).values)
         model = evaluator.models.model(ref).requires_grad_(True)
         task = evaluator.tasks.prepared(ref)
         assert np.array_equal(task.backward(model).values, values[-1])
-        assert {each.grad.device for each in model.parameters() if each.grad is not None} == {
-            torch.device(place)
-        }
+        gradients = [each.grad for each in model.parameters() if each.grad is not None]
+        assert {gradient.device for gradient in gradients} == {torch.device(place)}
     assert len(values[1]) == 3
     assert np.array_equal(*values)
 
@@ -89,7 +76,7 @@ def test_modules_follow_an_encoder_there(device, tmp_path):
     tokenizer = word_tokenizer(
         ["<pad>", "<bos>", "<eos>", "<unk>", "one", "two", "three", *map(str, range(9))]
     )
-    source = open_source(str(sentence_folder(tmp_path / "a", tokenizer, 0, norm=True)))
+    source = open_source(sentence_folder(tmp_path / "a", tokenizer, 0, norm=True))
     values = []
     for place in ("cpu", device):
         model = (

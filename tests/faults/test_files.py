@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from classes import read_json
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from tiny_adapters import save_adapter
 
 from hf_evomerge.checkpoints.compatibility import check_mergeable, find_warnings
 from hf_evomerge.checkpoints.inspect import inspect_model
@@ -75,10 +77,6 @@ ODD = st.one_of(
             "~nobody/x",
             "0:0-4095 x999",
             "1:3",
-        ]
-    ),
-    st.sampled_from(
-        [
             "blocks.0-99999",
             "*" * 50,
             "*a*b*",
@@ -89,7 +87,6 @@ ODD = st.one_of(
             "=",
             "<<",
             "u/a@b@c",
-            "layer" * 50,
         ]
     ),
     st.text(max_size=8),
@@ -103,14 +100,9 @@ ODD = st.one_of(
 
 def _places(data, at=()):
     """The way to every value in plain data."""
-    inside = (
-        data.items()
-        if isinstance(data, dict)
-        else enumerate(data)
-        if isinstance(data, list)
-        else ()
-    )
-    return [at, *(place for key, value in inside for place in _places(value, (*at, key)))]
+    inside = dict(enumerate(data)) if isinstance(data, list) else data
+    items = inside.items() if isinstance(inside, dict) else ()
+    return [at, *(place for key, value in items for place in _places(value, (*at, key)))]
 
 
 @st.composite
@@ -244,8 +236,8 @@ def model(tiny, tmp_path):
 
 def _use(model, tiny):
     """Everything that is asked of a source before anything of it is merged."""
-    source = open_source(str(model))
-    other = open_source(str(tiny / "b"))
+    source = open_source(model)
+    other = open_source(tiny / "b")
     for name in source.tensors:
         source.read(name).sum()
     find_warnings([source, other])
@@ -256,13 +248,13 @@ def _use(model, tiny):
 
 def test_configs(model, tiny):
     """A damaged config.json is that of a model, or is refused in one line."""
-    config = json.loads((model / "config.json").read_text())
+    config = read_json(model / "config.json")
     types = ["llama", "qwen2", "gemma2", "mixtral", "gpt2", "evo_merged", "t5", "clip"]
 
     def read(case):
-        data = (
-            {**case[0], "model_type": case[1]} if isinstance(case[0], dict) and case[1] else case[0]
-        )
+        data, kind = case
+        if isinstance(data, dict) and kind:
+            data["model_type"] = kind
         (model / "config.json").write_text(json.dumps(data))
         _use(model, tiny)
 
@@ -285,16 +277,14 @@ def test_headers(model, tiny):
     look(damaged(header) | damaged_bytes(data), read, CASES["bytes"])
 
 
-def test_indexes(tiny, tmp_path):
+def test_indexes(model, tiny):
     """A damaged index of shards is read, or refused in one line."""
     from transformers import AutoModelForCausalLM
 
-    model = shutil.copytree(
-        tiny / "a", tmp_path / "a", ignore=shutil.ignore_patterns("*.safetensors")
-    )
+    (model / "model.safetensors").unlink()
     AutoModelForCausalLM.from_pretrained(tiny / "a").save_pretrained(model, max_shard_size="4KB")
     file = model / "model.safetensors.index.json"
-    index = json.loads(file.read_text())
+    index = read_json(file)
 
     def read(case):
         file.write_text(json.dumps(case))
@@ -305,18 +295,8 @@ def test_indexes(tiny, tmp_path):
 
 def test_adapters(model, tmp_path):
     """A damaged adapter_config.json is that of an adapter, or is refused in one line."""
-    import torch
-    from safetensors.torch import save_file
-
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    pair = {"A": torch.ones(2, 16), "B": torch.ones(16, 2)}
-    module = "base_model.model.model.layers.0.self_attn.q_proj"
-    save_file(
-        {f"{module}.lora_{name}.weight": tensor for name, tensor in pair.items()},
-        folder / "adapter_model.safetensors",
-    )
-    tensors = open_source(str(model)).tensors
+    folder = save_adapter(model, tmp_path / "adapter", 0, r=2, target_modules=["q_proj"])
+    tensors = open_source(model).tensors
 
     def read(case):
         (folder / "adapter_config.json").write_text(json.dumps(case))

@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 from recipes import merge_of
+from refused import refused
 
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.lora import Adapter
 from hf_evomerge.checkpoints.model_folder import copy_files
 from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.errors import EvoMergeError, SourceError
+from hf_evomerge.errors import EvoMergeError
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ def test_a_link_out_of_a_model_folder_is_refused(folder, name, relative):
     and what it leads to."""
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to("../secret" if relative else folder.parent / "secret")
-    with pytest.raises(SourceError, match=rf"{name}: a link to .*secret, which is not in "):
-        open_source(str(folder))
+    with refused(rf"{name}: a link to .*secret, which is not in "):
+        open_source(folder)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json", "own.py"])
@@ -38,8 +39,8 @@ def test_a_pipe_in_a_model_folder_is_refused(folder, name):
     """What is neither file nor folder is refused by name: whoever opened it would wait for ever."""
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    with pytest.raises(SourceError, match=rf"{name}: a pipe or a device"):
-        open_source(str(folder))
+    with refused(rf"{name}: a pipe or a device"):
+        open_source(folder)
 
 
 @pytest.mark.parametrize(
@@ -50,35 +51,31 @@ def test_a_file_of_gigabytes_is_not_read(folder, name):
     """A sparse file takes no room on the disk, and twice its size in memory where it is read."""
     with (folder / name).open("ab") as file:
         file.truncate(1 << 40)
-    with pytest.raises(
-        SourceError, match=rf"{name}: 1,099,511,627,776 bytes, where no model has more than"
-    ):
-        open_source(str(folder))
+    with refused(rf"{name}: 1,099,511,627,776 bytes, where no model has more than"):
+        open_source(folder)
 
 
 @pytest.mark.parametrize("text", ["", "5", "[" * 200_000])
 def test_a_tokenizer_that_is_none_is_not_copied(folder, tmp_path, text):
     """The merge would be whole, and load nowhere."""
     (folder / "tokenizer.json").write_text(text)
-    with pytest.raises(
-        SourceError, match=r"tokenizer\.json holds no tokenizer: .*download it again"
-    ):
+    with refused(r"tokenizer\.json holds no tokenizer: .*download it again"):
         build_model(merge_of(folder, folder), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_linked_folder_of_templates_is_refused(folder):
+def test_a_linked_folder_of_templates_is_refused(folder, tmp_path):
     """The subfolder of chat templates may not be a link out of the folder either, nor hold one."""
-    (folder.parent / "other").mkdir()
-    (folder.parent / "other" / "x.jinja").write_text("{{ x }}")
-    (folder / "additional_chat_templates").symlink_to("../other")
-    with pytest.raises(SourceError, match="additional_chat_templates: a link to"):
-        open_source(str(folder))
-    (folder / "additional_chat_templates").unlink()
-    (folder / "additional_chat_templates").mkdir()
-    (folder / "additional_chat_templates" / "x.jinja").symlink_to("../../other/x.jinja")
-    with pytest.raises(SourceError, match=r"x\.jinja: a link to"):
-        open_source(str(folder))
+    templates = folder / "additional_chat_templates"
+    (tmp_path / "other").mkdir()
+    templates.symlink_to("../other")
+    with refused("additional_chat_templates: a link to"):
+        open_source(folder)
+    templates.unlink()
+    templates.mkdir()
+    (templates / "x.jinja").symlink_to("../../secret")
+    with refused(r"x\.jinja: a link to"):
+        open_source(folder)
 
 
 def test_a_link_is_not_copied(folder, tmp_path):
@@ -86,11 +83,10 @@ def test_a_link_is_not_copied(folder, tmp_path):
     copied."""
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.json").symlink_to("../secret")
-    out = tmp_path / "out"
-    out.mkdir()
-    with pytest.raises(EvoMergeError, match=r"tokenizer\.json: a link to"):
-        copy_files(folder, out)
-    assert not (out / "tokenizer.json").exists()
+    (tmp_path / "out").mkdir()
+    with refused(r"tokenizer\.json: a link to", EvoMergeError):
+        copy_files(folder, tmp_path / "out")
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
 
 
 def test_an_adapter_behind_a_link_is_refused(tmp_path):
@@ -98,7 +94,7 @@ def test_an_adapter_behind_a_link_is_refused(tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "secret").write_text("{}")
     (tmp_path / "adapter" / "adapter_config.json").symlink_to("../secret")
-    with pytest.raises(SourceError, match=r"adapter_config\.json: a link to"):
+    with refused(r"adapter_config\.json: a link to"):
         Adapter.open(str(tmp_path / "adapter"))
 
 
@@ -109,7 +105,7 @@ def test_links_that_stay_inside_are_followed(folder, tmp_path):
     (folder / "model.safetensors").symlink_to("weights")
     (tmp_path / "named").symlink_to(folder)
     (folder / "logs").symlink_to("..")  # never read
-    assert open_source(str(tmp_path / "named")).tensors
+    assert open_source(tmp_path / "named").tensors
 
 
 @pytest.mark.parametrize("escapes", ["no", "shared", "blob", "blobs"])
@@ -128,7 +124,7 @@ def test_the_hubs_own_cache_is_read(folder, tmp_path, escapes):
     if escapes in ("no", "shared"):
         out = tmp_path / "out"
         out.mkdir()
-        assert open_source(str(snapshot)).tensors
+        assert open_source(snapshot).tensors
         copy_files(snapshot, out)
         assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
         return
@@ -138,5 +134,5 @@ def test_the_hubs_own_cache_is_read(folder, tmp_path, escapes):
     else:
         blobs.rename(tmp_path / "elsewhere")
         blobs.symlink_to("../elsewhere")
-    with pytest.raises(SourceError, match="a link to"):
-        open_source(str(snapshot))
+    with refused("a link to"):
+        open_source(snapshot)

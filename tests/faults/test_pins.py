@@ -2,6 +2,7 @@
 
 import json
 
+from classes import read_json
 from hub_fixtures import upload_models
 from watch import killed
 
@@ -25,7 +26,7 @@ def test_a_branch_that_moves_does_not_move_the_search(lfs_api, tiny, tmp_path, s
     config = validate(SearchConfig, settings, SearchError)
     killed(lambda seen: seen.phase == "ps" and seen.done == 5, run_search, config, tmp_path / "out")
     whole = run_search(config, tmp_path / "whole", build=False)
-    data = json.loads((tiny / "a" / "config.json").read_text())
+    data = read_json(tiny / "a" / "config.json")
     lfs_api.upload_file(
         path_or_fileobj=json.dumps({**data, "rms_norm_eps": 0.5}).encode(),
         path_in_repo="config.json",

@@ -3,8 +3,6 @@ called as the equations say."""
 
 from tiny_models import ARCHITECTURES, tiny_model
 
-from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
-
 # Where the decoder layers are, and which submodule of a block writes to the residual stream last.
 LAYERS = {
     **dict.fromkeys(("gpt2", "gpt_neo", "falcon", "bloom"), "transformer.h"),

@@ -16,7 +16,7 @@ import torch
 from by_definition import deep_model, logits_by_definition, scaled_stream
 from fold_cases import fold_error
 from safetensors import safe_open
-from tiny_models import ARCHITECTURES, OLD_CACHE_NAMES, tiny_model, token_ids
+from tiny_models import ARCHITECTURES, OLD_CACHE_NAMES, logits_of, tiny_model, token_ids
 from transformers import AutoModelForCausalLM
 
 from hf_evomerge.building.routed import Routed
@@ -24,7 +24,7 @@ from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.checkpoints.writer import write_checkpoint
 from hf_evomerge.modeling import EvoMergedForCausalLM
 from hf_evomerge.modeling.origins import plan_tensors
-from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
+from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.recipes.recipe import FlowPart, SourceRef
 from hf_evomerge.routing.pool import LayerPool
 
@@ -88,8 +88,9 @@ def scale_targets(architecture):
     return ["stream"] if architecture in NO_MLP_DELTA else ["stream", "mlp_delta"]
 
 
-def generated(model, ids, *, seed=None, **options):
+def generated(model, ids=None, *, seed=None, **options):
     """Tokens after the prompt, greedy by default; token 0 is padding."""
+    ids = token_ids() if ids is None else ids
     if seed is not None:
         torch.manual_seed(seed)
     fixed = {
@@ -99,6 +100,12 @@ def generated(model, ids, *, seed=None, **options):
         "attention_mask": (ids != 0).long(),
     }
     return model.generate(ids, **{"max_new_tokens": 6, **fixed, **options})[:, ids.shape[1] :]
+
+
+def defined(architecture, path, target):
+    """The logits of the equation."""
+    models = pool_of(architecture).models
+    return logits_by_definition(architecture, models, path, target, token_ids())
 
 
 def close(found, wanted):
@@ -113,9 +120,9 @@ def identity(architecture, folder):
     pool = pool_of(architecture)
     for target in ("stream", "mlp_delta"):
         merged = pool.model(LayerPath.parse("0:0-2"), target)
-        assert torch.equal(merged(token_ids()).logits, pool.models[0](token_ids()).logits)
+        assert torch.equal(logits_of(merged), logits_of(pool.models[0]))
     other = LayerPool(pool.models, embedding_source=1).model(LayerPath.parse("1:0-3"))
-    assert torch.equal(other(token_ids()).logits, pool.models[1](token_ids()).logits)
+    assert torch.equal(logits_of(other), logits_of(pool.models[1]))
 
 
 @_property()
@@ -126,35 +133,25 @@ def stream(architecture, folder):
     deep = scaled_stream(
         deep_model(architecture, pool_of(architecture).models, SERIAL), architecture, SERIAL.scales
     )
-    assert close(model(token_ids()).logits, deep(token_ids()).logits)
-    assert torch.equal(generated(model, token_ids()), generated(deep, token_ids()))
+    assert close(logits_of(model), logits_of(deep))
+    assert torch.equal(generated(model), generated(deep))
 
 
 @_property(NO_MLP_DELTA)
 def mlp_delta(architecture, folder):
     """With scales of the MLPs the logits are those of the equation, and differ from those of the
     stream."""
-    logits = model_of(architecture, "serial", "mlp_delta")(token_ids()).logits
-    assert close(
-        logits,
-        logits_by_definition(
-            architecture, pool_of(architecture).models, SERIAL, "mlp_delta", token_ids()
-        ),
-    )
-    assert not close(logits, model_of(architecture, "serial")(token_ids()).logits)
+    logits = logits_of(model_of(architecture, "serial", "mlp_delta"))
+    assert close(logits, defined(architecture, SERIAL, "mlp_delta"))
+    assert not close(logits, logits_of(model_of(architecture, "serial")))
 
 
 @_property()
 def sums(architecture, folder):
     """Hops of several terms give the logits of the equation, for both scale targets."""
     for target in scale_targets(architecture):
-        logits = model_of(architecture, "sums", target)(token_ids()).logits
-        assert close(
-            logits,
-            logits_by_definition(
-                architecture, pool_of(architecture).models, SUMS, target, token_ids()
-            ),
-        )
+        logits = logits_of(model_of(architecture, "sums", target))
+        assert close(logits, defined(architecture, SUMS, target))
     return "stream" if architecture in NO_MLP_DELTA else None
 
 
@@ -164,10 +161,10 @@ def caches(architecture, folder):
     static cache."""
     for path in PATHS:
         model = model_of(architecture, path)
-        tokens = generated(model, token_ids())
-        assert torch.equal(generated(model, token_ids(), use_cache=False), tokens)
+        tokens = generated(model)
+        assert torch.equal(generated(model, use_cache=False), tokens)
         if architecture not in NO_STATIC_CACHE:
-            assert torch.equal(generated(model, token_ids(), cache_implementation="static"), tokens)
+            assert torch.equal(generated(model, cache_implementation="static"), tokens)
     return "no static cache" if architecture in NO_STATIC_CACHE else None
 
 
@@ -200,7 +197,7 @@ def samples(architecture, folder):
 
 def _several(model, options):
     cached, plain = (
-        generated(model, token_ids(), seed=0, use_cache=cache, **options) for cache in (True, False)
+        generated(model, seed=0, use_cache=cache, **options) for cache in (True, False)
     )
     assert cached.shape == (2 * options["num_return_sequences"], options["max_new_tokens"])
     assert torch.equal(cached, plain)
@@ -213,15 +210,10 @@ def inputs_embeds(architecture, folder):
     greedy tokens."""
     model = model_of(architecture, "sums")
     embeddings = model.get_input_embeddings()(token_ids())
-    assert close(model(inputs_embeds=embeddings).logits, model(token_ids()).logits)
-    written = model.generate(
-        inputs_embeds=embeddings,
-        max_new_tokens=6,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    assert torch.equal(written, generated(model, token_ids()))
+    assert close(model(inputs_embeds=embeddings).logits, logits_of(model))
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    written = model.generate(inputs_embeds=embeddings, **options)
+    assert torch.equal(written, generated(model))
 
 
 @_property()
@@ -276,10 +268,10 @@ def training(architecture, folder):
     with torch.enable_grad():
         before = model(token_ids(), labels=token_ids(), use_cache=False).loss
         before.backward()
-    parameters = dict(model.named_parameters())
-    assert all(parameter.grad is not None for parameter in parameters.values())
-    norm = torch.cat([parameter.grad.flatten() for parameter in parameters.values()]).norm()
-    for parameter in parameters.values():
+    parameters = list(model.parameters())
+    assert all(parameter.grad is not None for parameter in parameters)
+    norm = torch.cat([parameter.grad.flatten() for parameter in parameters]).norm()
+    for parameter in parameters:
         parameter -= 0.02 / norm * parameter.grad
     assert model(token_ids(), labels=token_ids(), use_cache=False).loss < before
     repeated = zip(model.layers[0].parameters(), model.layers[5].parameters(), strict=True)
@@ -294,7 +286,7 @@ def attention(architecture, folder):
     for implementation in ("eager", "sdpa"):
         model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=implementation)
         assert model.inner.config._attn_implementation == implementation
-        logits.append(model(token_ids()).logits)
+        logits.append(logits_of(model))
     assert close(*logits)
 
 
@@ -307,8 +299,8 @@ def saved(architecture, folder):
         source.save_pretrained(folder / str(number))
     for name, path in PATHS.items():
         model = model_of(architecture, name)
-        logits = model(token_ids()).logits
-        assert torch.equal(copy.deepcopy(model)(token_ids()).logits, logits)
+        logits = logits_of(model)
+        assert torch.equal(logits_of(copy.deepcopy(model)), logits)
         model.save_pretrained(folder / name / "saved")
         flow = FlowPart(path=path.as_text(), scales=path.scales)
         refs = [SourceRef(model="first"), SourceRef(model="second")]
@@ -319,7 +311,7 @@ def saved(architecture, folder):
             assert type(again) is EvoMergedForCausalLM
             assert not info["missing_keys"]
             assert not info["unexpected_keys"]
-            assert torch.equal(again(token_ids()).logits, logits)
+            assert torch.equal(logits_of(again), logits)
             assert again.num_parameters() == model.num_parameters()
             assert (
                 set(safe_open(where / "model.safetensors", "pt").keys())
@@ -337,7 +329,7 @@ def offloaded(architecture, folder):
         folder / "saved", device_map={"": "disk"}, offload_folder=folder / "disk"
     )
     assert {parameter.device.type for parameter in again.parameters()} == {"meta"}
-    assert close(again(token_ids()).logits, model(token_ids()).logits)
+    assert close(logits_of(again), logits_of(model))
     again.save_pretrained(folder / "resaved")
     saved, resaved = (
         (folder / name / "model.safetensors").read_bytes() for name in ("saved", "resaved")

@@ -72,10 +72,10 @@ def test_the_configuration_that_the_refusals_spoil_is_valid(tmp_path):
     """Without what makes it wrong, the config.json of the test above is read, and written back as
     it was."""
     (tmp_path / "config.json").write_text(json.dumps(VALID))
-    read = AutoConfig.from_pretrained(tmp_path)
-    assert {
-        name: getattr(read, name) for name in VALID if name not in ("model_type", "text_config")
-    } == {name: value for name, value in VALID.items() if name not in ("model_type", "text_config")}
+    read = AutoConfig.from_pretrained(tmp_path).to_dict()
+    assert {name: read[name] for name in VALID if name != "text_config"} == {
+        name: value for name, value in VALID.items() if name != "text_config"
+    }
 
 
 def test_the_terms_of_a_hop_are_of_one_layer_type():
@@ -155,7 +155,9 @@ def test_known_architectures_can_be_rearranged(architecture):
 def test_layers_that_depend_on_their_number_are_refused():
     """An architecture that computes a setting from the layer's number is refused, with the
     setting."""
-    with pytest.raises(ValueError, match=r"'diffllama' has self_attn.lambda_init"):
-        check_rearrangeable([tiny_model("diffllama").config])
-    with pytest.raises(ValueError, match=r"'gpt2' has attn.scaling"):
-        check_rearrangeable([tiny_model("gpt2", scale_attn_by_inverse_layer_idx=True).config])
+    for architecture, fields, setting in (
+        ("diffllama", {}, "self_attn.lambda_init"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "attn.scaling"),
+    ):
+        with pytest.raises(ValueError, match=f"'{architecture}' has {setting}"):
+            check_rearrangeable([tiny_model(architecture, **fields).config])

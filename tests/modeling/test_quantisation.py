@@ -4,10 +4,10 @@ Skips what is not installed."""
 import pytest
 import torch
 from by_definition import deep_model
-from tiny_models import tiny_model, token_ids
+from tiny_models import logits_of, tiny_model, token_ids
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
-from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
+from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
 PATH = LayerPath.parse("0:0, 1:1, 1:3, 0:1, 0:0, 1:3")
@@ -73,10 +73,10 @@ def test_all_layers_quantised(load, folders, tmp_path):
     plain quantised model's."""
     merged = load("merged", ["model.lm_head"])
     plain = load("plain", ["lm_head"])
-    logits = merged(token_ids()).logits
-    assert torch.equal(logits, plain(token_ids()).logits)
-    assert torch.equal(merged(token_ids()).logits, logits)
-    exact = AutoModelForCausalLM.from_pretrained(folders / "merged")(token_ids()).logits
+    logits = logits_of(merged)
+    assert torch.equal(logits, logits_of(plain))
+    assert torch.equal(logits_of(merged), logits)
+    exact = logits_of(AutoModelForCausalLM.from_pretrained(folders / "merged"))
     assert not torch.allclose(logits, exact, atol=1e-3)
     assert merged.layers[0].mlp.up_proj is merged.layers[4].mlp.up_proj
     shorter = merged.with_path("0:0, 0:0, 1:1")
@@ -100,7 +100,7 @@ def test_by_default_repeated_layers_stay_as_they_are(load):
     quantised."""
     merged = load("merged", None)
     plain = load("plain", ["lm_head", *(f"model.layers.{hop}" for hop in AGAIN)])
-    assert torch.equal(merged(token_ids()).logits, plain(token_ids()).logits)
+    assert torch.equal(logits_of(merged), logits_of(plain))
     weights = [merged.layers[hop].mlp.up_proj for hop in range(len(PATH))]
     assert all(
         type(weights[hop].weight) is torch.nn.Parameter

@@ -5,13 +5,12 @@ from functools import cache
 import pytest
 import torch
 from slowly import slow_beyond
+from tiny_models import path_model
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, CLIPConfig
 from vlms import CLASSES, inputs, random_model, text_config, vlm_config
 
 from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForImageTextToText
 from hf_evomerge.modeling.sources_evo_merged import check_alike
-from hf_evomerge.recipes.layer_path import LayerPath
-from hf_evomerge.routing.pool import LayerPool
 
 PATH = ["0:0", "1:1", "0:0", "0:1*0.5 + 1:1*0.25", "0:1"]
 SCALES = [1.1, 0.9, -0.7, 1.2, 0.8]
@@ -25,7 +24,7 @@ def sources(name):
 
 def evolved(name, path=PATH, scales=SCALES):
     """A merged model over them."""
-    return LayerPool(sources(name)).model(LayerPath.parse(path, scales))
+    return path_model(sources(name), path, scales)
 
 
 @pytest.mark.parametrize("name", slow_beyond(["llava", "gemma3"], CLASSES))
@@ -120,21 +119,20 @@ def test_what_does_not_fit_is_refused():
     sight = vlm_config("qwen2_5_vl")
     plain = text_config("qwen2_5_vl")
     EvoMergedConfig.from_sources([sight, plain], ["0:0", "1:1"])
-    for wrong in (
-        {"hidden_size": 64},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
-    ):
-        with pytest.raises(
-            ValueError,
-            match=rf"sources\[1\]: {next(iter(wrong))} is .*their layers cannot run in one model",
-        ):
-            check_alike([sight, text_config("qwen2_5_vl", **wrong)])
-    with pytest.raises(
-        ValueError,
-        match=(
-            "'qwen2_5_vl', but source 0 is 'qwen2'; take the embeddings of source 1, which is more"
+    rope = {"rope_type": "default", "rope_theta": 5e5}
+    wide, turned = (
+        text_config("qwen2_5_vl", **wrong)
+        for wrong in ({"hidden_size": 64}, {"rope_parameters": rope})
+    )
+    apart = "is .*their layers cannot run in one model"
+    for configs, message in (
+        ([sight, wide], rf"sources\[1\]: hidden_size {apart}"),
+        ([sight, turned], rf"sources\[1\]: rope_parameters {apart}"),
+        (
+            [plain, sight],
+            "'qwen2_5_vl', but source 0 is 'qwen2'; take the embeddings of source 1, which is more",
         ),
+        ([CLIPConfig()], "'clip' is not an architecture of causal language models"),
     ):
-        check_alike([plain, sight])
-    with pytest.raises(ValueError, match="'clip' is not an architecture of causal language models"):
-        check_alike([CLIPConfig()])
+        with pytest.raises(ValueError, match=message):
+            check_alike(configs)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from slowly import slow_beyond
-from tiny_models import tiny_model, token_ids
+from tiny_models import logits_of, tiny_model, token_ids
 from transformers import AutoModelForCausalLM
 from vlms import TEMPLATE, tokenizer
 
@@ -50,21 +50,18 @@ def _trainer(kind, model, out):
         "report_to": [],
         "use_cpu": True,
         "bf16": False,
-    }
-    settings |= {
         "learning_rate": 0.01,
         "save_strategy": "no",
         "model_init_kwargs": {"dtype": "float32"},
     }
-    more = (
-        {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 5}
-        if kind == "GRPO"
-        else {}
-    )
-    rewards = {"reward_funcs": _distinct} if kind == "GRPO" else {}
+    rewards = {}
+    if kind == "GRPO":
+        settings |= {"per_device_train_batch_size": 4, "num_generations": 4}
+        settings |= {"max_completion_length": 5}
+        rewards = {"reward_funcs": _distinct}
     return getattr(trl, f"{kind}Trainer")(
         model=str(model),
-        args=getattr(trl, f"{kind}Config")(**settings, **more),
+        args=getattr(trl, f"{kind}Config")(**settings),
         train_dataset=datasets.Dataset.from_list(DATA[kind]),
         **rewards,
     )
@@ -84,7 +81,7 @@ def test_a_step_of_a_trainer_is_the_plain_models(kind, tmp_path):
         logs.append(trainer.state.log_history[0])
         if name == model:
             trainer.save_model(tmp_path / "trained")
-            trained = trainer.model.eval()(token_ids()).logits
+            trained = logits_of(trainer.model.eval())
             assert (
                 trainer.model.layers[2].mlp.up_proj.weight
                 is trainer.model.layers[3].mlp.up_proj.weight
@@ -93,9 +90,9 @@ def test_a_step_of_a_trainer_is_the_plain_models(kind, tmp_path):
     for key in ("loss", "entropy", *(["logps/chosen", "logps/rejected"] if kind == "DPO" else [])):
         assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "trained", dtype=torch.float32)
-    assert torch.equal(again(token_ids()).logits, trained)
+    assert torch.equal(logits_of(again), trained)
     before = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    assert not torch.equal(before(token_ids()).logits, trained)
+    assert not torch.equal(logits_of(before), trained)
 
 
 HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering")
@@ -139,4 +136,4 @@ def test_a_head_on_a_path(head, architecture, tmp_path):
         fold(tmp_path / "trained", tmp_path / "plain")
         plain = kind.from_pretrained(tmp_path / "plain")
         assert type(plain).__module__.startswith("transformers.")
-        assert torch.allclose(plain(token_ids()).logits, output.logits, atol=1e-5)
+        assert torch.allclose(logits_of(plain), output.logits, atol=1e-5)

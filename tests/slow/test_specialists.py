@@ -44,14 +44,10 @@ def _short(monkeypatch):
     monkeypatch.setattr(training, "BATCH_SIZE", 6)
 
 
-def _weights(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
 def _trained(seed):
     model = build_model(seed, layers=2)
     train(model, replace(BASE, steps=3), seed=seed)
-    return _weights(model)
+    return model.state_dict()
 
 
 def test_the_seed_decides_the_weights():
@@ -68,20 +64,17 @@ def test_the_seed_decides_the_weights():
 def test_a_family_begins_with_its_base(monkeypatch):
     """A family is the base and then each specialist, and a specialist differs from the base only
     where its courses let it."""
-    monkeypatch.setattr(training, "BASE", replace(BASE, steps=1))
     short = {
         name: tuple(replace(course, steps=1) for course in courses)
         for name, courses in SPECIALISTS.items()
     }
+    monkeypatch.setattr(training, "BASE", replace(BASE, steps=1))
     monkeypatch.setattr(training, "SPECIALISTS", short)
-    family = {name: deepcopy(_weights(model)) for name, model in training.family(0)}
+    family = {name: deepcopy(model.state_dict()) for name, model in training.family(0)}
+    base = family["base"]
     assert list(family) == ["base", *SPECIALISTS]
     for name, courses in short.items():
-        changed = {
-            key
-            for key, tensor in family[name].items()
-            if not torch.equal(tensor, family["base"][key])
-        }
+        changed = {key for key in base if not torch.equal(family[name][key], base[key])}
         assert changed
         if all(course.outer_rate == 0 for course in courses):
             assert all(key.startswith("model.layers.") for key in changed)
@@ -113,17 +106,11 @@ def test_the_shipped_model_sees_every_number_and_speaks_as_the_maths_specialist(
 def test_vocabulary_is_the_same_under_every_hash_seed():
     """The numbers of the words do not depend on PYTHONHASHSEED."""
     code = "from specialists.texts import vocabulary; print(vocabulary())"
-    printed = set()
-    for seed in ("0", "1", "123"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment,
-            cwd=BENCHMARKS,
-            capture_output=True,
-            check=True,
-        )
-        printed.add(done.stdout)
+    command = [sys.executable, "-c", code]
+    printed = {
+        subprocess.check_output(command, env={**os.environ, "PYTHONHASHSEED": seed}, cwd=BENCHMARKS)
+        for seed in ("0", "1", "123")
+    }
     assert len(printed) == 1
 
 

@@ -1,10 +1,11 @@
 """Tiny random models of classes that are no causal language models."""
 
 import json
+from contextlib import contextmanager
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 SIZES = {
     "hidden_size": 16,
@@ -94,10 +95,28 @@ def save_tensors(folder, tensors, **more):
     return folder
 
 
+def read_json(file):
+    """The content of a file."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def edit_json(file, **fields):
     """Change keys of a file; None takes one out."""
-    data = {**json.loads(file.read_text(encoding="utf-8")), **fields}
+    data = {**read_json(file), **fields}
     file.write_text(
         json.dumps({key: value for key, value in data.items() if value is not None}),
         encoding="utf-8",
     )
+
+
+def tensors_of(folder):
+    """What the file of a model holds."""
+    return load_file(folder / "model.safetensors")
+
+
+@contextmanager
+def edited(folder, file="model.safetensors"):
+    """The tensors of a file, which a block changes."""
+    tensors = load_file(folder / file)
+    yield tensors
+    save_file(tensors, folder / file, {"format": "pt"})

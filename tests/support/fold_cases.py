@@ -2,11 +2,11 @@
 they differ."""
 
 import torch
-from tiny_models import ARCHITECTURES, tiny_model, token_ids
+from tiny_models import ARCHITECTURES, logits_of, tiny_model, token_ids
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from hf_evomerge import fold
-from hf_evomerge.recipes.layer_path import LayerPath as LayerPath
+from hf_evomerge.recipes.layer_path import LayerPath
 from hf_evomerge.routing.pool import LayerPool
 
 HOPS = "0:0, 1:1, 1:3, 0:1, 1:2, 0:0, 1:3, 0:2"  # 0:0 and 1:3 run twice
@@ -108,12 +108,12 @@ def fold_error(architecture, fields, scale_target, folder):
     assert getattr(plain.config, "layer_types", None) == getattr(
         model.config.text_config, "layer_types", None
     )
-    wanted = model(token_ids()).logits
-    given = plain(token_ids()).logits
+    wanted = logits_of(model)
+    given = logits_of(plain)
     error = float((wanted - given).abs().max())
     assert error <= TOLERANCE.get(architecture, 5e-5)
     assert torch.equal(_greedy(plain), _greedy(model))
-    unscaled = pool.model(LayerPath.parse(HOPS))(token_ids()).logits
+    unscaled = logits_of(pool.model(LayerPath.parse(HOPS)))
     assert (wanted - unscaled).abs().max() > 0.05
     return error
 

@@ -6,6 +6,7 @@ import torch
 from families import save_family, tiny_config
 from transformers import AutoModelForCausalLM
 
+from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.recipes.recipe import Recipe
 
@@ -51,6 +52,12 @@ def open_all():
         ], None if recipe.base is None else open_source(recipe.base)
 
     return opened
+
+
+@pytest.fixture
+def built(tmp_path):
+    """Builds a recipe into a folder of the test, and gives the folder."""
+    return lambda recipe, name="out", **options: build_model(recipe, tmp_path / name, **options)
 
 
 @pytest.fixture

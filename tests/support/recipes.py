@@ -5,11 +5,14 @@ from typing import Any
 
 from hf_evomerge.recipes.recipe import Recipe
 
-Model = str | Path | dict[str, Any]
+Model = str | Path | tuple[Path, Path] | dict[str, Any]
 
 
 def ref_of(model):
-    """What a recipe says of a model: its folder or name, or more."""
+    """What a recipe says of a model: its folder or name, the folders of a base and an adapter, or
+    more."""
+    if isinstance(model, tuple):
+        return {"model": str(model[0]), "adapter": str(model[1])}
     return model if isinstance(model, dict) else {"model": str(model)}
 
 

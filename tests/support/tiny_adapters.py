@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 SIZE = 0.2  # of the numbers in the matrices
@@ -34,3 +35,23 @@ def save_adapter(base, folder, seed, **settings):
     tuned.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink()  # names the base's folder, which the Hub does not take
     return folder
+
+
+def products_of(folder):
+    """What an adapter adds to each module, in float64, by the module's name."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return {
+        name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): (
+            tensors[name.replace("lora_A", "lora_B")].double() @ a.double()
+        )
+        for name, a in tensors.items()
+        if "lora_A" in name
+    }
+
+
+def best_of(change, rank):
+    """The best matrix of a rank, and the share of the squared length that it keeps."""
+    u, values, v = torch.linalg.svd(change)
+    squares = values.square()
+    share = float(squares[:rank].sum() / squares.sum())
+    return u[:, :rank] @ values[:rank].diag() @ v[:rank], share

@@ -5,6 +5,9 @@ from inspect import signature
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MambaForCausalLM
 
+from hf_evomerge.recipes.layer_path import LayerPath
+from hf_evomerge.routing.pool import LayerPool
+
 VOCAB = 64
 COMMON = {
     "vocab_size": VOCAB,
@@ -152,3 +155,13 @@ def built(config, seed, change):
 def token_ids():
     """Two sequences of nine tokens."""
     return torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(5))
+
+
+def logits_of(model):
+    """What a model computes of these tokens."""
+    return model(token_ids()).logits
+
+
+def path_model(models, hops, scales=None, *more, **fields):
+    """The merged model of a path through resident models."""
+    return LayerPool(models).model(LayerPath.parse(hops, scales), *more, **fields)

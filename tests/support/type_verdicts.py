@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from every_type import tiny_config, tiny_source
-from tiny_models import token_ids
+from tiny_models import logits_of, token_ids
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from hf_evomerge.building.routed import Routed
@@ -105,7 +105,7 @@ def plain(sources, folder):
 
     Returns a remark where it computes something else without a cache.
     """
-    logits = sources[0](token_ids()).logits
+    logits = logits_of(sources[0])
     assert torch.isfinite(logits).all(), "logits are not finite"
     steps = [
         torch.cat([greedy(source, use_cache=cache) for source in sources])
@@ -126,14 +126,10 @@ def check(sources, path, folder, *, cached):
     Returns why it cannot be built from files, if so.
     """
     model = LayerPool(sources).model(path)
-    logits = model(token_ids()).logits
+    logits = logits_of(model)
     if path is IDENTITY:
-        assert torch.equal(logits, sources[0](token_ids()).logits), (
-            "the identity path is not the source"
-        )
-    assert torch.equal(model.with_path(model.config.path)(token_ids()).logits, logits), (
-        "with_path differs"
-    )
+        assert torch.equal(logits, logits_of(sources[0])), "the identity path is not the source"
+    assert torch.equal(logits_of(model.with_path(model.config.path)), logits), "with_path differs"
     model.save_pretrained(folder / "saved")
     flow = FlowPart(path=path.as_text(), scales=path.scales)
     files = [
@@ -212,8 +208,8 @@ def alike(again, model):
         torch.equal(ours[name], theirs[name]) for name in ours
     ):
         return False
-    wanted = model(token_ids()).logits
-    return bool((again(token_ids()).logits - wanted).abs().max() <= 1e-5 * wanted.std())
+    wanted = logits_of(model)
+    return bool((logits_of(again) - wanted).abs().max() <= 1e-5 * wanted.std())
 
 
 def greedy(model, **options):
