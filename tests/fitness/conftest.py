@@ -1,12 +1,15 @@
 """A word-level tokenizer and tiny random models, made in memory."""
 
 import random
+from functools import partial
 
 import pytest
 import torch
+from refusals import refused as refused_as
 from transformers import LlamaConfig, LlamaForCausalLM
 from words import word_tokenizer
 
+from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example, make_task, parse_task
 
 WORDS = [
@@ -38,6 +41,8 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
+refused = partial(refused_as, FitnessError)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,7 +8,7 @@ from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import AgreementSpec, AgreementTask, Example
 from hf_evomerge.fitness.tasks.agreement import Reference
 
-from .conftest import SIZES, check_gradient
+from .conftest import SIZES, check_gradient, refused
 
 
 def make(parent, tokenizer, examples, **settings):
@@ -169,12 +169,8 @@ def test_refuses_sources(parent, broken_model, tokenizer):
     other.add_tokens(["more"])
     task = AgreementTask(AgreementSpec(source="parent"))
     task.references = {"parent": Reference("parent", lambda: other, lambda: parent)}
-    with pytest.raises(
-        FitnessError, match="agreement: parent has other tokens than the models that are scored"
-    ):
+    with refused("agreement: parent has other tokens than the models that are scored"):
         task.prepare([Example("one", "two", "e")], tokenizer)
     task = make(broken_model, tokenizer, [Example("one", "two", "e", source="parent")])
-    with pytest.raises(
-        FitnessError, match="agreement: parent: the model's logits are not finite: e"
-    ):
+    with refused("agreement: parent: the model's logits are not finite: e"):
         task.evaluate(broken_model)

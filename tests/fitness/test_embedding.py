@@ -13,7 +13,7 @@ from sentence import sentence_folder
 from transformers import BertModel
 
 from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.errors import FitnessError, SourceError
+from hf_evomerge.errors import SourceError
 from hf_evomerge.fitness import Example, make_task, parse_task
 from hf_evomerge.fitness.text.embedding import attach_modules
 from hf_evomerge.search.evaluation.evaluator import Evaluator
@@ -22,7 +22,7 @@ from hf_evomerge.search.phases.baselines.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.score_model import evaluate_model
 
-from .conftest import check_gradient
+from .conftest import check_gradient, refused
 
 EXAMPLES = [
     Example("one two three", "six", "a"),
@@ -139,7 +139,7 @@ def test_other_ways_to_make_vectors_are_refused(change, message, tmp_path, token
         )
     task = make_task(parse_task({"task": "retrieval"}))
     task.sentence = open_source(str(folder)).sentence
-    with pytest.raises(FitnessError, match=message):
+    with refused(message):
         task.prepare(EXAMPLES, tokenizer)
 
 

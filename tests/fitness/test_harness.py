@@ -12,7 +12,7 @@ from hf_evomerge.fitness import DataSpec, Example, LmEvalSpec, LmEvalTask, load_
 from hf_evomerge.fitness.tasks.harness import load_tasks
 from hf_evomerge.recipes.strict_yaml import validate
 
-from .conftest import WORDS
+from .conftest import WORDS, refused
 
 CHOICE = {
     "task": "tiny_choice",
@@ -227,7 +227,7 @@ def test_leaves_everything_as_it_was(tasks, model, tokenizer):
 )
 def test_refuses_files(change, message, tasks, tmp_path):
     """A task's file that cannot be loaded, or whose templates fail, is refused in one line."""
-    with pytest.raises(FitnessError, match=message) as refusal:
+    with refused(message) as refusal:
         read(DataSpec(lm_eval=[changed(tasks["tiny_choice"], change, tmp_path)]))
     assert len(str(refusal.value).splitlines()) == 1
 
@@ -239,13 +239,11 @@ def test_a_task_file_runs_code_with_consent_only(tasks, tmp_path, tokenizer):
         "def prompt(doc):\n    return 'asked: ' + doc['question']\n", encoding="utf-8"
     )
     file = changed(tasks["tiny_choice"], {"doc_to_text": "!function utils.prompt"}, tmp_path)
-    with pytest.raises(
-        FitnessError, match="a task file may run code; read it, and pass --trust-remote-code"
-    ):
+    with refused("a task file may run code; read it, and pass --trust-remote-code"):
         load_examples(DataSpec(lm_eval=[file]))
     examples = read(DataSpec(lm_eval=[file]))
     assert examples[0].prompt.startswith("asked: ")
-    with pytest.raises(FitnessError, match="a task file may run code"):
+    with refused("a task file may run code"):
         LmEvalTask(LmEvalSpec()).prepare(examples, tokenizer)
 
 
@@ -260,30 +258,23 @@ def test_a_task_file_runs_code_with_consent_only(tasks, tmp_path, tokenizer):
 def test_refuses_settings(keys, message, tasks, tokenizer):
     """Metrics, tasks and templates that there are not are named before any model is scored."""
     task = trusting(LmEvalSpec(**keys))
-    with pytest.raises(FitnessError, match=message):
+    with refused(message):
         task.prepare(read(DataSpec(lm_eval=[tasks["tiny_choice"]])), tokenizer)
 
 
 def test_refuses_metrics_of_all_documents(tasks, tokenizer, tmp_path):
     """A metric that only many documents together have scores no example."""
     file = changed(tasks["tiny_write"], {"metric_list": [{"metric": "bleu"}]}, tmp_path)
-    with pytest.raises(
-        FitnessError, match=r"metric: bleu of tiny_write is of all documents together \(bleu\)"
-    ):
+    with refused(r"metric: bleu of tiny_write is of all documents together \(bleu\)"):
         trusting(LmEvalSpec()).prepare(read(DataSpec(lm_eval=[file])), tokenizer)
 
 
 def test_refuses_other_data(tokenizer):
     """Examples that are no documents of lm_eval's, and settings of records beside them, are
     refused."""
-    with pytest.raises(
-        FitnessError,
-        match=r"quiz.jsonl:x: is no document of lm_eval; write data: \{search: \{lm_eval: TASK",
-    ):
+    with refused(r"quiz.jsonl:x: is no document of lm_eval; write data: \{search: \{lm_eval: TASK"):
         LmEvalTask(LmEvalSpec()).prepare([Example("a", "b", "quiz.jsonl:x")], tokenizer)
-    with pytest.raises(
-        FitnessError, match="'lm_eval' has prompts and answers of its own; leave out 'template'"
-    ):
+    with refused("'lm_eval' has prompts and answers of its own; leave out 'template'"):
         validate(DataSpec, {"lm_eval": "arc_easy", "template": "{question}"}, FitnessError)
 
 
@@ -291,7 +282,5 @@ def test_says_what_to_install(monkeypatch):
     """Where lm_eval is missing, one line says how to install it."""
     load_tasks.cache_clear()
     monkeypatch.setattr("hf_evomerge.fitness.tasks.harness.find_spec", lambda name: None)
-    with pytest.raises(
-        FitnessError, match=r"lm_eval: is not installed: pip install 'hf-evomerge\[eval\]'"
-    ):
+    with refused(r"lm_eval: is not installed: pip install 'hf-evomerge\[eval\]'"):
         load_examples(DataSpec(lm_eval=["arc_easy"]))

@@ -16,11 +16,10 @@ from transformers import (
 )
 from transformers.models.auto import AutoModelForCausalLM
 
-from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Example, LikelihoodSpec, LikelihoodTask, render_prompt
 from hf_evomerge.fitness.data.shots import with_shots
 
-from .conftest import SIZES, check_gradient, prepared
+from .conftest import SIZES, check_gradient, prepared, refused
 
 SHARED = "one two three four five six seven eight " * 2
 GPT2_SIZES = {
@@ -173,15 +172,11 @@ def test_leaves_the_model_as_it_was(model, examples, tokenizer):
 def test_refusals(model, broken_model, examples, tokenizer):
     """No examples, too long an example, a tokenizer that cannot end an answer and logits that are
     no numbers are refused."""
-    with pytest.raises(
-        FitnessError, match=r"^the model's logits are not finite: e\d+ has log-probability nan$"
-    ):
+    with refused(r"^the model's logits are not finite: e\d+ has log-probability nan$"):
         score(broken_model, examples, tokenizer)
-    with pytest.raises(FitnessError, match="no examples"):
+    with refused("no examples"):
         score(model, [], tokenizer)
-    with pytest.raises(
-        FitnessError, match=r"^b: the longest example takes 66 tokens; the model has 64 positions"
-    ):
+    with refused(r"^b: the longest example takes 66 tokens; the model has 64 positions"):
         score(
             model,
             [
@@ -193,7 +188,7 @@ def test_refusals(model, broken_model, examples, tokenizer):
         )
     endless = copy.deepcopy(tokenizer)
     endless.eos_token = None
-    with pytest.raises(FitnessError, match="append_eos"):
+    with refused("append_eos"):
         score(model, examples, endless)
 
 

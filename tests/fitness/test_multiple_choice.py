@@ -4,10 +4,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import DataSpec, Example, load_examples
 
-from .conftest import prepared
+from .conftest import prepared, refused
 
 QUESTIONS = [
     Example("one two", "three", "q0", choices=("three", "four five", "six")),
@@ -55,7 +54,7 @@ def test_equals_likelihood(normalize, model, tokenizer):
 )
 def test_refuses_what_is_no_choice(example, message, tokenizer):
     """An example without choices, or whose answer is none of them, is named."""
-    with pytest.raises(FitnessError, match=message):
+    with refused(message):
         prepared("multiple_choice", [example], tokenizer)
 
 
@@ -121,5 +120,5 @@ def test_choices_of_a_record(record, choices, answer, data):
 def test_refuses_an_answer_that_names_no_choice(record, choices, message, data):
     """An answer that means no choice, or two, and choices that are none, are named with their
     line."""
-    with pytest.raises(FitnessError, match=f"quiz.jsonl:1: .*{message}"):
+    with refused(f"quiz.jsonl:1: .*{message}"):
         load_examples(data(record, choices=choices))

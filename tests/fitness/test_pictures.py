@@ -22,6 +22,8 @@ from hf_evomerge.fitness.example import MAX_BYTES, Picture
 from hf_evomerge.fitness.pictures import SeeingTokenizer
 from hf_evomerge.recipes.strict_yaml import validate
 
+from .conftest import refused
+
 
 def png(color="red", size=(8, 8)):
     """The file of a picture of one colour."""
@@ -99,7 +101,7 @@ REFUSED = {
 def test_what_is_no_picture_is_refused(case):
     """One line that names the record, when the examples are read."""
     value, message = REFUSED[case]
-    with pytest.raises(FitnessError, match=message) as caught:
+    with refused(message) as caught:
         load(value)
     assert str(caught.value).startswith("function[0] (field 'picture')")
     assert "\n" not in str(caught.value)
@@ -113,19 +115,17 @@ def test_a_file_outside_the_folder_of_the_data_is_refused(tmp_path):
     os.symlink(tmp_path / "secret.png", tmp_path / "data" / "link.png")
     for name in ("../secret.png", "link.png", "nul\0.png", str(tmp_path / "secret.png")):
         for value in (name, {"path": name}, {"bytes": None, "path": name}, [{"path": name}]):
-            with pytest.raises(
-                FitnessError, match=r"is not in .*data, where the data is; put it there"
-            ):
+            with refused(r"is not in .*data, where the data is; put it there"):
                 load(value, jsonl=str(tmp_path / "data" / "data.jsonl"))
     os.mkfifo(tmp_path / "data" / "pipe.png")
-    with pytest.raises(FitnessError, match="a pipe or a device, and no picture"):
+    with refused("a pipe or a device, and no picture"):
         load("pipe.png", jsonl=str(tmp_path / "data" / "data.jsonl"))
     (tmp_path / "data" / "red.png").write_bytes(png())
     assert (
         load({"path": "red.png"}, jsonl=str(tmp_path / "data" / "data.jsonl"))[0].pictures[0].data
         == png()
     )
-    with pytest.raises(FitnessError, match=r"missing.png: no such file"):
+    with refused(r"missing.png: no such file"):
         load("missing.png", jsonl=str(tmp_path / "data" / "data.jsonl"))
 
 
@@ -150,7 +150,7 @@ def test_a_data_set_names_no_picture_outside_of_its_folder(tmp_path):
             if name == "fine":
                 assert load_examples(spec)[0].pictures[0].data == png()
                 continue
-            with pytest.raises(FitnessError, match=r"is not in .*wrong, where the data is"):
+            with refused(r"is not in .*wrong, where the data is"):
                 load_examples(spec)
 
 
@@ -158,7 +158,7 @@ def test_a_damaged_picture_is_one_line():
     """One whose header is fine is found when it is decoded."""
     whole = png(size=(64, 64))
     damaged = load(whole[: len(whole) - 40])[0].pictures[0]
-    with pytest.raises(FitnessError, match=r"function\[0\] .*: the picture cannot be read"):
+    with refused(r"function\[0\] .*: the picture cannot be read"):
         damaged.load()
 
 
@@ -169,7 +169,7 @@ def test_the_same_question_about_another_picture_is_another_problem():
         for color in ("red", "blue")
     )
     check_disjoint([red], [blue])
-    with pytest.raises(FitnessError, match="the splits overlap"):
+    with refused("the splits overlap"):
         check_disjoint([red], [blue], [red])
 
 
@@ -218,16 +218,14 @@ def test_pictures_need_a_processor_and_a_task_that_looks_at_them():
     in one line."""
     example = seen("red")
     likelihood = make_task(parse_task({"task": "likelihood", "separator": " "}))
-    with pytest.raises(
-        FitnessError, match="red: has pictures, which a tokenizer alone cannot read"
-    ):
+    with refused("red: has pictures, which a tokenizer alone cannot read"):
         likelihood.prepare([example], tokenizer())
-    with pytest.raises(FitnessError, match="has pictures, which perplexity does not look at"):
+    with refused("has pictures, which perplexity does not look at"):
         make_task(parse_task({"task": "perplexity"})).prepare(
             [example], SeeingTokenizer(processor("llava"))
         )
     blind = Example("what is it ?", "red", "blind", chat=True)
-    with pytest.raises(FitnessError, match="blind: has no picture, and others have"):
+    with refused("blind: has no picture, and others have"):
         likelihood.prepare([example, blind], SeeingTokenizer(processor("llava")))
-    with pytest.raises(FitnessError, match="reads no pictures"):
+    with refused("reads no pictures"):
         SeeingTokenizer(tokenizer())

@@ -8,11 +8,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 from words import word_tokenizer
 
-from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import DataSpec, load_examples, make_task, parse_task
 from hf_evomerge.fitness.tasks.reward import _function
 
-from .conftest import SIZES, SPECIAL, WORDS
+from .conftest import SIZES, SPECIAL, WORDS, refused
 
 CODE = """
 seen = {}
@@ -98,7 +97,7 @@ def test_code_runs_with_consent_alone(model, examples, tokenizer, tmp_path):
     ran = tmp_path / "ran"
     file = tmp_path / "rewards.py"
     file.write_text(f"open({str(ran)!r}, 'w')\ndef one(completions, **kw): return [1.0]\n")
-    with pytest.raises(FitnessError, match=r"is code; read it, and pass --trust-remote-code"):
+    with refused(r"is code; read it, and pass --trust-remote-code"):
         scored(model, examples, tokenizer, trusted=False, functions=[f"{file}:one"])
     assert not ran.exists()
 
@@ -121,7 +120,7 @@ def test_code_runs_with_consent_alone(model, examples, tokenizer, tmp_path):
 def test_refusals(keys, complaint, model, examples, tokenizer, code):
     """A wrong function, file, return or setting is one line that says what to write."""
     functions = [each.replace("CODE", code) for each in keys.get("functions", ())]
-    with pytest.raises(FitnessError, match=complaint):
+    with refused(complaint):
         scored(model, examples, tokenizer, **{**keys, "functions": functions})
 
 
@@ -161,7 +160,7 @@ def test_another_model_is_no_reward_model(kind, complaint, model, examples, toke
     )
     made.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(FitnessError, match=complaint):
+    with refused(complaint):
         scored(model, examples, tokenizer, model=str(tmp_path / "other"))
 
 
@@ -170,5 +169,5 @@ def test_other_fields_come_with_the_data(tmp_path):
     (tmp_path / "data.jsonl").write_text('{"prompt": "1", "answer": "2", "level": [1, 2]}\n')
     spec = DataSpec(jsonl=str(tmp_path / "data.jsonl"), other_fields=["level"])
     assert load_examples(spec)[0].columns == {"level": [1, 2]}
-    with pytest.raises(FitnessError, match="no field 'way'"):
+    with refused("no field 'way'"):
         load_examples(spec.model_copy(update={"other_fields": ["way"]}))

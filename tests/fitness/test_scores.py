@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Scores
+
+from .conftest import refused
 
 
 def test_statistics():
@@ -67,5 +68,5 @@ def test_equal_to_the_last_bit_and_whatever_the_time():
 def test_scores_are_finite_numbers_one_per_example(values, columns, message):
     """No scores at all, a number by itself, a table, one that is no finite number, columns of other
     lengths: refused."""
-    with pytest.raises(FitnessError, match=message):
+    with refused(message):
         Scores(values, **columns)

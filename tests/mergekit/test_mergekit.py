@@ -3,6 +3,7 @@ by its key."""
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -340,7 +341,7 @@ def test_files_of_experts_are_named(tmp_path):
     (tmp_path / "moe.yml").write_text(
         "base_model: a\nexperts: [{source_model: b, positive_prompts: [c]}]"
     )
-    with pytest.raises(RecipeError, match=r"moe\.yml: a file of mergekit-moe"):
+    with refused(RecipeError, r"moe\.yml: a file of mergekit-moe"):
         load(tmp_path / "moe.yml")
 
 

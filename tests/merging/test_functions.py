@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from method_cases import CASES, IDS, NAME, merge, tensors
+from method_cases import NAME, every_case, merge, tensors
 from peft.utils import merge_utils as peft
 from safetensors.torch import load_file
 
@@ -44,7 +44,7 @@ def call(method, base, sources, parameters, options, **more):
     )
 
 
-@pytest.mark.parametrize(("method", "parameters", "options"), CASES, ids=IDS)
+@every_case
 def test_functions_give_the_bits_of_a_build(
     half_family, make_recipe, tmp_path, method, parameters, options
 ):
@@ -102,7 +102,7 @@ def test_names_are_light_listed_and_pickled():
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (1,), (4, 3, 2)])
-@pytest.mark.parametrize(("method", "parameters", "options"), CASES, ids=IDS)
+@every_case
 def test_tensors_of_any_shape(method, parameters, options, shape):
     """Scalars, empty tensors and tensors of many dimensions keep their shape."""
     base, sources = tensors(len(parameters), size=int(torch.Size(shape).numel()))

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from method_cases import CASES, IDS
+from refusals import refused
 from slowly import slow_beyond
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, GPT2Model
 
@@ -121,7 +122,7 @@ def test_a_wrong_candidate_is_refused_and_changes_nothing(
     model = load(family / "base")
     merger = merger_of(recipe, model, open_all)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    with pytest.raises(RecipeError, match=message):
+    with refused(RecipeError, message):
         merger.apply(parameters)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     merger.apply([{}, {}])
@@ -147,13 +148,9 @@ def test_a_model_that_does_not_fit_is_refused(family, half_family, make_recipe, 
     """A model with other shapes, or with parameters that no source has, is refused by the tensor's
     name."""
     sources, _ = open_all(make_recipe(family, "linear"))
-    with pytest.raises(
-        SourceError, match=r"source0: has no tensor for the model's parameter lm_head.weight"
-    ):
+    with refused(SourceError, r"source0: has no tensor for the model's parameter lm_head.weight"):
         LiveMerger(sources, None, "linear", {}, 0, load(half_family / "base"))
     headless = AutoModel.from_pretrained(half_family / "base")
     sources, _ = open_all(make_recipe(half_family, "linear"))
-    with pytest.raises(
-        SourceError, match=r"does not fit the model, a LlamaModel with no such parameter"
-    ):
+    with refused(SourceError, r"does not fit the model, a LlamaModel with no such parameter"):
         LiveMerger(sources, None, "linear", {}, 0, headless)

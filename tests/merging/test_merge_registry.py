@@ -3,6 +3,7 @@
 import pytest
 import torch
 from method_cases import check_part
+from refusals import refused
 
 from hf_evomerge import merging
 from hf_evomerge.errors import EvoMergeError, RecipeError
@@ -40,15 +41,13 @@ def test_the_methods_of_the_field_are_there():
 
 def test_an_unknown_method_is_refused_with_the_nearest_one():
     """A misspelt method is answered with the nearest one."""
-    with pytest.raises(
-        RecipeError, match=r"merge.method: 'tise' is not known; did you mean ties\?"
-    ):
+    with refused(RecipeError, r"merge.method: 'tise' is not known; did you mean ties\?"):
         get_method("tise")
 
 
 def test_a_duplicate_is_refused():
     """A second method of the same name is an error."""
-    with pytest.raises(EvoMergeError, match="merge method 'linear' is registered already"):
+    with refused(EvoMergeError, "merge method 'linear' is registered already"):
         register_method("linear")(lambda base, tensors, call: tensors[0])
 
 
@@ -70,11 +69,11 @@ def test_a_new_method_is_one_function(monkeypatch):
         merging.scaled([torch.ones(1)], size=3).item(),
     ] == [1, 3]
     check_part(part("scaled", size=2), sources=1, has_base=False)
-    with pytest.raises(
-        RecipeError, match=r"merge.options.size: -1.0 is out of range; give a number at least 0"
+    with refused(
+        RecipeError, r"merge.options.size: -1.0 is out of range; give a number at least 0"
     ):
         check_part(part("scaled", size=-1), sources=1, has_base=False)
-    with pytest.raises(RecipeError, match=r"merge.sources: scaled merges 1 model \(found 2\)"):
+    with refused(RecipeError, r"merge.sources: scaled merges 1 model \(found 2\)"):
         check_part(part("scaled"), sources=2, has_base=False)
 
 
@@ -153,20 +152,20 @@ REFUSED = [
 @pytest.mark.parametrize(("wrong", "message"), REFUSED)
 def test_a_wrong_part_is_refused(wrong, message):
     """Each mistake in a merge part is answered with its key, what was found and what to do."""
-    with pytest.raises(RecipeError, match=message):
+    with refused(RecipeError, message):
         check_part(wrong, sources=2, has_base=True, layer_count=4, names=one_of_each(4))
 
 
 def test_a_base_is_asked_for():
     """Methods on task vectors need a base, and slerp needs one where there is but one source."""
-    with pytest.raises(
-        RecipeError, match="base: ties works on differences to a common base; name the base model"
+    with refused(
+        RecipeError, "base: ties works on differences to a common base; name the base model"
     ):
         check_part(part("ties"), sources=2, has_base=False)
     check_part(part("slerp"), sources=1, has_base=True)
     for sources, base in [(1, False), (3, False), (3, True)]:
-        with pytest.raises(
+        with refused(
             RecipeError,
-            match=rf"slerp merges 2 models \(found {sources}\); give 2 sources, or one source and",
+            rf"slerp merges 2 models \(found {sources}\); give 2 sources, or one source and",
         ):
             check_part(part("slerp"), sources=sources, has_base=base)

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from method_cases import CASES, IDS, NAME, RANDOM, merge, tensors
+from method_cases import CASES, NAME, RANDOM, every_case, merge, tensors
 
 from hf_evomerge.merging.arithmetic import TensorJob, memory_needed
 from hf_evomerge.merging.checks import complete
@@ -118,7 +118,7 @@ def test_nothing_taken_leaves_the_base(method):
 
 
 @pytest.mark.parametrize("shape", [(515,), (5, 103), (103, 5), (5, 1), (3, 7, 11)])
-@pytest.mark.parametrize(("method", "parameters", "options"), CASES)
+@every_case
 def test_slices_and_what_is_kept_do_not_matter(method, parameters, options, shape):
     """A tensor merged in slices of any size, with its statistics kept or computed again, has the
     same bits."""
@@ -133,7 +133,7 @@ def test_slices_and_what_is_kept_do_not_matter(method, parameters, options, shap
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize(("method", "parameters", "options"), CASES)
+@every_case
 def test_threads_do_not_matter(method, parameters, options):
     """Several threads give the bits of one."""
     base, sources = tensors(len(parameters), size=400 * 300)
@@ -180,7 +180,7 @@ def held(thing, seen):
     return 0
 
 
-@pytest.mark.parametrize(("method", "parameters", "options"), CASES, ids=IDS)
+@every_case
 def test_the_memory_of_a_search_is_declared(method, parameters, options):
     """What is held between candidates is no more than was said, but for lists of positions and
     numbers per row."""

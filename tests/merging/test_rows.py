@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recipes import merge_of
+from refusals import refused
 
 from hf_evomerge import Recipe, build_model
 from hf_evomerge.building.merged import Merged
@@ -93,9 +94,9 @@ def test_rows_that_do_not_fit_are_refused(family):
         )
         return Merged(recipe, sources, open_source(str(family / "base")))
 
-    with pytest.raises(RecipeError, match=r"5000 numbers for the .* rows of a tensor; give fewer"):
+    with refused(RecipeError, r"5000 numbers for the .* rows of a tensor; give fewer"):
         plan("task_arithmetic", [0.1] * 5000, [0.5])
-    with pytest.raises(RecipeError, match="ties looks at whole tensors"):
+    with refused(RecipeError, "ties looks at whole tensors"):
         plan("ties", [0.1, 0.2], [0.5])
-    with pytest.raises(RecipeError, match="add up to 0; with normalize"):
+    with refused(RecipeError, "add up to 0; with normalize"):
         plan("linear", [1.0, 0.5], [0.2, 0.3, -0.5])

@@ -2,6 +2,7 @@
 it."""
 
 import pytest
+from refusals import refused
 from tiny_models import tiny_model
 
 from hf_evomerge.errors import RecipeError
@@ -185,14 +186,14 @@ def test_resolve():
 )
 def test_values_that_do_not_fit_are_refused(value, message):
     """A tensor without a value, or with two, is named together with the groups."""
-    with pytest.raises(RecipeError, match=message):
+    with refused(RecipeError, message):
         resolve(value, "model.layers.4.mlp.x")
 
 
 def test_keys_are_read_whole():
     """A group key without a star is not a pattern: nothing may follow it."""
     for key in ("blocks.1 ", "embeds", "blocks.01x", "blocks.1-", "", "blocks.1\n"):
-        with pytest.raises(RecipeError, match="is not a layer group"):
+        with refused(RecipeError, "is not a layer group"):
             parse_key(key)
 
 
@@ -228,7 +229,7 @@ def test_the_name_of_a_tensor_is_a_key():
     value = {"*down_proj*": 1.0, "default": 0.0, "blocks.4": 2.0, DOWN: 3.0}
     assert [resolve(value, name) for name in (DOWN, DOWN.replace("4", "3"), UP)] == [3.0, 1.0, 2.0]
     check_keys(value, 5, [UP, DOWN, NORM])
-    with pytest.raises(RecipeError, match=r"dwon_proj\.weight' names no tensor"):
+    with refused(RecipeError, r"dwon_proj\.weight' names no tensor"):
         check_keys(
             {"model.layers.4.mlp.dwon_proj.weight": 1.0, "default": 0.0}, 5, [UP, DOWN, NORM]
         )
@@ -300,7 +301,7 @@ def test_a_gradient_runs_over_the_blocks(value, numbers):
 def test_keys_are_checked_against_the_tensors(value, message):
     """A pattern that names nothing and a tensor without a value, or with two, are refused once the
     names are known."""
-    with pytest.raises(RecipeError, match=message):
+    with refused(RecipeError, message):
         check_keys(value, 5, ["model.embed_tokens.weight", UP, DOWN, NORM])
 
 

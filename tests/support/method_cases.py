@@ -3,8 +3,8 @@
 A new method joins the tests of this folder with its line in `CASES`.
 """
 
-import merge_reference as reference
 import numpy as np
+import pytest
 import torch
 
 from hf_evomerge.merging.arithmetic import TensorJob
@@ -71,6 +71,7 @@ CASES = [
     ("iso_c", [{}, {}, {}], {"lambda": GROUPED}),
 ]
 IDS = [f"{method}-{position}" for position, (method, *_) in enumerate(CASES)]
+every_case = pytest.mark.parametrize(("method", "parameters", "options"), CASES, ids=IDS)
 RANDOM = ["dare_linear", "dare_ties", "della", "della_linear"]
 
 
@@ -95,15 +96,6 @@ def merge(
     )
     job.run(*given, out, slice_size=slice_size)
     return out
-
-
-def added_or_voted(method, base, kept, weights, normalize, lam):
-    """Add up the task vectors that a sparse method leaves, or let them vote, by the reference."""
-    if method in ("breadcrumbs", "della_linear", "dare_linear"):
-        share = sum(weights) if normalize else 1
-        return exact(base) + lam * sum(w * d for w, d in zip(weights, kept, strict=True)) / share
-    flat = [d.ravel() for d in kept]
-    return reference.vote(exact(base).ravel(), flat, weights, normalize, lam).reshape(base.shape)
 
 
 def check_part(part, **known):
