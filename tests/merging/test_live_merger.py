@@ -52,55 +52,42 @@ def test_live_equals_checkpoint(request, make_recipe, open_all, load, tmp_path, 
 
 def merger_of(recipe, model, open_all):
     """A merger of what the recipe names."""
-    return LiveMerger(
-        *open_all(recipe), recipe.merge.method, recipe.merge.options, recipe.seed, model
-    )
+    part = recipe.merge
+    return LiveMerger(*open_all(recipe), part.method, part.options, recipe.seed, model)
 
 
 def test_a_model_stays_where_it_is(family, make_recipe, open_all, load):
     """The parameters are overwritten in place: the tied head stays tied, and what refers to them
     sees the merge."""
-    recipe = make_recipe(family, "task_arithmetic")
     model = load(family / "base")
     before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
-    tokens = torch.arange(8)[None]
+    merger = merger_of(make_recipe(family, "task_arithmetic"), model, open_all)
+    said = []
+    for weight in (0, 0.7):
+        merger.apply([{"weight": weight}, {"weight": weight}])
+        with torch.no_grad():
+            said.append(model(torch.arange(8)[None]).logits)
     with torch.no_grad():
-        first = model(tokens).logits
-    merger = merger_of(recipe, model, open_all)
-    merger.apply([{"weight": 0}, {"weight": 0}])
-    with torch.no_grad():
-        assert torch.equal(model(tokens).logits, first)
-    merger.apply([{"weight": 0.7}, {"weight": 0.9}])
-    with torch.no_grad():
-        assert not torch.equal(model(tokens).logits, first)
+        assert torch.equal(said[0], load(family / "base")(torch.arange(8)[None]).logits)
+    assert not torch.equal(*said)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == before
-    assert all(
-        parameter.requires_grad and not parameter.is_inference() for parameter in model.parameters()
-    )
+    for parameter in model.parameters():
+        assert parameter.requires_grad
+        assert not parameter.is_inference()
 
 
 def test_options_of_one_merge(family, make_recipe, open_all, load):
     """Options given to one merge hold for that merge alone."""
-    recipe = make_recipe(family, "slerp", base=False)
     model = load(family / "base")
-    merger = merger_of(recipe, model, open_all)
-    merger.apply([], {"t": 1.0})
-    second = load(family / "source1")
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), second.parameters(), strict=True)
-    )
-    merger.apply([], {"t": 0.0})
-    first = load(family / "source0")
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), first.parameters(), strict=True)
-    )
-    merger.apply([])
-    assert not any(
-        torch.equal(a, b)
-        for a, b in zip(model.parameters(), first.parameters(), strict=True)
-        if a.dim() > 1
-    )
+    merger = merger_of(make_recipe(family, "slerp", base=False), model, open_all)
+    sources = [load(family / f"source{number}") for number in range(2)]
+    for options, same in (({"t": 1.0}, sources[1]), ({"t": 0.0}, sources[0]), ({}, None)):
+        merger.apply([], options)
+        for source in sources:
+            pairs = zip(model.parameters(), source.parameters(), strict=True)
+            equal = [torch.equal(*pair) for pair in pairs if pair[0].dim() > 1]
+            assert all(equal) if source is same else not any(equal)
 
 
 @pytest.mark.parametrize(

@@ -125,3 +125,13 @@ def deltas(base, sources):
 def assert_close(found, expected, tolerance=2e-6):
     """Equal up to a few roundings of float32."""
     assert np.abs(exact(found) - expected).max() < tolerance
+
+
+def stepped(value, key, change):
+    """A number of a recipe with a change: at a layer group, or at one run of a tensor's rows."""
+    if key is None:
+        return value + change
+    if isinstance(key, str):
+        return {**value, key: value[key] + change}
+    name, run = key
+    return {**value, name: [own + change * (at == run) for at, own in enumerate(value[name])]}
