@@ -133,3 +133,12 @@ def counted(model):
 def as_text(examples, tokenizer):
     """The same examples with their shots in the prompt."""
     return [replace(each, prompt=render_prompt(each, tokenizer), shots=()) for each in examples]
+
+
+def gradient(model, parameter, task, examples, tokenizer, **settings):
+    """Scores of a task, and the gradient of one parameter."""
+    model.zero_grad(set_to_none=True)
+    scores = prepared(task, examples, tokenizer, **settings).backward(model)
+    found = parameter.grad.clone()
+    model.zero_grad(set_to_none=True)
+    return scores, found
