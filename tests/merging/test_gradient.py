@@ -200,12 +200,7 @@ def test_what_has_no_gradient_is_refused(family, load):
     model = load(family / "base")
     for method, options, weight, message in (
         ("nuslerp", {"nuslerp_flatten": False}, 1.0, "nuslerp has no gradient with these options"),
-        (
-            "task_arithmetic",
-            {},
-            [0.1, 0.2],
-            "numbers that run over the layers have no gradient",
-        ),
+        ("task_arithmetic", {}, [0.1, 0.2], "numbers that run over the layers have no gradient"),
     ):
         merger = LiveMerger(*opened(family), method, options, 0, model)
         with refused(RecipeError, message):
