@@ -43,16 +43,12 @@ def test_models_do_not_disturb_each_other_or_the_sources(pool):
     second(IDS, output_hidden_states=True)
     second.generate(IDS, max_new_tokens=2, do_sample=False, pad_token_id=0)
     assert torch.equal(first(IDS).logits, expected)
-    assert all(
-        torch.equal(source(IDS).logits, logits)
-        for source, logits in zip(pool.models, before, strict=True)
-    )
-    assert [layer.self_attn.layer_idx for layer in pool.models[1].model.layers] == [0, 1, 2, 3]
-    assert not any(
-        module._forward_hooks or module._forward_pre_hooks
-        for s in pool.models
-        for module in s.model.layers
-    )
+    for source, logits in zip(pool.models, before, strict=True):
+        assert torch.equal(source(IDS).logits, logits)
+        for number, layer in enumerate(source.model.layers):
+            assert layer.self_attn.layer_idx == number
+            assert not layer._forward_hooks
+            assert not layer._forward_pre_hooks
 
 
 def test_a_used_source_lends_no_hooks(pool):
@@ -106,16 +102,15 @@ def test_sources_of_other_kinds_are_refused(pool):
     """Other architectures, dtypes, base models and merged models are no sources, and the complaint
     says which."""
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4))
-    with refused(SourceError, r"sources\[1\]: architecture 'gpt2', but source 0 is 'llama'"):
-        LayerPool([llama(), gpt2])
-    with refused(SourceError, r"source 1: LlamaForCausalLM in torch.bfloat16"):
-        LayerPool([llama(), llama().to(torch.bfloat16)])
-    with refused(SourceError, r"source 1: LlamaModel in"):
-        LayerPool([llama(), llama().model])
-    with refused(SourceError, r"source 0: EvoMergedForCausalLM is not a plain"):
-        LayerPool([pool.model(LayerPath.parse("0:0-2"))])
-    with refused(SourceError, "embedding_source: 1, but there are 1 sources"):
-        LayerPool([llama()], embedding_source=1)
+    for message, embedding_source, *models in (
+        (r"sources\[1\]: architecture 'gpt2', but source 0 is 'llama'", 0, llama(), gpt2),
+        ("source 1: LlamaForCausalLM in torch.bfloat16", 0, llama(), llama().bfloat16()),
+        ("source 1: LlamaModel in", 0, llama(), llama().model),
+        ("0: EvoMergedForCausalLM is not a plain", 0, pool.model(LayerPath.parse("0:0-2"))),
+        ("embedding_source: 1, but there are 1 sources", 1, llama()),
+    ):
+        with refused(SourceError, message):
+            LayerPool(models, embedding_source)
 
 
 def test_a_patched_source_is_refused():
