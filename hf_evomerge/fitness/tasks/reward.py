@@ -16,12 +16,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ...errors import FitnessError, nearest, one_line
+from ...errors import FitnessError, nearest, told
 from ...recipes.names import looked_in
 from ...recipes.recipe import SourceRef
 from ...recipes.strict_yaml import Count, Number, StrictModel
 from ..example import Example
-from ..registry import TaskSpec, register_task
+from ..registry import register_task
 from ..scores import Scores
 from ..text.answers import cut_at_stops, has_stop
 from ..text.chat import ChatError, render_chat
@@ -99,7 +99,7 @@ class RewardTask(WritingTask):
     """Weighted sum of rewards of each response; a function that returns None for one adds nothing
     there, as in trl. The results show each of several by its name, without its weight."""
 
-    spec_type: ClassVar[type[TaskSpec]] = RewardSpec
+    spec_type = RewardSpec
     spec: RewardSpec
 
     trust_remote_code = False
@@ -203,21 +203,15 @@ def _whole(example: Example, text: str, tokenizer: Any) -> str:
     if not example.chat:
         return example.prompt + text
     answer = {"role": "assistant", "content": text}
-    try:
+    with told(FitnessError, ChatError, "fitness.model: its chat template: "):
         return render_chat(tokenizer, [*messages_of(example), answer], open_ended=False)
-    except ChatError as cause:
-        raise FitnessError(f"fitness.model: its chat template: {cause}") from cause
 
 
 def _called(function: Reward, named: RewardFunction, given: Mapping[str, Any]) -> Any:
     """Call a function as trl does; raises `FitnessError` where it cannot take its arguments."""
-    try:
+    write = f"; write it as `def {named.name}(prompts, completions, **kwargs)`"
+    with told(FitnessError, TypeError, f"{named.code}: {named.name}: ", write):
         inspect.signature(function).bind(**given)
-    except TypeError as cause:
-        raise FitnessError(
-            f"{named.code}: {named.name}: {one_line(cause)}; write it as "
-            f"`def {named.name}(prompts, completions, **kwargs)`"
-        ) from cause
     return function(**given)
 
 
@@ -232,12 +226,9 @@ def _function(file: str, name: str) -> Reward:
     assert spec is not None  # the name ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
+    # anything: it is the user's program that runs
+    with told(FitnessError, Exception, f"fitness.functions: {file}: cannot be run: "):
         spec.loader.exec_module(module)
-    except Exception as cause:  # anything: it is the user's program that runs
-        raise FitnessError(
-            f"fitness.functions: {file}: cannot be run: {type(cause).__name__}: {one_line(cause)}"
-        ) from cause
     functions = {key: value for key, value in vars(module).items() if callable(value)}
     if name not in functions:
         raise FitnessError(
@@ -253,7 +244,7 @@ def _reward_model(name: str, revision: str | None) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     where = f"fitness.model: {name}"
-    try:
+    with told(FitnessError, (OSError, ValueError), f"{where}: cannot be loaded: "):
         model, found = AutoModelForSequenceClassification.from_pretrained(
             name,
             revision=revision,
@@ -262,8 +253,6 @@ def _reward_model(name: str, revision: str | None) -> tuple[Any, Any]:
             output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as cause:
-        raise FitnessError(f"{where}: cannot be loaded: {one_line(cause)}") from cause
     if found["missing_keys"]:
         raise FitnessError(
             f"{where}: lacks {min(found['missing_keys'])}: no reward model but another kind"
