@@ -19,7 +19,7 @@ class LengthSpec(TaskSpec):
 class LengthTask:
     """A user's own task: the length of the prompts."""
 
-    spec_type: ClassVar[type[TaskSpec]] = LengthSpec
+    spec_type = LengthSpec
 
     def __init__(self, spec):
         self.spec = spec

@@ -23,7 +23,6 @@ from ...recipes.strict_yaml import Count, Number, StrictModel
 from ..example import Example
 from ..registry import register_task
 from ..scores import Scores
-from ..text.answers import cut_at_stops, has_stop
 from ..text.chat import ChatError, render_chat
 from ..text.encoding import device_of, messages_of
 from .function import numbers
@@ -123,8 +122,7 @@ class RewardTask(WritingTask):
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         written = self.respond(model)
-        stops = self.spec.stop
-        texts = [cut_at_stops(each.text, stops) for each in written]
+        texts = [each.text for each in written]
         given = self._given(texts, [list(each.tokens) for each in written])
         rewards = [
             numbers(
@@ -142,7 +140,7 @@ class RewardTask(WritingTask):
         for weight, column in zip(weights, rewards, strict=True):
             for place, reward in enumerate(column):
                 values[place] += weight * reward
-        cut = [not each.ended and not has_stop(each.text, stops) for each in written]
+        cut = [not each.ended for each in written]
         names = [each.name for each in self.spec.functions]
         if self.spec.model is not None:
             names.append("reward model")
