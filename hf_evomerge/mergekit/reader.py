@@ -212,7 +212,7 @@ class _Reader:
         for ref, given in self._in_order(entries, self.base):
             if not (self.keeps_base and ref == self.base):
                 self.sources.append(ref)
-                values.append(self._values("source", [given, self.given], f"models ({ref})"))
+                values.append(self._values("source", [given, self.given], f"models ({ref})."))
         options = self._values("global", [self.given], "")
         return self._part({"method": self.method.name, "options": options, "parameters": values})
 
@@ -277,12 +277,12 @@ class _Reader:
                 values.append({})
                 continue
             scopes = [_mapping(source.get("parameters"), place), own, self.given]
-            values.append(self._values("source", scopes, place))
+            values.append(self._values("source", scopes, f"{place}."))
         if self.keeps_base and base is None:
             raise RecipeError(f"{where}.sources: the base_model is not among them; name its layers")
         options = {
             name: value
-            for name, value in self._values("global", [own, self.given], where).items()
+            for name, value in self._values("global", [own, self.given], f"{where}.").items()
             if name in own
         }
         same = base is None or (layers and layers[0].partition(":")[2] == base)
@@ -332,20 +332,14 @@ class _Reader:
                 ] = None
         found = {}
         for name, parameter in declared.items():
-            setting = _setting(
-                [settings[name] for settings in scopes if settings.get(name) is not None],
-                f"{where}.{name}",
-            )
-            if setting:
+            place = f"{where}{name}"
+            given = [settings[name] for settings in scopes if settings.get(name) is not None]
+            if setting := _setting(given, place):
                 self.filtered |= setting[0][0] is not None
-                found[name] = _value(parameter, setting, f"{where}.{name}".lstrip("."))
-            elif name in REQUIRED and not (
-                scope == "global" and "slices" in self.data and where == ""
-            ):
+                found[name] = _value(parameter, setting, place)
+            elif name in REQUIRED and (where or "slices" not in self.data):
                 raise RecipeError(
-                    f"{where}.parameters.{name}: missing; mergekit has no default for it".lstrip(
-                        "."
-                    )
+                    f"{where}parameters.{name}: missing; mergekit has no default for it"
                 )
         return found
 
@@ -508,16 +502,12 @@ def _setting(scopes: Sequence[Any], where: str) -> Setting:
         ):
             return [*found, (None, scope)]
         for item in scope:
-            condition = _mapping(item, where.lstrip("."))
+            condition = _mapping(item, where)
             if "value" not in condition or set(condition) - {"value", "filter"}:
-                raise RecipeError(
-                    f"{where.lstrip('.')}: expected a filter and a value (found {shown(item)})"
-                )
+                raise RecipeError(f"{where}: expected a filter and a value (found {shown(item)})")
             name = None if condition.get("filter") == "*" else condition.get("filter")
             if not (name is None or isinstance(name, str)):
-                raise RecipeError(
-                    f"{where.lstrip('.')}: the filter {shown(name)} is no text; put it in quotes"
-                )
+                raise RecipeError(f"{where}: the filter {shown(name)} is no text; put it in quotes")
             found.append((name, condition["value"]))
             if name is None:
                 return found

@@ -1,4 +1,4 @@
-from typing import ClassVar, Literal
+from typing import Literal
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import AnyTaskSpec, Scores, TaskSpec, get_task, make_task, parse_task
