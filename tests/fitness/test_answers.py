@@ -1,3 +1,4 @@
+import itertools
 import sys
 
 import pytest
@@ -79,12 +80,9 @@ def test_wrong_options(keys, complaint):
 def test_language():
     """A Japanese response is Japanese whatever digits are in it, an English one is not, and an
     empty one is in no language."""
-    japanese = LanguageCheck(code="ja")
-    english = LanguageCheck(code="en")
-    assert japanese.holds(JAPANESE)
-    assert not japanese.holds(ENGLISH)
-    assert english.holds(ENGLISH)
-    assert not english.holds(JAPANESE)
+    texts = {"ja": JAPANESE, "en": ENGLISH}
+    for code, (other, text) in itertools.product(texts, texts.items()):
+        assert LanguageCheck(code=code).holds(text) is (code == other)
     assert not LanguageCheck(code="en", threshold=0.0).holds(" \n")
     assert not LanguageCheck(code="ja", threshold=1.0).holds(JAPANESE)
     assert language_probability(JAPANESE, "ja") > 0.9

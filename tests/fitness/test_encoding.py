@@ -1,4 +1,5 @@
 import copy
+from unittest.mock import Mock
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -64,18 +65,10 @@ def test_chat(tokenizer):
     example = Example("one two", "three", "e", chat=True, system="zero")
     assert render_prompt(example, chatty) == "system zero user one two assistant"
     assert render_prompt(Example("one two", "three"), chatty) == "one two"
-    seen = []
-
-    def spy(text, **keys):
-        seen.append(keys)
-        return {"input_ids": [1]}
-
-    spy.eos_token = None
-    spy.chat_template = "x"
+    spy = Mock(wraps=chatty, eos_token=None, chat_template="x", return_value={"input_ids": [1]})
     spy.special_tokens_map = {}
-    spy.get_chat_template = chatty.get_chat_template
     encode_prompt(example, spy)
-    assert seen == [{"add_special_tokens": False, "verbose": False}]
+    assert spy.call_args.kwargs == {"add_special_tokens": False, "verbose": False}
     with refused("no chat template"):
         render_prompt(example, tokenizer)
     chatty.chat_template = "{{ raise_exception('System role not supported') }}"

@@ -317,12 +317,6 @@ def test_nuslerp_of_a_convolution():
         assert_close(found, expected.reshape(base.shape))
 
 
-def test_multislerp_where_nothing_changed():
-    """Where all task vectors are 0 the base stays."""
-    base, _ = tensors(1)
-    assert torch.equal(merge("multislerp", base, [base.clone()] * 3, many([0.5] * 3)), base)
-
-
 def test_karcher_of_nearly_parallel_vectors():
     """Where angles are too small for float32, as between weights of norms, the mean is still that
     of all sources."""

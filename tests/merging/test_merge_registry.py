@@ -25,16 +25,10 @@ def test_the_methods_of_the_field_are_there():
     has bounds."""
     assert set(NAMES) <= set(all_methods())
     for method in all_methods().values():
-        assert method.help
-        assert all(parameter.help for parameter in method.parameters)
-        assert "|" not in "".join(
-            [method.help, *(parameter.help for parameter in method.parameters)]
-        )  # it goes into a table
-        assert [
-            parameter
-            for parameter in method.parameters
-            if not parameter.grouped and parameter.search
-        ] == []
+        for part in (method, *method.parameters):
+            assert part.help
+            assert "|" not in part.help  # it goes into a table
+        assert all(each.grouped for each in method.parameters if each.search)
     found = {p.name for name in NAMES for p in get_method(name).parameters if p.search is not None}
     assert found == {"weight", "density", "t"}
 
@@ -64,17 +58,15 @@ def test_a_new_method_is_one_function(monkeypatch):
         return tensors[0] * call.options["size"]
 
     assert get_method("scaled").help == "The source times a number."
-    assert [
-        merging.scaled([torch.ones(1)]).item(),
-        merging.scaled([torch.ones(1)], size=3).item(),
-    ] == [1, 3]
+    one = [torch.ones(1)]
+    assert [merging.scaled(one).item(), merging.scaled(one, size=3).item()] == [1, 3]
     check_part(part("scaled", size=2), sources=1, has_base=False)
-    with refused(
-        RecipeError, r"merge.options.size: -1.0 is out of range; give a number at least 0"
+    for size, sources, message in (
+        (-1, 1, "options.size: -1.0 is out of range; give a number at least 0"),
+        (1, 2, r"sources: scaled merges 1 model \(found 2\)"),
     ):
-        check_part(part("scaled", size=-1), sources=1, has_base=False)
-    with refused(RecipeError, r"merge.sources: scaled merges 1 model \(found 2\)"):
-        check_part(part("scaled"), sources=2, has_base=False)
+        with refused(RecipeError, f"merge.{message}"):
+            check_part(part("scaled", size=size), sources=sources, has_base=False)
 
 
 REFUSED = [
