@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from method_cases import CASES, IDS, NAME, merge, stepped, tensors
+from method_cases import CASES, IDS, NAME, check_slopes, merge, tensors
 from refusals import refused
 from tiny_adapters import save_adapter
 from tiny_models import tiny_model
@@ -28,15 +28,6 @@ SMOOTH_CASES = [
 ]
 
 
-def moved(parameters, options, name, source, step):
-    """The same parameters for one tensor, one of them moved."""
-    values = [{key: resolve(value, NAME) for key, value in each.items()} for each in parameters]
-    chosen = {key: resolve(value, NAME) for key, value in options.items()}
-    target = chosen if source is None else values[source]
-    target[name] = target[name] + step
-    return values, chosen
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("method", "parameters", "options"), SMOOTH_CASES)
 def test_a_tensors_products_are_differences(method, parameters, options, dtype):
@@ -49,22 +40,25 @@ def test_a_tensors_products_are_differences(method, parameters, options, dtype):
     known = {"sources": len(sources), "has_base": True, "layer_count": 4}
     values, options = complete(chosen, parameters, options, **known)
     job = TensorJob(NAME, chosen, base, sources, seed=0)
-    found = products(job, given.reshape(-1), values, options)
-    assert {name for name, _ in found} == set(SMOOTH[method])
-    for (name, source), (slope,) in found.items():
-        if (options[name] if source is None else resolve(values[source][name], NAME)) == 0:
-            continue  # `merge` leaves such a source out
-        ends = []
-        for step in (1e-3, -1e-3):
-            there, chosen_there = moved(values, options, name, source, step)
-            merged = merge(
-                method, base.float(), [source.float() for source in sources], there, chosen_there
-            )
-            ends.append((merged.double() * given).sum().item())
-        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=2e-3, abs=2e-3), (
-            name,
-            source,
-        )
+    slopes = {}
+    for (name, source), (slope,) in products(job, given.reshape(-1), values, options).items():
+        slopes[name, source, None] = slope
+    assert {name for name, *_ in slopes} == set(SMOOTH[method])
+    values = [{key: resolve(value, NAME) for key, value in each.items()} for each in values]
+    options = {key: resolve(value, NAME) for key, value in options.items()}
+    # `merge` leaves a source of weight 0 out
+    slopes = {
+        place: slope
+        for place, slope in slopes.items()
+        if (options if place[1] is None else values[place[1]])[place[0]] != 0
+    }
+    tensors_of = [tensor.float() for tensor in (base, *sources)]
+
+    def measure(values, options):
+        merged = merge(method, tensors_of[0], tensors_of[1:], values, options)
+        return (merged.double() * given).sum().item()
+
+    check_slopes(slopes, values, options, measure, 1e-3, rel=2e-3, abs=2e-3)
 
 
 def loss(model):
@@ -81,27 +75,18 @@ def opened(folder, count=2):
 
 def check(merger, model, parameters, options=None, step=0.05, **limits):
     """Compare the gradient of a loss with its differences; returns the gradient."""
-    found = MergeGradient(merger, model, **limits)(
-        parameters, options, lambda: loss(model).backward()
-    )
-    assert all(
-        parameter.grad is None and parameter.requires_grad for parameter in model.parameters()
-    )
-    for (name, source, key), slope in found.items():
-        ends = []
-        for change in (step, -step):
-            values = [dict(each) for each in parameters]
-            chosen = dict(options or {})
-            target = chosen if source is None else values[source]
-            target[name] = stepped(target.get(name, 1.0), key, change)
-            merger.apply(values, chosen)
-            with torch.no_grad():
-                ends.append(loss(model).item())
-        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.02, abs=2e-4), (
-            name,
-            source,
-            key,
-        )
+    gradient = MergeGradient(merger, model, **limits)
+    found = gradient(parameters, options, lambda: loss(model).backward())
+    for parameter in model.parameters():
+        assert parameter.grad is None
+        assert parameter.requires_grad
+
+    def measure(values, options):
+        merger.apply(values, options)
+        with torch.no_grad():
+            return loss(model).item()
+
+    check_slopes(found, parameters, options or {}, measure, step, rel=0.02, abs=2e-4)
     return found
 
 

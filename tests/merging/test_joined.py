@@ -1,12 +1,11 @@
 """Adapters that run on their base without being merged, against the same merges written into a
 whole model."""
 
-import copy
 import itertools
 
 import pytest
 import torch
-from method_cases import stepped
+from method_cases import check_slopes
 from peft import PeftModel
 from refusals import refused
 from slowly import slow_beyond
@@ -149,17 +148,12 @@ def test_core_space_is_the_adapter_that_is_built(method, adapters, family, load,
     tuned = PeftModel.from_pretrained(load(family / "base").double(), folder).eval()
     assert torch.allclose(logits(model), logits(tuned), atol=2e-5)
     assert any(found.values())
-    for (name, source, key), slope in found.items():
-        ends = []
-        for step in (1e-3, -1e-3):
-            numbers = copy.deepcopy(parameters)
-            chosen = dict(options)
-            mapping = chosen if source is None else numbers[source]
-            mapping[name] = stepped(mapping.get(name, 1.0), key, step)
-            joined.apply(numbers, chosen)
-            ends.append(float(loss()))
-        wanted = (ends[0] - ends[1]) / 2e-3
-        assert slope == pytest.approx(wanted, rel=0.02, abs=2e-6), (name, source, key)
+
+    def measure(values, options):
+        joined.apply(values, options)
+        return float(loss())
+
+    check_slopes(found, parameters, options, measure, 1e-3, rel=0.02, abs=2e-6)
 
 
 def test_a_layer_that_the_score_does_not_pass_has_no_slope(adapters, whole):

@@ -135,3 +135,18 @@ def stepped(value, key, change):
         return {**value, key: value[key] + change}
     name, run = key
     return {**value, name: [own + change * (at == run) for at, own in enumerate(value[name])]}
+
+
+def check_slopes(slopes, parameters, options, measure, step, **tolerance):
+    """Compare the slope of every number of a recipe with the difference between two merges, of
+    which `measure` gives a number."""
+    for (name, source, key), slope in slopes.items():
+        ends = []
+        for change in (step, -step):
+            values = [dict(each) for each in parameters]
+            chosen = dict(options)
+            target = chosen if source is None else values[source]
+            target[name] = stepped(target.get(name, 1.0), key, change)
+            ends.append(measure(values, chosen))
+        wanted = (ends[0] - ends[1]) / (2 * step)
+        assert slope == pytest.approx(wanted, **tolerance), (name, source, key)
