@@ -1,5 +1,6 @@
 """A word-level tokenizer and tiny random models, made in memory."""
 
+import json
 import random
 from contextlib import contextmanager
 from dataclasses import replace
@@ -86,6 +87,12 @@ def broken_model():
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
     return model
+
+
+def write_lines(file, records):
+    """Write a file of JSON lines; returns what names it under ``data``."""
+    file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    return {"jsonl": str(file)}
 
 
 def prepared(task, examples, tokenizer, given=None, **settings):

@@ -1,7 +1,6 @@
 """The fitness of classifiers, of texts and of pictures, and a search that climbs it."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from hf_evomerge.fitness.registry import DifferentiableTask
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.score_model import evaluate_model
 
-from .conftest import check_gradient, prepared, refused
+from .conftest import check_gradient, prepared, refused, write_lines
 
 
 def examples_of(*pairs):
@@ -116,14 +115,13 @@ def labelled(kind, seed, labels):
 
 def write_data(folder, *answers):
     """Eight records, each for a head and with a picture."""
-    lines = []
+    records = []
     for number in range(8):
         head, label = answers[number % len(answers)]
         name = f"{number}.png"
         Image.new("RGB", (8, 8), (40 * number, 20, 10)).save(folder / name)
-        record = {"prompt": f"w{number}", "answer": label, "picture": name, "task": head}
-        lines.append(json.dumps(record))
-    (folder / "data.jsonl").write_text("\n".join(lines))
+        records.append({"prompt": f"w{number}", "answer": label, "picture": name, "task": head})
+    write_lines(folder / "data.jsonl", records)
 
 
 @pytest.fixture

@@ -22,9 +22,7 @@ def records(count=10):
 def jsonl(tmp_path):
     """A file with ten problems and blank lines between them."""
     file = tmp_path / "problems.jsonl"
-    file.write_text(
-        "\n\n".join(json.dumps(record) for record in records()) + "\n", encoding="utf-8"
-    )
+    file.write_text("\n\n".join(map(json.dumps, records())), encoding="utf-8")
     return str(file)
 
 

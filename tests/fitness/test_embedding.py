@@ -1,7 +1,6 @@
 """Vectors of encoders as sentence-transformers makes them, and a search over encoders with a Dense
 layer."""
 
-import json
 import re
 from copy import copy
 from pathlib import Path
@@ -24,7 +23,7 @@ from hf_evomerge.search.phases.baselines.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.score_model import evaluate_model
 
-from .conftest import check_gradient
+from .conftest import check_gradient, write_lines
 
 EXAMPLES = [
     Example("one two three", "six", "a"),
@@ -165,21 +164,20 @@ def search(tmp_path, tokenizer, search_config):
     """A search by gradient over two encoders with a Dense layer, and their base."""
     for seed, name in enumerate(("base", "a", "b")):
         sentence_folder(tmp_path / name, tokenizer, seed, prompts=PROMPTS)
-    for split, examples in (
-        ("search", EXAMPLES),
-        ("test", [Example("two", "five"), Example("seven", "one")]),
+    data = {}
+    for split, pairs in (
+        ("search", [(each.prompt, each.answer) for each in EXAMPLES]),
+        ("test", [("two", "five"), ("seven", "one")]),
     ):
-        lines = [
-            json.dumps({"prompt": example.prompt, "answer": example.answer}) for example in examples
-        ]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+        records = [{"prompt": prompt, "answer": answer} for prompt, answer in pairs]
+        data[split] = write_lines(tmp_path / f"{split}.jsonl", records)
     return search_config(
         "ps",
         tmp_path,
         optimize=[{"by": "gradient", "evaluations": 9, "batch": "all"}],
         fitness={"task": "retrieval"},
         merge={"groups": "rows"},
-        data={split: {"jsonl": str(tmp_path / f"{split}.jsonl")} for split in ("search", "test")},
+        data=data,
         compare={"baselines": []},
     )
 

@@ -1,8 +1,6 @@
 """Encoder-decoders: what they write is scored, and a search over it ends in a model that writes the
 same."""
 
-import json
-
 import pytest
 import torch
 from classes import random_class
@@ -17,7 +15,7 @@ from hf_evomerge.recipes.recipe import MergePart, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.run import run_search
 
-from .conftest import prepared, refused
+from .conftest import prepared, refused, write_lines
 
 PROMPTS = ["one", "two three four five", "six", "four four"]
 WRITES = {
@@ -117,11 +115,9 @@ def search_of(search_config, folder, name, tokenizer, **changes):
     evaluator = Evaluator(config, examples=examples)
     for split, asked in splits.items():
         answers = asked if changes else evaluator.evaluate(aim, split).outputs
-        lines = [
-            json.dumps({"prompt": each, "answer": answer or "w1"})
-            for each, answer in zip(asked, answers, strict=True)
-        ]
-        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+        pairs = zip(asked, answers, strict=True)
+        records = [{"prompt": each, "answer": answer or "w1"} for each, answer in pairs]
+        write_lines(folder / f"{split}.jsonl", records)
     return config
 
 

@@ -1,4 +1,3 @@
-import json
 import random
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from hf_evomerge.fitness import DataSpec, Example, load_examples
 from hf_evomerge.fitness.tasks.harness import load_tasks
 from hf_evomerge.recipes.strict_yaml import validate
 
-from .conftest import WORDS, prepared, refused
+from .conftest import WORDS, prepared, refused, write_lines
 
 CHOICE = {
     "task": "tiny_choice",
@@ -56,16 +55,14 @@ def tasks(tmp_path_factory):
     """Three tasks of different kinds, as files beside their documents."""
     folder = tmp_path_factory.mktemp("tasks")
     rng = random.Random(0)
-    lines = []
+    records = []
     for _ in range(12):
         options = rng.sample(WORDS[:8], 3)
         question = " ".join(rng.choices(WORDS, k=rng.randint(2, 9)))
-        record = {"question": question, "options": options, "answer": rng.randrange(3)}
-        lines.append(json.dumps(record))
+        records.append({"question": question, "options": options, "answer": rng.randrange(3)})
     files = {}
-    for name, part in (("train", lines[:4]), ("test", lines[4:])):
-        files[name] = str(folder / f"{name}.jsonl")
-        Path(files[name]).write_text("\n".join(part), encoding="utf-8")
+    for name, part in (("train", records[:4]), ("test", records[4:])):
+        files[name] = write_lines(folder / f"{name}.jsonl", part)["jsonl"]
     data = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test"}
     made = {}
     for kind in KINDS:

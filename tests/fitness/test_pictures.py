@@ -1,7 +1,6 @@
 """Pictures in examples: what is read and what is refused; that tasks see each example's own."""
 
 import io
-import json
 import os
 
 import pytest
@@ -14,7 +13,7 @@ from hf_evomerge.fitness.example import MAX_BYTES, Picture
 from hf_evomerge.fitness.pictures import SeeingTokenizer
 from hf_evomerge.recipes.strict_yaml import validate
 
-from .conftest import prepared, refused
+from .conftest import prepared, refused, write_lines
 
 
 def png(color="red", size=(8, 8)):
@@ -38,8 +37,7 @@ def load(value, folder=None):
     record = {"prompt": "what is it ?", "answer": "red", "picture": value}
     if folder is None:
         return read(function=lambda: [record])
-    (folder / "data.jsonl").write_text(json.dumps(record))
-    return read(jsonl=str(folder / "data.jsonl"))
+    return read(**write_lines(folder / "data.jsonl", [record]))
 
 
 def save_set(folder, value, feature=None):

@@ -9,7 +9,7 @@ import torch
 
 from hf_evomerge.fitness import DifferentiableTask, JudgingTask, make_task, parse_task
 
-from .conftest import WORDS, gradient, prepared, refused
+from .conftest import WORDS, gradient, prepared, refused, write_lines
 
 LIKELIHOOD = {"task": "likelihood", "separator": " "}
 
@@ -25,12 +25,9 @@ def further(tmp_path):
 
     def make(count, weight, task="perplexity"):
         rng = random.Random(count)
-        lines = []
-        for _ in range(count):
-            prompt = " ".join(rng.choices(WORDS[:8], k=5))
-            lines.append(f'{{"prompt": "{prompt}", "answer": "two"}}')
-        (tmp_path / "data").write_text("\n".join(lines), encoding="utf-8")
-        data = {"search": {"jsonl": str(tmp_path / "data")}}
+        prompts = [" ".join(rng.choices(WORDS[:8], k=5)) for _ in range(count)]
+        records = [{"prompt": prompt, "answer": "two"} for prompt in prompts]
+        data = {"search": write_lines(tmp_path / "data", records)}
         return {"task": task, "weight": weight, "data": data}
 
     return make

@@ -7,7 +7,7 @@ import torch
 
 from hf_evomerge.fitness import DataSpec, FunctionTask, load_examples
 
-from .conftest import gradient, prepared
+from .conftest import gradient, prepared, write_lines
 
 LIKELIHOOD = {"task": "likelihood", "separator": " "}
 
@@ -53,11 +53,7 @@ def test_a_score_is_weighted_once(section, model, examples, tokenizer):
 
 def test_data_of_several_skills(tmp_path):
     """Each skill's examples know its name and its weight."""
-    for name in ("a", "b"):
-        (tmp_path / name).write_text(f'{{"prompt": "{name}", "answer": "two"}}', encoding="utf-8")
-    skills = {
-        "a": DataSpec(jsonl=str(tmp_path / "a"), weight=0.25),
-        "b": DataSpec(jsonl=str(tmp_path / "b")),
-    }
+    files = [write_lines(tmp_path / name, [{"prompt": name, "answer": "two"}]) for name in "ab"]
+    skills = {"a": DataSpec(**files[0], weight=0.25), "b": DataSpec(**files[1])}
     found = load_examples(DataSpec(sources=skills))
     assert [(each.source, each.weight) for each in found] == [("a", 0.25), ("b", 1.0)]

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 from refusals import refused
 from searches import minimal
@@ -10,6 +8,8 @@ from hf_evomerge.fitness.tasks.generation import is_right
 from hf_evomerge.fitness.tasks.word_problems import PAPER_STOPS, WORDS
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
+
+from .conftest import write_lines
 
 # What the paper's scorer was measured with.
 PAPER_PROMPT = (
@@ -73,12 +73,11 @@ def test_table_of_the_authors(code, tmp_path):
 
 def test_gsm8k(tmp_path):
     """GSM8K's answers are the numbers after its four hashes; in a chat the question comes first."""
-    data = section({"task": "gsm8k"}, jsonl=str(tmp_path / "test.jsonl"), chat=True)
 
     def read(answer):
         record = {"question": "How many?", "answer": answer}
-        (tmp_path / "test.jsonl").write_text(json.dumps(record), encoding="utf-8")
-        return load_examples(data)[0]
+        file = write_lines(tmp_path / "test.jsonl", [record])
+        return load_examples(section({"task": "gsm8k"}, chat=True, **file))[0]
 
     example = read("2 + 3 = 5\n#### 1,005")
     assert example.answer == "1,005"
