@@ -18,6 +18,7 @@ A = SourceRef(model="org/a")
 B = SourceRef(model="org/b", revision="main")
 MODELS = "models: [{model: org/a}, {model: org/b@main}]\n"
 WEIGHTED = "merge_method: linear\nparameters: {weight: 1}\n"
+LINEAR = MODELS + WEIGHTED
 GIVEN = MODELS + "merge_method: linear\nparameters: {weight: %s}"
 
 SLERP = """
@@ -136,7 +137,7 @@ def test_slices_of_several_sources():
     )
 
 
-@pytest.mark.parametrize("text", [SLERP, TIES, FRANKEN, STACKED, MODELS + WEIGHTED], ids=range(5))
+@pytest.mark.parametrize("text", [SLERP, TIES, FRANKEN, STACKED, LINEAR], ids=range(5))
 def test_there_and_back(text):
     """A file read, written and read again is the same recipe, and written again the same text."""
     recipe = from_mergekit(text).recipe
@@ -150,11 +151,11 @@ def test_there_and_back(text):
 @pytest.mark.parametrize(
     ("text", "tokenizer"),
     [
-        ("base_model: org/a\n" + MODELS + WEIGHTED, None),
-        ("base_model: org/b@main\n" + MODELS + WEIGHTED, 1),
-        ("tokenizer_source: org/b@main\n" + MODELS + WEIGHTED, 1),
-        ("tokenizer_source: base\nbase_model: org/b@main\n" + MODELS + WEIGHTED, 1),
-        ("tokenizer_source: org/x\n" + MODELS + WEIGHTED, 2),
+        ("base_model: org/a\n" + LINEAR, None),
+        ("base_model: org/b@main\n" + LINEAR, 1),
+        ("tokenizer_source: org/b@main\n" + LINEAR, 1),
+        ("tokenizer_source: base\nbase_model: org/b@main\n" + LINEAR, 1),
+        ("tokenizer_source: org/x\n" + LINEAR, 2),
         ("base_model: org/x\n" + FRANKEN, 2),
     ],
 )
@@ -172,7 +173,7 @@ def test_whose_tokenizer(text, tokenizer):
 def test_the_base_of_linear_is_one_more_model():
     """Where no task vectors are merged the base is merged like the models, at the end, as mergekit
     does."""
-    recipe = from_mergekit("base_model: org/c\n" + MODELS + WEIGHTED).recipe
+    recipe = from_mergekit("base_model: org/c\n" + LINEAR).recipe
     assert recipe.sources == [A, B, SourceRef(model="org/c")]
     assert (recipe.base, recipe.tokenizer) == (None, 2)
 
@@ -197,12 +198,9 @@ LEFT_OUT = "left out, as mergekit does"
             MODELS + "merge_method: linear\nparameters: {weight: 1, density: 0.5}\n",
             [f"parameters.density: linear has no such parameter; {LEFT_OUT}"],
         ),
+        (LINEAR + "colour: red\nname: it", [f"colour: mergekit has no such key; {LEFT_OUT}"]),
         (
-            MODELS + WEIGHTED + "colour: red\nname: it",
-            [f"colour: mergekit has no such key; {LEFT_OUT}"],
-        ),
-        (
-            MODELS + WEIGHTED + "out_dtpe: float32",
+            LINEAR + "out_dtpe: float32",
             [f"out_dtpe: mergekit has no such key; {LEFT_OUT}; did you mean out_dtype?"],
         ),
         (
@@ -226,12 +224,12 @@ def test_settings_without_effect_are_noted(text, notes):
             "modules: a recipe is of one language model (found ['a', 'b'])",
         ),
         (
-            "modules: {a: {models: []}}\n" + MODELS + WEIGHTED,
+            "modules: {a: {models: []}}\n" + LINEAR,
             "models: given beside modules.a; keep one of them",
         ),
         (MODELS, "merge_method: missing; this is no mergekit file"),
         (MODELS + "merge_method: ota", "merge.method: 'ota' is not known; there are"),
-        (MODELS + WEIGHTED + "slices: []", "models: give either models or slices"),
+        (LINEAR + "slices: []", "models: give either models or slices"),
         (GIVEN % 10_000_000, "parameters.0.weight: must be at most 1e+06 (found 10000000.0)"),
         ("models: [{parameters: {}}]\n" + WEIGHTED, "models[0].model: missing"),
         (
@@ -275,7 +273,7 @@ def test_settings_without_effect_are_noted(text, notes):
             "parameters.eps: 1e-08 in multislerp, and no other (found 0.1)",
         ),
         (
-            MODELS + WEIGHTED + "dtype: float64",
+            LINEAR + "dtype: float64",
             "dtype: 'float64' cannot be written; a recipe's result is float32",
         ),
         (
@@ -285,7 +283,7 @@ def test_settings_without_effect_are_noted(text, notes):
             "slices[0].sources: the base_model is not among them; slerp begins there",
         ),
         (
-            MODELS + WEIGHTED + "tokenizer: {tokens: {x: {source: org/c}}}",
+            LINEAR + "tokenizer: {tokens: {x: {source: org/c}}}",
             "tokenizer.tokens.x.source: org/c is none of the models that are merged",
         ),
         ("modules: {a: 3}\nmerge_method: linear", "modules.a: expected a mapping (found 3)"),
@@ -294,7 +292,7 @@ def test_settings_without_effect_are_noted(text, notes):
             "rescale: takes one value, not a gradient (found [1, 0])",
         ),
         (
-            MODELS + WEIGHTED + "chat_template: vicuna",
+            LINEAR + "chat_template: vicuna",
             "chat_template: 'vicuna' is neither Jinja nor a known name; write one of",
         ),
         (
