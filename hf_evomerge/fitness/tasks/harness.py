@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from ...errors import FitnessError, nearest, told
+from ...errors import FitnessError, nearest, one_line, told
 from ...recipes.strict_yaml import Count, Index
 from ..example import Example
 from ..prepared import PreparedTask
@@ -243,10 +243,14 @@ def load_tasks(name: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
             f"{close if len(close) < 100 else 'run `lm_eval ls tasks`'}"
         )
     with _surroundings():
-        # anything: reading a task reads a data set, by network or not
-        offline = "; without a network only tasks work whose data is here already"
-        with told(FitnessError, Exception, f"lm_eval: {name}: cannot be loaded: ", offline):
+        try:
             tasks: dict[str, Any] = _manager(not is_file).load([name])["tasks"]
+        except Exception as cause:  # anything: reading a task reads a data set, by network or not
+            raise FitnessError(
+                f"lm_eval: {name}: cannot be loaded: {type(cause).__name__}: "
+                f"{one_line(cause)}; without a network only "
+                "tasks work whose data is here already"
+            ) from cause
     for task in tasks.values():
         if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
             runs = getattr(task, "UNSAFE_CODE", False)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ...errors import FitnessError, nearest, told
+from ...errors import FitnessError, nearest, one_line, told
 from ...recipes.names import looked_in
 from ...recipes.recipe import SourceRef
 from ...recipes.strict_yaml import Count, Number, StrictModel
@@ -224,9 +224,12 @@ def _function(file: str, name: str) -> Reward:
     assert spec is not None  # the name ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # anything: it is the user's program that runs
-    with told(FitnessError, Exception, f"fitness.functions: {file}: cannot be run: "):
+    try:
         spec.loader.exec_module(module)
+    except Exception as cause:  # anything: it is the user's program that runs
+        raise FitnessError(
+            f"fitness.functions: {file}: cannot be run: {type(cause).__name__}: {one_line(cause)}"
+        ) from cause
     functions = {key: value for key, value in vars(module).items() if callable(value)}
     if name not in functions:
         raise FitnessError(
