@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import FitnessError, one_line, optional
+from ..errors import FitnessError, one_line, optional, told
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,12 +45,9 @@ class Picture:
     def load(self) -> Image:
         """The picture in RGB; raises `FitnessError` where it cannot be decoded."""
         image = self.open()
-        try:
+        damaged = f"{self.where}: the picture cannot be read: "
+        with told(FitnessError, (OSError, ValueError, SyntaxError), damaged):
             return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as cause:
-            raise FitnessError(
-                f"{self.where}: the picture cannot be read: {one_line(cause)}"
-            ) from cause
 
     def open(self) -> Image:
         """Read the picture's header; raises `FitnessError` beyond the limits."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FitnessError, SourceError, one_line
+from ..errors import FitnessError, SourceError, told
 from .example import MAX_BYTES, Example, Picture
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ def _file(name: str, where: str) -> Picture:
         raise FitnessError(f"{where}: a folder, not a picture; is the field empty?")
     if os.path.exists(name) and not os.path.isfile(name):
         raise FitnessError(f"{where}: a pipe or a device, and no picture")
-    try:
-        with open(name, "rb") as stream:
-            return Picture(stream.read(MAX_BYTES + 1), where)
-    except (OSError, ValueError) as cause:
-        raise FitnessError(f"{where}: cannot be read: {one_line(cause)}") from cause
+    with (
+        told(FitnessError, (OSError, ValueError), f"{where}: cannot be read: "),
+        open(name, "rb") as stream,
+    ):
+        return Picture(stream.read(MAX_BYTES + 1), where)
 
 
 # A model that sees wants a run of placeholder tokens for each picture, as many as the picture has
@@ -185,25 +185,12 @@ class SeeingTokenizer:
         images = []
         for example in examples:
             images.append([picture.load() for picture in example.pictures])
-        special = {example.chat for example in examples} == {
-            False
-        }  # a chat template writes its own
-        try:
-            return dict(
-                self.processor(
-                    text=texts,
-                    images=images,
-                    add_special_tokens=special,
-                    padding_side="right",
-                    **settings,
-                )
-            )
-        except (
-            Exception
-        ) as cause:  # anything: it is the model's own code that counts pictures in texts
-            raise FitnessError(
-                f"{examples[0].id}: its processor refuses text and pictures: {one_line(cause)}"
-            ) from cause
+        # a chat template writes its own
+        settings["add_special_tokens"] = not any(example.chat for example in examples)
+        # anything: it is the model's own code that counts pictures in texts
+        refuses = f"{examples[0].id}: its processor refuses text and pictures: "
+        with told(FitnessError, Exception, refuses):
+            return dict(self.processor(text=texts, images=images, padding_side="right", **settings))
 
 
 def sees(config: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Protocol, TypeVar, runtime_checkabl
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from ..errors import FitnessError, nearest
+from ..errors import FitnessError, nearest, told
 from ..recipes.strict_yaml import StrictModel, validate
 from .example import Example
 from .scores import Scores
@@ -91,7 +91,7 @@ class JudgingTask(Task, Protocol):
 class RegisteredTask(Task, Protocol):
     """A task that YAML can name: it declares its section and is made from it."""
 
-    spec_type: ClassVar[type[TaskSpec]]
+    spec_type: type[Any]
 
     def __init__(self, spec: Any) -> None: ...
 
@@ -162,10 +162,8 @@ def make_task(spec: TaskSpec) -> Task:
 
 def _by_name(section: Any) -> Any:
     if isinstance(section, Mapping):
-        try:
+        with told(ValueError, FitnessError):
             return parse_task(section)
-        except FitnessError as error:
-            raise ValueError(str(error)) from error
     return section
 
 

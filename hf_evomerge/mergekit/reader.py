@@ -44,6 +44,8 @@ _FIXED = {
 }  # parameters of mergekit's that are constants here, at its default
 Fields = dict[str, Any]
 Setting = list[tuple[str | None, Any]]
+Entry = tuple[SourceRef, str, Mapping[str, Any]]
+"""A model of a list, with its place and what is said of it."""
 
 
 @dataclass
@@ -184,41 +186,29 @@ class _Reader:
         return Converted(made, list(self.notes))
 
     def _models(self) -> MergePart:
-        entries: list[tuple[SourceRef, Any]] = []
-        for where, item in _items(self.data["models"], "models"):
-            entry = self._entry(item, where)
-            entries.append(
-                (_model(entry["model"], f"{where}.model"), _mapping(entry.get("parameters"), where))
-            )
-            if "layer_range" in entry:
+        entries = self._entries(self.data["models"], "models")
+        for _, where, item in entries:
+            if "layer_range" in item:
                 self.notes[
                     f"{where}.layer_range: left out, as mergekit does; layers are chosen in slices"
                 ] = None
-        if (
-            self.base is not None
-            and not self.keeps_base
-            and self.base not in [ref for ref, _ in entries]
-        ):
-            entries.append((self.base, {}))  # mergekit merges the base as one more model
+        listed = [ref for ref, _, _ in entries]
         values: list[Fields] = []
-        if (
-            self.base is not None
-            and self.keeps_base
-            and all(ref == self.base for ref, _ in entries)
-        ):
+        if self.base is not None and not self.keeps_base and self.base not in listed:
+            entries.append((self.base, "", {}))  # mergekit merges the base as one more model
+        elif self.base is not None and self.keeps_base and set(listed) <= {self.base}:
             self.sources.append(self.base)  # nothing is merged into the base
             entries = []
             values = [{}]
-        for ref, given in self._in_order(entries, self.base):
+        for ref, where, item in self._in_order(entries, self.base):
+            given = _mapping(item.get("parameters"), where)
             if not (self.keeps_base and ref == self.base):
                 self.sources.append(ref)
-                values.append(self._values("source", [given, self.given], f"models ({ref})"))
+                values.append(self._values("source", [given, self.given], f"models ({ref})."))
         options = self._values("global", [self.given], "")
         return self._part({"method": self.method.name, "options": options, "parameters": values})
 
-    def _in_order(
-        self, entries: list[tuple[SourceRef, Any]], base: SourceRef | None
-    ) -> list[tuple[SourceRef, Any]]:
+    def _in_order(self, entries: list[Entry], base: SourceRef | None) -> list[Entry]:
         """Order the entries: slerp begins at the base."""
         # t = 0 is the base_model in mergekit wherever it stands in the list, and the first source
         # in a recipe. `sorted` is stable: the others keep their order.
@@ -228,11 +218,14 @@ class _Reader:
             entries = sorted(entries, key=lambda entry: entry[0] != base)
         return entries
 
-    def _entry(self, item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-        if item.get("model") is None:
-            raise RecipeError(f"{where}.model: missing")
-        self._note_unknown(item, ("model", "parameters", "layer_range"), f"{where}.")
-        return item
+    def _entries(self, value: Any, where: str) -> list[Entry]:
+        found = []
+        for place, item in _items(value, where):
+            if item.get("model") is None:
+                raise RecipeError(f"{place}.model: missing")
+            self._note_unknown(item, ("model", "parameters", "layer_range"), f"{place}.")
+            found.append((_model(item["model"], f"{place}.model"), place, item))
+        return found
 
     def _slices(self) -> MergePart:
         pieces = []
@@ -251,20 +244,14 @@ class _Reader:
         layers: list[str] = []
         values: list[Fields] = []
         base: str | None = None
-        entries = [
-            (_model(self._entry(source, place)["model"], f"{place}.model"), (place, source))
-            for place, source in _items(item.get("sources"), f"{where}.sources")
-        ]
-        if (
-            self.method.name == "slerp"
-            and begin is not None
-            and begin not in [ref for ref, _ in entries]
-        ):
+        entries = self._entries(item.get("sources"), f"{where}.sources")
+        listed = [ref for ref, _, _ in entries]
+        if self.method.name == "slerp" and begin is not None and begin not in listed:
             raise RecipeError(
                 f"{where}.sources: the base_model is not among them; slerp begins there"
             )
-        alone = all(ref == self.base for ref, _ in entries)  # nothing is merged into the base
-        for ref, (place, source) in self._in_order(entries, begin):
+        alone = set(listed) <= {self.base}  # nothing is merged into the base
+        for ref, place, source in self._in_order(entries, begin):
             span = _layers(source.get("layer_range"), place)
             if self.keeps_base and ref == self.base:
                 base = span
@@ -277,12 +264,12 @@ class _Reader:
                 values.append({})
                 continue
             scopes = [_mapping(source.get("parameters"), place), own, self.given]
-            values.append(self._values("source", scopes, place))
+            values.append(self._values("source", scopes, f"{place}."))
         if self.keeps_base and base is None:
             raise RecipeError(f"{where}.sources: the base_model is not among them; name its layers")
         options = {
             name: value
-            for name, value in self._values("global", [own, self.given], where).items()
+            for name, value in self._values("global", [own, self.given], f"{where}.").items()
             if name in own
         }
         same = base is None or (layers and layers[0].partition(":")[2] == base)
@@ -332,20 +319,14 @@ class _Reader:
                 ] = None
         found = {}
         for name, parameter in declared.items():
-            setting = _setting(
-                [settings[name] for settings in scopes if settings.get(name) is not None],
-                f"{where}.{name}",
-            )
-            if setting:
+            place = f"{where}{name}"
+            given = [settings[name] for settings in scopes if settings.get(name) is not None]
+            if setting := _setting(given, place):
                 self.filtered |= setting[0][0] is not None
-                found[name] = _value(parameter, setting, f"{where}.{name}".lstrip("."))
-            elif name in REQUIRED and not (
-                scope == "global" and "slices" in self.data and where == ""
-            ):
+                found[name] = _value(parameter, setting, place)
+            elif name in REQUIRED and (where or "slices" not in self.data):
                 raise RecipeError(
-                    f"{where}.parameters.{name}: missing; mergekit has no default for it".lstrip(
-                        "."
-                    )
+                    f"{where}parameters.{name}: missing; mergekit has no default for it"
                 )
         return found
 
@@ -508,16 +489,12 @@ def _setting(scopes: Sequence[Any], where: str) -> Setting:
         ):
             return [*found, (None, scope)]
         for item in scope:
-            condition = _mapping(item, where.lstrip("."))
+            condition = _mapping(item, where)
             if "value" not in condition or set(condition) - {"value", "filter"}:
-                raise RecipeError(
-                    f"{where.lstrip('.')}: expected a filter and a value (found {shown(item)})"
-                )
+                raise RecipeError(f"{where}: expected a filter and a value (found {shown(item)})")
             name = None if condition.get("filter") == "*" else condition.get("filter")
             if not (name is None or isinstance(name, str)):
-                raise RecipeError(
-                    f"{where.lstrip('.')}: the filter {shown(name)} is no text; put it in quotes"
-                )
+                raise RecipeError(f"{where}: the filter {shown(name)} is no text; put it in quotes")
             found.append((name, condition["value"]))
             if name is None:
                 return found

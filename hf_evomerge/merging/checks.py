@@ -116,17 +116,10 @@ def _complete(
     }
     for name, value in given.items():
         if name not in known:
-            other = next((p for p in method.parameters if p.name == name), None)
-            place = (
-                "options"
-                if other is not None and other.scope == "global"
-                else "parameters, once per source"
-            )
-            hint = (
-                f"it belongs in merge.{place}"
-                if other
-                else f"it takes {', '.join(known) or 'none'}"
-            )
+            hint = f"it takes {', '.join(known) or 'none'}"
+            if any(parameter.name == name for parameter in method.parameters):
+                other = "parameters, once per source" if scope == "global" else "options"
+                hint = f"it belongs in merge.{other}"
             raise RecipeError(f"{where}.{name}: {method.name} has no such parameter here; {hint}")
         known[name].check(value, f"{where}.{name}", layer_count, names)
         by_key = value.items() if isinstance(value, Mapping) else ()

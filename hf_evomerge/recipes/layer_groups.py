@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -118,7 +119,7 @@ class GroupKey:
         """Tell whether a tensor belongs to the group or has a name of the pattern; ``default``
         covers nothing by itself."""
         if self.kind == "pattern":
-            return _matches(self.pattern, tensor_name)
+            return fnmatchcase(tensor_name, self.pattern)
         kind, block, half = classify(tensor_name, post_norms)
         if kind != self.kind:
             return False
@@ -130,28 +131,13 @@ class GroupKey:
         return self.half in (None, half) or (self.half == "mlp" and half in _SPARSE)
 
 
-def _matches(pattern: str, name: str) -> bool:
-    """Tell whether the whole name follows the pattern, where ``*`` stands for any text; without one
-    it is the name itself."""
-    if "*" not in pattern:
-        return name == pattern
-    first, *middle, last = pattern.split("*")
-    if len(name) < len(first) + len(last) or not name.startswith(first) or not name.endswith(last):
-        return False
-    rest = name[len(first) : len(name) - len(last)]
-    for part in filter(None, middle):
-        _, found, rest = rest.partition(part)
-        if not found:
-            return False
-    return True
-
-
 @lru_cache(maxsize=4096)
 def parse_key(key: str) -> GroupKey:
     """Read the key of a value; raises `RecipeError` if it is neither a layer group nor a name
     pattern."""
     if isinstance(key, str) and ("*" in key or _NAME.fullmatch(key)):
-        return GroupKey("pattern", pattern=key)
+        # of the signs of `fnmatch` only the star is one here
+        return GroupKey("pattern", pattern=key.replace("[", "[[]").replace("?", "[?]"))
     match = _KEY.fullmatch(key) if isinstance(key, str) else None
     if match is None:
         raise RecipeError(

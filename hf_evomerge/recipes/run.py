@@ -93,16 +93,16 @@ def _names(run: str) -> list[str]:
             raise ValueError(f"{run}: no such folder of checkpoints")
         there = []
         for each in folder.iterdir():
-            if any((each / file).is_file() for file in files):
-                there.append(each)
-        if away := next(
-            (each for each in there if each.resolve().parent != folder.resolve()), None
-        ):
-            raise ValueError(
-                f"{away}: a link to {away.resolve()}, which is not in {run}; list "
-                "checkpoints as sources"
-            )
-        return [each.name for each in there if not each.is_symlink()]  # `latest` would count twice
+            if not any((each / file).is_file() for file in files):
+                continue
+            if each.resolve().parent != folder.resolve():
+                raise ValueError(
+                    f"{each}: a link to {each.resolve()}, which is not in {run}; list "
+                    "checkpoints as sources"
+                )
+            if not each.is_symlink():  # `latest` would count twice
+                there.append(each.name)
+        return there
     from huggingface_hub import list_repo_refs
 
     # the network has many kinds

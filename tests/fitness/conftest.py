@@ -1,13 +1,19 @@
 """A word-level tokenizer and tiny random models, made in memory."""
 
+import json
 import random
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from refusals import refused as refused_as
 from transformers import LlamaConfig, LlamaForCausalLM
 from words import word_tokenizer
 
-from hf_evomerge.fitness import Example, make_task, parse_task
+from hf_evomerge.errors import FitnessError
+from hf_evomerge.fitness import Example, make_task, parse_task, render_prompt
 
 WORDS = [
     "zero",
@@ -39,6 +45,8 @@ SIZES = {
     "eos_token_id": 2,
 }
 
+refused = partial(refused_as, FitnessError)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
@@ -65,14 +73,11 @@ def model():
 def examples():
     """Prompts of 1 to 12 words with answers of 1 to 4."""
     rng = random.Random(0)
-    return [
-        Example(
-            " ".join(rng.choices(WORDS, k=rng.randint(1, 12))),
-            " ".join(rng.choices(WORDS, k=rng.randint(1, 4))),
-            f"e{i}",
-        )
-        for i in range(23)
+    texts = [
+        [" ".join(rng.choices(WORDS, k=rng.randint(1, most))) for most in (12, 4)]
+        for _ in range(23)
     ]
+    return [Example(*text, f"e{number}") for number, text in enumerate(texts)]
 
 
 @pytest.fixture
@@ -84,9 +89,17 @@ def broken_model():
     return model
 
 
-def prepared(task, examples, tokenizer, **settings):
-    """A task on examples."""
+def write_lines(file, records):
+    """Write a file of JSON lines; returns what names it under ``data``."""
+    file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    return {"jsonl": str(file)}
+
+
+def prepared(task, examples, tokenizer, given=None, **settings):
+    """A task on examples, with attributes that are given to it."""
     made = make_task(parse_task({"task": task, **settings}))
+    for name, value in (given or {}).items():
+        setattr(made, name, value)
     made.prepare(examples, tokenizer)
     return made
 
@@ -102,10 +115,37 @@ def check_gradient(task, model, parameter, *, step=1e-3, rel=0.02):
     assert parameter.grad is not None
     slope = float((parameter.grad * direction).sum())
     ends = []
-    for sign in (step, -step):
+    for change in (step, -step):
         with torch.no_grad():
-            parameter.add_(sign * direction)
+            parameter.add_(change * direction)
             ends.append(task.evaluate(model).mean)
-            parameter.sub_(sign * direction)
+            parameter.sub_(change * direction)
     assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=rel)
     return scores
+
+
+@contextmanager
+def counted(model):
+    """Counts the tokens that a model is given, in a list of one number."""
+    count = [0]
+
+    def add(module, arguments, given):
+        count[0] += given["input_ids"].numel()
+
+    hook = model.register_forward_pre_hook(add, with_kwargs=True)
+    yield count
+    hook.remove()
+
+
+def as_text(examples, tokenizer):
+    """The same examples with their shots in the prompt."""
+    return [replace(each, prompt=render_prompt(each, tokenizer), shots=()) for each in examples]
+
+
+def gradient(model, parameter, task, examples, tokenizer, **settings):
+    """Scores of a task, and the gradient of one parameter."""
+    model.zero_grad(set_to_none=True)
+    scores = prepared(task, examples, tokenizer, **settings).backward(model)
+    found = parameter.grad.clone()
+    model.zero_grad(set_to_none=True)
+    return scores, found

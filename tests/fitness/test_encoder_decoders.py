@@ -1,8 +1,6 @@
 """Encoder-decoders: what they write is scored, and a search over it ends in a model that writes the
 same."""
 
-import json
-
 import pytest
 import torch
 from classes import random_class
@@ -10,12 +8,14 @@ from slowly import slow_beyond
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from hf_evomerge.errors import EvoMergeError, FitnessError
-from hf_evomerge.fitness import Example, load_examples, make_task, parse_task
+from hf_evomerge.errors import EvoMergeError
+from hf_evomerge.fitness import Example, load_examples
 from hf_evomerge.fitness.example import Picture
 from hf_evomerge.recipes.recipe import MergePart, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.run import run_search
+
+from .conftest import prepared, refused, write_lines
 
 PROMPTS = ["one", "two three four five", "six", "four four"]
 WRITES = {
@@ -65,18 +65,13 @@ def random_writer(name, seed):
 def test_what_is_written_is_what_the_model_generates(name, ending_tokenizer):
     """In padded batches as one by one, from the prompt with the tokenizer's end of text."""
     model = random_writer(name, 0)
-    task = make_task(parse_task(WRITES))
-    task.prepare(
-        [Example(prompt, "w1", str(i)) for i, prompt in enumerate(PROMPTS)], ending_tokenizer
+    examples = [Example(prompt, "w1", prompt) for prompt in PROMPTS]
+    outputs, truncated = prepared(examples=examples, tokenizer=ending_tokenizer, **WRITES).write(
+        model
     )
-    outputs, truncated = task.write(model)
     assert len(set(outputs)) > 1
     for prompt, output, cut in zip(PROMPTS, outputs, truncated, strict=True):
-        inputs = {
-            key: value
-            for key, value in ending_tokenizer(prompt, return_tensors="pt").items()
-            if key != "token_type_ids"
-        }
+        inputs = ending_tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         assert inputs["input_ids"][0, -1] == 2
         ids = model.generate(**inputs, max_new_tokens=6, do_sample=False, num_beams=1)
         assert output == ending_tokenizer.decode(ids[0, 1:], skip_special_tokens=True)
@@ -88,20 +83,14 @@ def test_what_is_written_is_what_the_model_generates(name, ending_tokenizer):
 def test_pictures_and_long_prompts_are_refused(ending_tokenizer):
     """An encoder of texts sees none, and has so many positions."""
     model = random_writer("bart", 0)
+    long = "^a: the longest prompt with max_new_tokens takes 21 tokens; the model has 16 positions"
     for example, message in (
         (Example("one", "w1", "a", pictures=(Picture(b"", "here"),)), "an encoder of texts"),
-        (
-            Example("one " * 20, "w1", "a"),
-            (
-                "^a: the longest prompt with max_new_tokens takes 21 tokens; the model has 16 "
-                "positions"
-            ),
-        ),
+        (Example("one " * 20, "w1", "a"), long),
     ):
-        task = make_task(parse_task(WRITES))
-        task.prepare([Example("one", "w1", "a")], ending_tokenizer)
+        task = prepared(examples=[Example("one", "w1")], tokenizer=ending_tokenizer, **WRITES)
         task._examples = [example]
-        with pytest.raises(FitnessError, match=message):
+        with refused(message):
             task.write(model)
 
 
@@ -111,27 +100,24 @@ def search_of(search_config, folder, name, tokenizer, **changes):
         random_writer(name, seed).save_pretrained(folder / called)
         tokenizer.save_pretrained(folder / called)
     data = {split: {"jsonl": str(folder / f"{split}.jsonl")} for split in ("search", "test")}
-    steps = [{"evaluations": 8, "batch": "all"}]
-    compare = {"baselines": []}
-    settings = {"optimize": steps, "fitness": WRITES, "data": data, "compare": compare, **changes}
+    settings = {
+        "optimize": [{"evaluations": 8, "batch": "all"}],
+        "fitness": WRITES,
+        "data": data,
+        "compare": {"baselines": []},
+        **changes,
+    }
     config = search_config("ps", folder, **settings)
-    aim = config.recipe(
-        merge=MergePart(method="task_arithmetic", parameters=[{"weight": 0.9}, {"weight": 0.4}])
-    )
-    prompts = {"search": PROMPTS[:3], "test": PROMPTS[3:]}
-    evaluator = Evaluator(
-        config,
-        examples={
-            split: [Example(each, "w1", each) for each in prompts[split]] for split in prompts
-        },
-    )
-    for split, asked in prompts.items():
+    weights = [{"weight": 0.9}, {"weight": 0.4}]
+    aim = config.recipe(merge=MergePart(method="task_arithmetic", parameters=weights))
+    splits = {"search": PROMPTS[:3], "test": PROMPTS[3:]}
+    examples = {split: [Example(each, "w1", each) for each in splits[split]] for split in splits}
+    evaluator = Evaluator(config, examples=examples)
+    for split, asked in splits.items():
         answers = asked if changes else evaluator.evaluate(aim, split).outputs
-        lines = [
-            json.dumps({"prompt": each, "answer": answer or "w1"})
-            for each, answer in zip(asked, answers, strict=True)
-        ]
-        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+        pairs = zip(asked, answers, strict=True)
+        records = [{"prompt": each, "answer": answer or "w1"} for each, answer in pairs]
+        write_lines(folder / f"{split}.jsonl", records)
     return config
 
 
@@ -143,9 +129,8 @@ def test_a_search_on_generated_answers(name, ending_tokenizer, tmp_path, search_
     result = run_search(config, tmp_path / "out")
     winner = next(row for row in result.rows if row.winner)
     built = tmp_path / "out" / "model"
-    task = make_task(config.fitness)
     examples = load_examples(config.data["test"])
-    task.prepare(examples, AutoTokenizer.from_pretrained(built))
+    task = prepared(examples=examples, tokenizer=AutoTokenizer.from_pretrained(built), **WRITES)
     scores = task.evaluate(AutoModelForSeq2SeqLM.from_pretrained(built))
     assert scores.mean == pytest.approx(winner.scores.mean)
     shown = Evaluator(config).answer(SourceRef(model=str(built)), examples[0], 6)
@@ -155,12 +140,9 @@ def test_a_search_on_generated_answers(name, ending_tokenizer, tmp_path, search_
 def test_a_likelihood_of_decoders_alone_is_refused(ending_tokenizer, tmp_path, search_config):
     """BART's config is also that of a decoder alone, which such a model is not: one line, and
     nothing is written."""
-    config = search_of(
-        search_config, tmp_path, "bart", ending_tokenizer, fitness={"task": "likelihood"}
-    )
-    with pytest.raises(
-        EvoMergeError,
-        match=r"BartForConditionalGeneration .* is no model that the task likelihood scores",
-    ):
+    likelihood = {"task": "likelihood"}
+    config = search_of(search_config, tmp_path, "bart", ending_tokenizer, fitness=likelihood)
+    message = "BartForConditionalGeneration .* is no model that the task likelihood scores"
+    with pytest.raises(EvoMergeError, match=message):
         run_search(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,40 +1,38 @@
 import copy
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
-from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import Example, GenerationSpec, GenerationTask, Scores, render_prompt
+from hf_evomerge.fitness import Example, Scores
 from hf_evomerge.fitness.data.shots import with_shots
 from hf_evomerge.fitness.tasks import writing
 from hf_evomerge.fitness.text import encoding
 from hf_evomerge.fitness.text.respond import Written
+
+from .conftest import as_text, counted, prepared, refused
 
 LENGTH = 8
 
 
 def run(model, examples, tokenizer, **keys):
     """Scores on whole responses of a few tokens, unless asked otherwise."""
-    task = GenerationTask(GenerationSpec(**({"extract": "all", "max_new_tokens": LENGTH} | keys)))
-    task.prepare(examples, tokenizer)
-    return task.evaluate(model)
+    keys = {"extract": "all", "max_new_tokens": LENGTH, **keys}
+    return prepared("generation", examples, tokenizer, **keys).evaluate(model)
 
 
-def greedy(model, prompt, tokenizer, special=False):
-    """What one prompt is continued with, by forward passes without a cache; with or without its
-    special tokens."""
+def greedy(model, prompt, tokenizer):
+    """What one prompt is continued with, by forward passes without a cache."""
     tokens = tokenizer(prompt)["input_ids"]
     start = len(tokens)
-    while len(tokens) < start + LENGTH:
+    for _ in range(LENGTH):
         with torch.no_grad():
             token = int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax())
         if token == tokenizer.eos_token_id:
             break
         tokens.append(token)
-    return str(tokenizer.decode(tokens[start:], skip_special_tokens=not special))
+    return tokenizer.decode(tokens[start:], skip_special_tokens=True)
 
 
 def test_batches_equal_one_by_one(model, examples, tokenizer):
@@ -51,21 +49,14 @@ def test_shots_are_read_once_for_all_responses(model, examples, tokenizer):
     """Prompts of different length after the same shots get the responses of the prompts with the
     shots as text."""
     asked = with_shots(examples, examples[:3], 2, end="<eos>")
-    whole = [replace(each, prompt=render_prompt(each, tokenizer), shots=()) for each in asked]
-    tokens = [0]
-
-    def count(module, arguments, given):
-        tokens[-1] += given["input_ids"].numel()
-
-    written = []
-    hook = model.register_forward_pre_hook(count, with_kwargs=True)
-    for given in (asked, whole):
-        written.append(run(model, given, tokenizer, batch_size=5))
-        tokens.append(0)
-    hook.remove()
-    assert written[0] == written[1]
-    assert len(set(written[0].outputs or ())) > len(asked) / 2
-    assert tokens[0] < 0.6 * tokens[1]
+    runs = []
+    for given in (asked, as_text(asked, tokenizer)):
+        with counted(model) as count:
+            runs.append((run(model, given, tokenizer, batch_size=5), count[0]))
+    (first, fewer), (whole, all_of_them) = runs
+    assert first == whole
+    assert len(set(first.outputs)) > len(asked) / 2
+    assert fewer < 0.6 * all_of_them
 
 
 def test_stop_strings(model, examples, tokenizer):
@@ -123,20 +114,13 @@ def test_special_tokens_are_kept():
         assert kept == {**tokens, **(forced if encodes else {})}
 
 
-def test_language_counts(model, examples, tokenizer, monkeypatch):
+def test_language_counts(model, tokenizer, monkeypatch):
     """A value is 1 where the answer and the language are right; ``correct`` is the answer alone."""
     texts = ["答えは18ドルです。", "The answer is 18 dollars.", "答えは19ドルです。"]
-    monkeypatch.setattr(
-        writing,
-        "respond",
-        lambda _, tokenizer, prompts, *rest: [
-            Written(texts[len(prompt) - 1], True) for prompt in prompts
-        ],
-    )
-    asked = [Example(prompt, "18") for prompt in ("one", "one one", "one one one")]
-    scores = run(
-        model, asked, tokenizer, extract="last_number", language={"code": "ja", "threshold": 0.5}
-    )
+    monkeypatch.setattr(writing, "respond", lambda *given: [Written(each, True) for each in texts])
+    asked = [Example("one", "18")] * 3
+    language = {"code": "ja", "threshold": 0.5}
+    scores = run(model, asked, tokenizer, extract="last_number", language=language)
     assert scores == Scores(
         [1.0, 0.0, 0.0], outputs=texts, correct=[True, True, False], truncated=[False] * 3
     )
@@ -145,13 +129,12 @@ def test_language_counts(model, examples, tokenizer, monkeypatch):
 def test_refusals(model, broken_model, examples, tokenizer):
     """Answers that are no numbers, unknown languages, responses that do not fit and logits that are
     no numbers are refused."""
-    with pytest.raises(FitnessError, match=r"^the model's logits are not finite$"):
+    with refused(r"^the model's logits are not finite$"):
         run(broken_model, examples, tokenizer)
-    with pytest.raises(FitnessError, match=r"e0: the answer '.*' is not a number"):
-        run(model, examples, tokenizer, extract="last_number")
-    with pytest.raises(FitnessError, match=r"'jp' is not a language .* it knows af, .* ja, "):
-        run(model, examples, tokenizer, language={"code": "jp"})
-    with pytest.raises(FitnessError, match="the model has 64 positions"):
-        run(model, examples, tokenizer, max_new_tokens=64)
-    with pytest.raises(FitnessError, match="no examples"):
-        run(model, [], tokenizer)
+    for keys, message in (
+        ({"extract": "last_number"}, r"e0: the answer '.*' is not a number"),
+        ({"language": {"code": "jp"}}, r"'jp' is not a language .* it knows af, .* ja, "),
+        ({"max_new_tokens": 64}, "the model has 64 positions"),
+    ):
+        with refused(message):
+            run(model, examples, tokenizer, **keys)

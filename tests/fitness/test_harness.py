@@ -1,4 +1,3 @@
-import json
 import random
 from pathlib import Path
 
@@ -8,11 +7,11 @@ import torch
 import yaml
 
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import DataSpec, Example, LmEvalSpec, LmEvalTask, load_examples
+from hf_evomerge.fitness import DataSpec, Example, load_examples
 from hf_evomerge.fitness.tasks.harness import load_tasks
 from hf_evomerge.recipes.strict_yaml import validate
 
-from .conftest import WORDS
+from .conftest import WORDS, prepared, refused, write_lines
 
 CHOICE = {
     "task": "tiny_choice",
@@ -56,27 +55,20 @@ def tasks(tmp_path_factory):
     """Three tasks of different kinds, as files beside their documents."""
     folder = tmp_path_factory.mktemp("tasks")
     rng = random.Random(0)
-    lines = []
+    records = []
     for _ in range(12):
         options = rng.sample(WORDS[:8], 3)
         question = " ".join(rng.choices(WORDS, k=rng.randint(2, 9)))
-        lines.append(
-            json.dumps({"question": question, "options": options, "answer": rng.randrange(3)})
-        )
-    for name in ("train", "test"):
-        (folder / f"{name}.jsonl").write_text(
-            "\n".join(lines[:4] if name == "train" else lines[4:]), encoding="utf-8"
-        )
-    files = {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")}
+        records.append({"question": question, "options": options, "answer": rng.randrange(3)})
+    files = {}
+    for name, part in (("train", records[:4]), ("test", records[4:])):
+        files[name] = write_lines(folder / f"{name}.jsonl", part)["jsonl"]
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test"}
+    made = {}
     for kind in KINDS:
-        own = {
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": files},
-            "test_split": "test",
-            **kind,
-        }
-        (folder / f"{kind['task']}.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
-    return {kind["task"]: str(folder / f"{kind['task']}.yaml") for kind in KINDS}
+        made[kind["task"]] = str(folder / f"{kind['task']}.yaml")
+        Path(made[kind["task"]]).write_text(yaml.safe_dump({**data, **kind}), encoding="utf-8")
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +82,8 @@ def own(tasks, model, tokenizer, tmp_path_factory):
     tokenizer.save_pretrained(folder)
     arguments = {"pretrained": str(folder), "dtype": "float32"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "lm_eval.evaluator.add_env_info", lambda results: None
-        )  # asks pip and git for seconds
+        # asks pip and git for seconds
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
         return lm_eval.simple_evaluate(
             "hf",
             arguments,
@@ -104,31 +95,25 @@ def own(tasks, model, tokenizer, tmp_path_factory):
         )
 
 
-def read(spec):
+TRUSTED = {"trust_remote_code": True}
+
+
+def read(*names, **cut):
     """The documents of tasks, with consent to load their files."""
-    return load_examples(spec, trust_remote_code=True)
+    return load_examples(DataSpec(lm_eval=names, **cut), **TRUSTED)
 
 
-def trusting(spec):
-    """A task that may load task files."""
-    task = LmEvalTask(spec)
-    task.trust_remote_code = True
-    return task
-
-
-def score(model, tokenizer, names, data=None, **keys):
+def score(model, tokenizer, names, **keys):
     """What a model scores on documents of tasks."""
-    task = trusting(LmEvalSpec(num_fewshot=2, **keys))
-    task.prepare(read(DataSpec(lm_eval=names, **(data or {}))), tokenizer)
+    task = prepared("lm_eval", read(*names), tokenizer, TRUSTED, num_fewshot=2, **keys)
     return task.evaluate(model)
 
 
-def changed(task, change, folder):
+def changed(task, folder, **change):
     """The file of a task with other keys."""
     text = yaml.safe_dump({**yaml.safe_load(Path(task).read_text(encoding="utf-8")), **change})
-    (folder / "task.yaml").write_text(
-        text.replace("'!function utils.prompt'", "!function utils.prompt"), encoding="utf-8"
-    )
+    text = text.replace("'!function utils.prompt'", "!function utils.prompt")
+    (folder / "task.yaml").write_text(text, encoding="utf-8")
     return str(folder / "task.yaml")
 
 
@@ -174,44 +159,37 @@ def test_equals_lm_eval_on_the_saved_model(kind, metric, tasks, own, model, toke
 def test_documents_are_examples(tasks, model, tokenizer):
     """Slices with one seed part a task's documents, whose scores are those of the whole, in the
     order of the examples."""
-    names = [tasks["tiny_choice"], tasks["tiny_rolling"]]
-    seeded = {"shuffle_seed": 5}
-    task = trusting(LmEvalSpec(metric={"tiny_choice": "acc_norm"}))
-    parts = [read(DataSpec(lm_eval=names, **seeded, **cut)) for cut in ({"count": 6}, {"start": 6})]
-    found = {}
-    for part in (*parts, read(DataSpec(lm_eval=names))):
-        task.prepare(part, tokenizer)
-        values = dict(
-            zip([example.id for example in part], task.evaluate(model).values, strict=True)
-        )
-        assert all(
-            found.get(name, value) == pytest.approx(value, abs=1e-6)
-            for name, value in values.items()
-        )
-        found.update(values)
-    assert len(found) == 16
+    names = (tasks["tiny_choice"], tasks["tiny_rolling"])
+    cuts = ({"shuffle_seed": 5, "count": 6}, {"shuffle_seed": 5, "start": 6}, {})
+    values = []
+    for cut in cuts:
+        part = read(*names, **cut)
+        metric = {"tiny_choice": "acc_norm"}
+        task = prepared("lm_eval", part, tokenizer, TRUSTED, metric=metric)
+        scores = task.evaluate(model).values
+        values.append({each.id: value for each, value in zip(part, scores, strict=True)})
+    first, rest, whole = values
+    assert not first.keys() & rest
+    assert first | rest == pytest.approx(whole, abs=1e-6)
+    assert len(whole) == 16
 
 
 def test_leaves_everything_as_it_was(tasks, model, tokenizer):
     """Neither the model, nor the tokenizer, nor any generator of random numbers is changed; a
     second time gives the same."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    padding = tokenizer.padding_side
-    random.seed(7), np.random.seed(7), torch.manual_seed(7)
-    states = (
-        random.getstate(),
-        np.random.get_state()[1].tolist(),
-        torch.random.get_rng_state().tolist(),
-    )
-    first = score(model, tokenizer, [tasks["tiny_write"], tasks["tiny_choice"]])
-    assert first == score(model, tokenizer, [tasks["tiny_write"], tasks["tiny_choice"]])
-    assert (
-        random.getstate(),
-        np.random.get_state()[1].tolist(),
-        torch.random.get_rng_state().tolist(),
-    ) == states
+    names = [tasks["tiny_write"], tasks["tiny_choice"]]
+
+    def state():
+        arrays = (np.random.get_state()[1], torch.random.get_rng_state())
+        return random.getstate(), tokenizer.padding_side, *(each.tolist() for each in arrays)
+
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(7)
+    seeded = state()
+    assert score(model, tokenizer, names) == score(model, tokenizer, names)
+    assert state() == seeded
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert tokenizer.padding_side == padding
 
 
 @pytest.mark.parametrize(
@@ -226,27 +204,24 @@ def test_leaves_everything_as_it_was(tasks, model, tokenizer):
     ],
 )
 def test_refuses_files(change, message, tasks, tmp_path):
-    """A task's file that cannot be loaded, or whose templates fail, is refused in one line."""
-    with pytest.raises(FitnessError, match=message) as refusal:
-        read(DataSpec(lm_eval=[changed(tasks["tiny_choice"], change, tmp_path)]))
-    assert len(str(refusal.value).splitlines()) == 1
+    """A task's file that cannot be loaded, or whose templates fail, is refused."""
+    with refused(message):
+        read(changed(tasks["tiny_choice"], tmp_path, **change))
 
 
 def test_a_task_file_runs_code_with_consent_only(tasks, tmp_path, tokenizer):
     """A file that names a function is refused without consent, where documents are read and where
     they are scored."""
-    (tmp_path / "utils.py").write_text(
-        "def prompt(doc):\n    return 'asked: ' + doc['question']\n", encoding="utf-8"
-    )
-    file = changed(tasks["tiny_choice"], {"doc_to_text": "!function utils.prompt"}, tmp_path)
-    with pytest.raises(
-        FitnessError, match="a task file may run code; read it, and pass --trust-remote-code"
-    ):
+    code = "def prompt(doc):\n    return 'asked: ' + doc['question']\n"
+    (tmp_path / "utils.py").write_text(code, encoding="utf-8")
+    file = changed(tasks["tiny_choice"], tmp_path, doc_to_text="!function utils.prompt")
+    consent = "a task file may run code; read it, and pass --trust-remote-code"
+    with refused(consent):
         load_examples(DataSpec(lm_eval=[file]))
-    examples = read(DataSpec(lm_eval=[file]))
+    examples = read(file)
     assert examples[0].prompt.startswith("asked: ")
-    with pytest.raises(FitnessError, match="a task file may run code"):
-        LmEvalTask(LmEvalSpec()).prepare(examples, tokenizer)
+    with refused(consent):
+        prepared("lm_eval", examples, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -255,35 +230,24 @@ def test_a_task_file_runs_code_with_consent_only(tasks, tmp_path, tokenizer):
         ({"metric": "acc_nrom"}, "metric: tiny_choice has no 'acc_nrom'; did you mean acc_norm"),
         ({"metric": {"tiny": "acc"}}, "metric: 'tiny' is no task here"),
         ({"chat": True}, "the tokenizer has no chat template; leave out chat"),
+        ({}, r"metric: bleu of tiny_choice is of all documents together \(bleu\)"),
     ],
 )
-def test_refuses_settings(keys, message, tasks, tokenizer):
-    """Metrics, tasks and templates that there are not are named before any model is scored."""
-    task = trusting(LmEvalSpec(**keys))
-    with pytest.raises(FitnessError, match=message):
-        task.prepare(read(DataSpec(lm_eval=[tasks["tiny_choice"]])), tokenizer)
-
-
-def test_refuses_metrics_of_all_documents(tasks, tokenizer, tmp_path):
-    """A metric that only many documents together have scores no example."""
-    file = changed(tasks["tiny_write"], {"metric_list": [{"metric": "bleu"}]}, tmp_path)
-    with pytest.raises(
-        FitnessError, match=r"metric: bleu of tiny_write is of all documents together \(bleu\)"
-    ):
-        trusting(LmEvalSpec()).prepare(read(DataSpec(lm_eval=[file])), tokenizer)
+def test_refuses_settings(keys, message, tasks, tokenizer, tmp_path):
+    """Metrics, tasks and templates that there are not, and a metric that only many documents
+    together have, are named before any model is scored."""
+    bleu = {} if keys else {"metric_list": [{"metric": "bleu"}], "output_type": "generate_until"}
+    file = changed(tasks["tiny_choice"], tmp_path, **bleu)
+    with refused(message):
+        prepared("lm_eval", read(file), tokenizer, TRUSTED, **keys)
 
 
 def test_refuses_other_data(tokenizer):
     """Examples that are no documents of lm_eval's, and settings of records beside them, are
     refused."""
-    with pytest.raises(
-        FitnessError,
-        match=r"quiz.jsonl:x: is no document of lm_eval; write data: \{search: \{lm_eval: TASK",
-    ):
-        LmEvalTask(LmEvalSpec()).prepare([Example("a", "b", "quiz.jsonl:x")], tokenizer)
-    with pytest.raises(
-        FitnessError, match="'lm_eval' has prompts and answers of its own; leave out 'template'"
-    ):
+    with refused(r"quiz.jsonl:x: is no document of lm_eval; write data: \{search: \{lm_eval: TASK"):
+        prepared("lm_eval", [Example("a", "b", "quiz.jsonl:x")], tokenizer)
+    with refused("'lm_eval' has prompts and answers of its own; leave out 'template'"):
         validate(DataSpec, {"lm_eval": "arc_easy", "template": "{question}"}, FitnessError)
 
 
@@ -291,7 +255,5 @@ def test_says_what_to_install(monkeypatch):
     """Where lm_eval is missing, one line says how to install it."""
     load_tasks.cache_clear()
     monkeypatch.setattr("hf_evomerge.fitness.tasks.harness.find_spec", lambda name: None)
-    with pytest.raises(
-        FitnessError, match=r"lm_eval: is not installed: pip install 'hf-evomerge\[eval\]'"
-    ):
+    with refused(r"lm_eval: is not installed: pip install 'hf-evomerge\[eval\]'"):
         load_examples(DataSpec(lm_eval=["arc_easy"]))

@@ -1,12 +1,12 @@
-from typing import ClassVar, Literal
+from typing import Literal
 
-import pytest
-
-from hf_evomerge.errors import FitnessError, SearchError
+from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import AnyTaskSpec, Scores, TaskSpec, get_task, make_task, parse_task
 from hf_evomerge.fitness import registry as registry_module
 from hf_evomerge.fitness.registry import register_task, task_names
 from hf_evomerge.recipes.strict_yaml import StrictModel, parse_yaml
+
+from .conftest import refused
 
 
 class LengthSpec(TaskSpec):
@@ -19,7 +19,7 @@ class LengthSpec(TaskSpec):
 class LengthTask:
     """A user's own task: the length of the prompts."""
 
-    spec_type: ClassVar[type[TaskSpec]] = LengthSpec
+    spec_type = LengthSpec
 
     def __init__(self, spec):
         self.spec = spec
@@ -49,16 +49,16 @@ def test_own_task_in_yaml(monkeypatch):
     assert {"generation", "length", "likelihood", "multiple_choice", "perplexity"} <= set(
         task_names()
     )
-    with pytest.raises(FitnessError, match="'length' is registered twice"):
+    with refused("'length' is registered twice"):
         register_task("length")(LengthTask)
 
 
 def test_unknown_task():
     """An unknown or absent name is refused with the names that there are."""
     names = "agreement, choice, classification, clip, generation, gsm8k, likelihood"
-    with pytest.raises(FitnessError, match=f"unknown task 'zzz'; there are {names}"):
+    with refused(f"unknown task 'zzz'; there are {names}"):
         get_task("zzz")
-    with pytest.raises(FitnessError, match=r"unknown task 'clyp'; did you mean clip\?"):
+    with refused(r"unknown task 'clyp'; did you mean clip\?"):
         get_task("clyp")
-    with pytest.raises(FitnessError, match=rf"task: which one\? There are {names}"):
+    with refused(rf"task: which one\? There are {names}"):
         parse_task({"normalize": "sum"})

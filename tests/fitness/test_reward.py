@@ -6,13 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
-from words import word_tokenizer
 
-from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import DataSpec, load_examples, make_task, parse_task
+from hf_evomerge.fitness import DataSpec, load_examples
 from hf_evomerge.fitness.tasks.reward import _function
 
-from .conftest import SIZES, SPECIAL, WORDS
+from .conftest import SIZES, prepared, refused
 
 CODE = """
 seen = {}
@@ -49,33 +47,37 @@ def code(tmp_path):
 
 def scored(model, examples, tokenizer, /, *, trusted=True, **keys):
     """What a task of rewards scores."""
-    task = make_task(parse_task({"task": "reward", "max_new_tokens": 4, **keys}))
-    task.trust_remote_code = trusted
-    task.prepare(examples, tokenizer)
-    return task.evaluate(model)
+    keys = {"max_new_tokens": 4, **keys}
+    given = {"trust_remote_code": trusted}
+    return prepared("reward", examples, tokenizer, given, **keys).evaluate(model)
 
 
 def test_functions_are_called_as_trl_calls_them(model, examples, tokenizer, code):
     """Prompts, completions, their tokens, answers and other fields arrive by keyword; the rewards
     are added, weighted, and None adds nothing."""
+    levels = [number % 2 for number in range(len(examples))]
     examples = [
-        replace(example, columns={"level": number % 2}) for number, example in enumerate(examples)
+        replace(each, columns={"level": level})
+        for each, level in zip(examples, levels, strict=True)
     ]
     functions = [f"{code}:words", f"{code}:first"]
     scores = scored(model, examples, tokenizer, functions=functions, weights=[0.5, 3])
-    lengths = [len(text.split()) for text in scores.outputs or ()]
+    lengths = [len(text.split()) for text in scores.outputs]
     assert len(set(lengths)) > 1
-    expected = [length / 2 + 3 * (1 - number % 2) for number, length in enumerate(lengths)]
-    assert scores.values.tolist() == expected
+    assert scores.values.tolist() == [
+        length / 2 + 3 * (1 - level) for length, level in zip(lengths, levels, strict=True)
+    ]
     seen = _function(code, "words").__globals__["seen"]
-    assert seen["prompts"] == [example.prompt for example in examples]
-    assert seen["completions"] == scores.outputs
-    assert seen["answer"] == [example.answer for example in examples]
-    assert seen["level"] == [number % 2 for number in range(len(examples))]
-    assert (
-        tokenizer.decode(seen["completion_ids"][0], skip_special_tokens=True) == scores.outputs[0]
-    )
-    assert seen["trainer_state"] is None
+    wanted = {
+        "prompts": [example.prompt for example in examples],
+        "completions": scores.outputs,
+        "answer": [example.answer for example in examples],
+        "level": levels,
+        "trainer_state": None,
+    }
+    assert {name: seen[name] for name in wanted} == wanted
+    first = tokenizer.decode(seen["completion_ids"][0], skip_special_tokens=True)
+    assert first == scores.outputs[0]
     assert seen["log_metric"]("length", 1.0) is None
 
 
@@ -98,7 +100,7 @@ def test_code_runs_with_consent_alone(model, examples, tokenizer, tmp_path):
     ran = tmp_path / "ran"
     file = tmp_path / "rewards.py"
     file.write_text(f"open({str(ran)!r}, 'w')\ndef one(completions, **kw): return [1.0]\n")
-    with pytest.raises(FitnessError, match=r"is code; read it, and pass --trust-remote-code"):
+    with refused(r"is code; read it, and pass --trust-remote-code"):
         scored(model, examples, tokenizer, trusted=False, functions=[f"{file}:one"])
     assert not ran.exists()
 
@@ -121,54 +123,48 @@ def test_code_runs_with_consent_alone(model, examples, tokenizer, tmp_path):
 def test_refusals(keys, complaint, model, examples, tokenizer, code):
     """A wrong function, file, return or setting is one line that says what to write."""
     functions = [each.replace("CODE", code) for each in keys.get("functions", ())]
-    with pytest.raises(FitnessError, match=complaint):
+    with refused(complaint):
         scored(model, examples, tokenizer, **{**keys, "functions": functions})
 
 
-@pytest.fixture
-def judge(tmp_path):
-    """A random reward model with a tokenizer."""
+def saved(folder, tokenizer, kind=AutoModelForSequenceClassification, labels=1):
+    """A random model of a class with so many labels, with its tokenizer."""
     torch.manual_seed(1)
-    config = LlamaConfig(**SIZES, num_labels=1)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "judge")
-    word_tokenizer(SPECIAL + WORDS).save_pretrained(tmp_path / "judge")
-    return tmp_path / "judge"
+    make = getattr(kind, "from_config", kind)
+    make(LlamaConfig(**SIZES, num_labels=labels)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
-def test_a_reward_model_reads_prompt_and_answer(model, examples, tokenizer, judge):
+def test_a_reward_model_reads_prompt_and_answer(model, examples, tokenizer, tmp_path):
     """Its one logit for the whole text is the reward, whatever is read together."""
+    judge = saved(tmp_path, tokenizer)
     examples = [replace(each, prompt=f"{each.prompt} ") for each in examples]
-    scores = scored(model, examples, tokenizer, model=str(judge), reward_batch_size=5)
+    scores = scored(model, examples, tokenizer, model=judge, reward_batch_size=5)
     alone = AutoModelForSequenceClassification.from_pretrained(judge).eval()
-    texts = zip(examples, scores.outputs or (), strict=True)
-    for value, (example, text) in zip(scores.values, texts, strict=True):
+    for value, example, text in zip(scores.values, examples, scores.outputs, strict=True):
         ids = tokenizer(example.prompt + text, add_special_tokens=False, return_tensors="pt")
         with torch.inference_mode():
             assert alone(ids.input_ids).logits.item() == pytest.approx(value, abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("kind", "complaint"), [("language", "no reward model"), ("labels", "3 labels")]
+    ("kind", "labels", "complaint"),
+    [(LlamaForCausalLM, 1, "no reward model"), (AutoModelForSequenceClassification, 3, "3 labels")],
 )
-def test_another_model_is_no_reward_model(kind, complaint, model, examples, tokenizer, tmp_path):
+def test_another_model_is_no_reward_model(
+    kind, labels, complaint, model, examples, tokenizer, tmp_path
+):
     """A language model, whose head would be random, and a classifier of several labels are
     refused."""
-    config = LlamaConfig(**SIZES, num_labels=3 if kind == "labels" else 1)
-    made = (
-        LlamaForCausalLM(config)
-        if kind == "language"
-        else AutoModelForSequenceClassification.from_config(config)
-    )
-    made.save_pretrained(tmp_path / "other")
-    tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(FitnessError, match=complaint):
-        scored(model, examples, tokenizer, model=str(tmp_path / "other"))
+    with refused(complaint):
+        scored(model, examples, tokenizer, model=saved(tmp_path, tokenizer, kind, labels))
 
 
-def test_other_fields_come_with_the_data(tmp_path):
+def test_other_fields_come_with_the_data():
     """Fields that are asked for come with the examples; a missing one is named."""
-    (tmp_path / "data.jsonl").write_text('{"prompt": "1", "answer": "2", "level": [1, 2]}\n')
-    spec = DataSpec(jsonl=str(tmp_path / "data.jsonl"), other_fields=["level"])
+    records = [{"prompt": "1", "answer": "2", "level": [1, 2]}]
+    spec = DataSpec(function=lambda: records, other_fields=["level"])
     assert load_examples(spec)[0].columns == {"level": [1, 2]}
-    with pytest.raises(FitnessError, match="no field 'way'"):
+    with refused("no field 'way'"):
         load_examples(spec.model_copy(update={"other_fields": ["way"]}))

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Scores
+
+from .conftest import refused
 
 
 def test_statistics():
@@ -38,15 +39,16 @@ def test_a_figure_that_there_is_not_is_none(scores, figures):
 def test_equal_to_the_last_bit_and_whatever_the_time():
     """Scores are equal where their numbers, outputs and errors are; a bit, a sign of zero or a flag
     makes a difference."""
-    scores = Scores([0.1 + 0.2, 0.0], correct=[True, False], outputs=["a", "b"])
-    same = Scores(
-        np.array([0.1 + 0.2, 0.0]), correct=np.array([True, False]), outputs=["a", "b"], seconds=3.0
-    )
-    assert scores == same
-    assert scores != Scores([0.3, 0.0], correct=[True, False], outputs=["a", "b"])
-    assert scores != Scores([0.1 + 0.2, -0.0], correct=[True, False], outputs=["a", "b"])
-    assert scores != Scores([0.1 + 0.2, 0.0], correct=[True, True], outputs=["a", "b"])
-    assert scores != Scores([0.1 + 0.2, 0.0], correct=[True, False])
+    columns = {"values": [0.1 + 0.2, 0.0], "correct": [True, False], "outputs": ["a", "b"]}
+    scores = Scores(**columns)
+    assert scores == Scores(**{**columns, "values": np.array(columns["values"])}, seconds=3.0)
+    for change in (
+        {"values": [0.3, 0.0]},
+        {"values": [0.1 + 0.2, -0.0]},
+        {"correct": [True, True]},
+        {"outputs": None},
+    ):
+        assert scores != Scores(**{**columns, **change})
     assert Scores.failed("a") == Scores.failed("a", 1.0)
     assert Scores.failed("a") != Scores.failed("b")
 
@@ -67,5 +69,5 @@ def test_equal_to_the_last_bit_and_whatever_the_time():
 def test_scores_are_finite_numbers_one_per_example(values, columns, message):
     """No scores at all, a number by itself, a table, one that is no finite number, columns of other
     lengths: refused."""
-    with pytest.raises(FitnessError, match=message):
+    with refused(message):
         Scores(values, **columns)

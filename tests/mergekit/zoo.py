@@ -6,19 +6,14 @@ where that is 16 or more all numbers of layers are divided by 4. The tokenizer h
 those that fine-tunes of the name's kind add: ChatML's two, a padding token, or both.
 """
 
-import json
 import zlib
 
 import torch
 import yaml
-from safetensors.torch import save_file
+from tiny_adapters import save_adapter
 from transformers import LlamaConfig, LlamaForCausalLM
 from words import save_pair_tokenizer
 
-WIDTH = 16
-INNER = 24
-HEADS = 4
-KV_HEADS = 2
 WORDS = [
     "<unk>",
     "<s>",
@@ -53,12 +48,12 @@ def localise(text, folder):
 
 
 def _spans(data):
-    for value in (
-        data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
-    ):
+    if isinstance(data, dict):
+        if "layer_range" in data:
+            yield data["layer_range"]
+        data = list(data.values())
+    for value in data if isinstance(data, list) else ():
         yield from _spans(value)
-    if isinstance(data, dict) and "layer_range" in data:
-        yield data["layer_range"]
 
 
 def _renamed(data, folder, depth, key=""):
@@ -73,7 +68,7 @@ def _renamed(data, folder, depth, key=""):
     if key in MODEL_KEYS and isinstance(data, str) and data not in ("union", "base"):
         model, _, adapter = data.replace("\\", "/").partition("+")
         parts = [save_model(folder, model.partition("@")[0], depth)]
-        parts += [save_adapter(folder, adapter.partition("@")[0], depth)] if adapter else []
+        parts += [adapter_of(folder, adapter.partition("@")[0], depth)] if adapter else []
         return "+".join(map(str, parts))
     return data
 
@@ -81,8 +76,12 @@ def _renamed(data, folder, depth, key=""):
 def tokens_of(name):
     """The tokens that a model of this name has."""
     lower = name.lower()
-    added = ["<|im_end|>", "<|im_start|>"] if any(word in lower for word in CHATML) else []
-    return [*WORDS, *(["[PAD]"] if any(word in lower for word in PADDED) else []), *added]
+    tokens = list(WORDS)
+    if any(word in lower for word in PADDED):
+        tokens.append("[PAD]")
+    if any(word in lower for word in CHATML):
+        tokens += ["<|im_end|>", "<|im_start|>"]
+    return tokens
 
 
 def save_model(folder, name, depth):
@@ -90,58 +89,34 @@ def save_model(folder, name, depth):
     place = folder / f"{name.replace('/', '--')}-{depth}"
     if place.exists():
         return place
-    place.mkdir(parents=True)
     tokens = tokens_of(name)
     own, common = (torch.Generator().manual_seed(seed) for seed in (zlib.crc32(name.encode()), 0))
-    sizes = {
-        "hidden_size": WIDTH,
-        "intermediate_size": INNER,
-        "num_hidden_layers": depth,
-        "vocab_size": len(tokens),
-    }
     config = LlamaConfig(
-        **sizes, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, dtype="float32"
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=depth,
+        vocab_size=len(tokens),
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
-    config.architectures = ["LlamaForCausalLM"]
-    config.save_pretrained(place)
-    with torch.device("meta"):
-        shapes = {
-            key: tuple(tensor.shape)
-            for key, tensor in LlamaForCausalLM(config).state_dict().items()
-        }
-    tensors = {}
-    for key, shape in shapes.items():
-        known = (len(WORDS), *shape[1:]) if shape[0] == len(tokens) else shape
-        tensor = torch.randn(shape, generator=own) * 0.01
-        tensor[: known[0]] += torch.randn(known, generator=common) * 0.1 + key.endswith(
-            "norm.weight"
-        )
-        tensors[key] = tensor
-    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for key, tensor in model.named_parameters():
+            known = (len(WORDS), *tensor.shape[1:]) if len(tensor) == len(tokens) else tensor.shape
+            tensor.copy_(torch.randn(tensor.shape, generator=own) * 0.01)
+            tensor[: known[0]] += torch.randn(known, generator=common) * 0.1
+            tensor[: known[0]] += key.endswith("norm.weight")
+    model.save_pretrained(place)
     save_pair_tokenizer(place, tokens, ("<unk>", "<s>", "</s>"), bos_token="<s>", eos_token="</s>")
     return place
 
 
-def save_adapter(folder, name, depth):
+def adapter_of(folder, name, depth):
     """A LoRA adapter of rank 2 of the queries and the values."""
     place = folder / f"{name.replace('/', '--')}-lora-{depth}"
     if place.exists():
         return place
-    place.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    tensors = {}
-    for layer in range(depth):
-        for module, rows in (("q_proj", WIDTH), ("v_proj", WIDTH // HEADS * KV_HEADS)):
-            prefix = f"base_model.model.model.layers.{layer}.self_attn.{module}"
-            tensors[f"{prefix}.lora_A.weight"] = torch.randn(2, WIDTH, generator=generator) * 0.1
-            tensors[f"{prefix}.lora_B.weight"] = torch.randn(rows, 2, generator=generator) * 0.1
-    save_file(tensors, place / "adapter_model.safetensors")
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": 2,
-        "lora_alpha": 4,
-        "target_modules": ["q_proj", "v_proj"],
-    }
-    (place / "adapter_config.json").write_text(json.dumps(config))
-    return place
+    settings = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
+    return save_adapter(
+        save_model(folder, "a", depth), place, zlib.crc32(name.encode()), **settings
+    )

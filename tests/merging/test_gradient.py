@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from method_cases import CASES, IDS, NAME, merge
+from method_cases import CASES, IDS, NAME, check_slopes, merge, tensors
+from refusals import refused
 from tiny_adapters import save_adapter
 from tiny_models import tiny_model
 
@@ -27,52 +28,42 @@ SMOOTH_CASES = [
 ]
 
 
-def moved(parameters, options, name, source, step):
-    """The same parameters for one tensor, one of them moved."""
-    values = [{key: resolve(value, NAME) for key, value in each.items()} for each in parameters]
-    chosen = {key: resolve(value, NAME) for key, value in options.items()}
-    target = chosen if source is None else values[source]
-    target[name] = target[name] + step
-    return values, chosen
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("method", "parameters", "options"), SMOOTH_CASES)
 def test_a_tensors_products_are_differences(method, parameters, options, dtype):
     """For every method that has a gradient, the products are the slopes of <g, merged tensor> in
     each of its numbers."""
-    generator = torch.Generator().manual_seed(4)
-    base, *sources, given = torch.randn(len(parameters) + 2, 8, 12, generator=generator)
-    base, *sources = (
-        tensor.to(dtype) for tensor in (base, *(base + 0.3 * source for source in sources))
-    )
+    base, sources = tensors(len(parameters), size=96, spread=0.3, seed=4)
+    base, *sources = (tensor.view(8, 12).to(dtype) for tensor in (base, *sources))
+    given = tensors(0, size=96, seed=5)[0].view(8, 12)
     chosen = get_method(method)
-    values, options = complete(
-        chosen, parameters, options, sources=len(sources), has_base=True, layer_count=4
-    )
+    known = {"sources": len(sources), "has_base": True, "layer_count": 4}
+    values, options = complete(chosen, parameters, options, **known)
     job = TensorJob(NAME, chosen, base, sources, seed=0)
-    found = products(job, given.reshape(-1), values, options)
-    assert {name for name, _ in found} == set(SMOOTH[method])
-    for (name, source), (slope,) in found.items():
-        if (options[name] if source is None else resolve(values[source][name], NAME)) == 0:
-            continue  # `merge` leaves such a source out
-        ends = []
-        for step in (1e-3, -1e-3):
-            there, chosen_there = moved(values, options, name, source, step)
-            merged = merge(
-                method, base.float(), [source.float() for source in sources], there, chosen_there
-            )
-            ends.append((merged.double() * given).sum().item())
-        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=2e-3, abs=2e-3), (
-            name,
-            source,
-        )
+    slopes = {}
+    for (name, source), (slope,) in products(job, given.reshape(-1), values, options).items():
+        slopes[name, source, None] = slope
+    assert {name for name, *_ in slopes} == set(SMOOTH[method])
+    values = [{key: resolve(value, NAME) for key, value in each.items()} for each in values]
+    options = {key: resolve(value, NAME) for key, value in options.items()}
+    # `merge` leaves a source of weight 0 out
+    slopes = {
+        place: slope
+        for place, slope in slopes.items()
+        if (options if place[1] is None else values[place[1]])[place[0]] != 0
+    }
+    tensors_of = [tensor.float() for tensor in (base, *sources)]
+
+    def measure(values, options):
+        merged = merge(method, tensors_of[0], tensors_of[1:], values, options)
+        return (merged.double() * given).sum().item()
+
+    check_slopes(slopes, values, options, measure, 1e-3, rel=2e-3, abs=2e-3)
 
 
 def loss(model):
     """How far the model is from repeating some tokens."""
-    value = model(IDS_OF_TOKENS, labels=IDS_OF_TOKENS).loss
-    return value
+    return model(IDS_OF_TOKENS, labels=IDS_OF_TOKENS).loss
 
 
 def opened(folder, count=2):
@@ -82,39 +73,20 @@ def opened(folder, count=2):
     )
 
 
-def stepped(value, key, change):
-    """A number of a recipe with a change: at a layer group, or at one run of a tensor's rows."""
-    if key is None:
-        return value + change
-    if isinstance(key, str):
-        return {**value, key: value[key] + change}
-    name, run = key
-    return {**value, name: [own + change * (at == run) for at, own in enumerate(value[name])]}
-
-
 def check(merger, model, parameters, options=None, step=0.05, **limits):
     """Compare the gradient of a loss with its differences; returns the gradient."""
-    found = MergeGradient(merger, model, **limits)(
-        parameters, options, lambda: loss(model).backward()
-    )
-    assert all(
-        parameter.grad is None and parameter.requires_grad for parameter in model.parameters()
-    )
-    for (name, source, key), slope in found.items():
-        ends = []
-        for change in (step, -step):
-            values = [dict(each) for each in parameters]
-            chosen = dict(options or {})
-            target = chosen if source is None else values[source]
-            target[name] = stepped(target.get(name, 1.0), key, change)
-            merger.apply(values, chosen)
-            with torch.no_grad():
-                ends.append(loss(model).item())
-        assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.02, abs=2e-4), (
-            name,
-            source,
-            key,
-        )
+    gradient = MergeGradient(merger, model, **limits)
+    found = gradient(parameters, options, lambda: loss(model).backward())
+    for parameter in model.parameters():
+        assert parameter.grad is None
+        assert parameter.requires_grad
+
+    def measure(values, options):
+        merger.apply(values, options)
+        with torch.no_grad():
+            return loss(model).item()
+
+    check_slopes(found, parameters, options or {}, measure, step, rel=0.02, abs=2e-4)
     return found
 
 
@@ -164,47 +136,27 @@ def parents(request, family, load, tmp_path):
     ], base
 
 
-WHOLE = [
-    *((name, "tied") for name, smooth in SMOOTH.items() if smooth),
-    *(
-        (name, kind)
-        for name in ("task_arithmetic", "ties", "slerp", "karcher")
-        for kind in ("experts", "adapter")
-    ),
-]
+NUMBERS = {  # of two sources, or one: elected signs change on the way between ends of a difference
+    "task_arithmetic": ([{"weight": 0.4}, {"weight": 0.7}], {"lambda": 0.9}),
+    "ties": ([{"weight": 0.4}], {"lambda": 0.9}),
+    "slerp": ([{}, {}], {"t": {"blocks.0": 0.2, "default": 0.7}}),
+    "karcher": ([{"weight": 0.4}, {"weight": 0.7}], {}),
+}
 
 
-@pytest.mark.parametrize(("method", "parents"), WHOLE, indirect=["parents"])
-def test_every_method_on_a_whole_model(method, parents, load):
-    """The slopes of the loss of a whole model are right for every method that has any, whatever the
-    sources are."""
+@pytest.mark.parametrize("parents", ["tied", "experts", "adapter"], indirect=True)
+@pytest.mark.parametrize("method", NUMBERS)
+def test_each_kind_of_method_on_a_whole_model(method, parents, load):
+    """The slopes of the loss of a whole model are right for a sum, a vote and an angle, whatever
+    the sources are."""
     sources, base = parents
-    # with two sources the elected signs change on the way from one end of a difference to the other
-    sources = sources[
-        : 1 if method in ("passthrough", "ties", "dare_ties", "breadcrumbs_ties", "della") else 2
-    ]
+    parameters, options = NUMBERS[method]
     model = load(base.folder)
-    merger = LiveMerger(
-        sources, base if get_method(method).task_vectors else None, method, {}, 0, model
-    )
-    values = {
-        "weight": (0.4, 0.7),
-        "scale": (0.9,),
-        "lambda": 0.9,
-        "t": {"blocks.0": 0.2, "default": 0.7},
-    }
-    scopes = {
-        parameter.name: parameter.scope
-        for parameter in get_method(method).parameters
-        if parameter.smooth
-    }
-    parameters = [
-        {n: values[n][i] for n, scope in scopes.items() if scope == "source"}
-        for i in range(len(sources))
-    ]
-    options = {name: values[name] for name, scope in scopes.items() if scope == "global"}
-    found = check(merger, model, [] if method == "slerp" else parameters, options, step=0.004)
-    assert {name for name, _, _ in found} == set(scopes)
+    sources = sources[: len(parameters)]
+    origin = base if get_method(method).task_vectors else None
+    merger = LiveMerger(sources, origin, method, {}, 0, model)
+    found = check(merger, model, parameters, options, step=0.004)
+    assert {name for name, _, _ in found} == set(SMOOTH[method])
     assert any(found.values())
 
 
@@ -228,23 +180,16 @@ def test_backward_passes_add_up_and_repeat(family, load):
 def test_what_has_no_gradient_is_refused(family, load):
     """Methods without a smooth number, row-wise angles and gradients over layers are refused in one
     line."""
-    with pytest.raises(
-        RecipeError,
-        match=r"merge[.]method: model_stock has no gradient; those that have one are breadcrumbs",
-    ):
+    with refused(RecipeError, "method: model_stock has no gradient; those that have one are bread"):
         check_differentiable(get_method("model_stock"))
     model = load(family / "base")
-    merger = LiveMerger(*opened(family), "nuslerp", {"nuslerp_flatten": False}, 0, model)
-    with pytest.raises(
-        RecipeError, match=r"merge[.]method: nuslerp has no gradient with these options"
+    for method, options, weight, message in (
+        ("nuslerp", {"nuslerp_flatten": False}, 1.0, "nuslerp has no gradient with these options"),
+        ("task_arithmetic", {}, [0.1, 0.2], "numbers that run over the layers have no gradient"),
     ):
-        MergeGradient(merger, model)([{}, {}], {}, lambda: loss(model).backward())
-    merger = LiveMerger(*opened(family), "task_arithmetic", {}, 0, model)
-    with pytest.raises(
-        RecipeError,
-        match="weight: numbers that run over the layers have no gradient; give numbers per layer",
-    ):
-        MergeGradient(merger, model)(
-            [{"weight": [0.1, 0.2]}, {}], {}, lambda: loss(model).backward()
-        )
+        merger = LiveMerger(*opened(family), method, options, 0, model)
+        with refused(RecipeError, message):
+            MergeGradient(merger, model)(
+                [{"weight": weight}, {}], {}, lambda: loss(model).backward()
+            )
     assert all(parameter.requires_grad for parameter in model.parameters())

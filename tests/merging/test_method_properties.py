@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from method_cases import CASES, IDS, NAME, RANDOM, merge, tensors
+from method_cases import CASES, NAME, RANDOM, every_case, merge, tensors
 
 from hf_evomerge.merging.arithmetic import TensorJob, memory_needed
 from hf_evomerge.merging.checks import complete
@@ -22,18 +22,17 @@ ANY_NUMBER = [name for name in WEIGHTED if get_method(name).count[1] is None]
 LOOK_AT_ROWS = ["model_stock", "nuslerp", "della", "della_linear", "arcee_fusion", "iso_c"]
 
 
-def several(method, parameter, values):
-    """One mapping per value, where the method has such a parameter per source."""
-    there = any(p.name == parameter for p in get_method(method).source_parameters)
-    return [{parameter: value} if there else {} for value in values]
+def several(method, **columns):
+    """The mappings of sources with these values, of the parameters that the method has."""
+    known = {p.name for p in get_method(method).source_parameters}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return [{name: value for name, value in row.items() if name in known} for row in rows]
 
 
-def joined(*columns):
-    """Mappings with the keys of several."""
-    return [
-        {key: value for mapping in row for key, value in mapping.items()}
-        for row in zip(*columns, strict=True)
-    ]
+def shaped(shape, count):
+    """A base and sources of a shape."""
+    base, sources = tensors(count, size=int(np.prod(shape)))
+    return base.view(shape), [source.view(shape) for source in sources]
 
 
 def test_every_method_has_a_case():
@@ -53,12 +52,8 @@ def test_every_method_has_a_case():
 def test_merging_a_model_with_itself_gives_it_back(method, with_base):
     """Halves of the same model add up to it."""
     base, (source, *_) = tensors(1)
-    found = merge(
-        method,
-        base if with_base else None,
-        [source, source.clone()],
-        several(method, "weight", [0.5, 0.5]),
-    )
+    start = base if with_base else None
+    found = merge(method, start, [source, source.clone()], several(method, weight=[0.5, 0.5]))
     assert torch.allclose(found, source, atol=1e-6, rtol=0)
 
 
@@ -83,11 +78,8 @@ def test_the_order_of_the_sources_does_not_matter(method):
     """Permuting the sources together with their parameters changes nothing but roundings."""
     count = get_method(method).count[1] or 3
     base, sources = tensors(count)
-    parameters = joined(
-        several(method, "weight", [0.5, 0.9, 0.2][:count]),
-        several(method, "density", [0.3, 0.8, 0.6][:count]),
-        several(method, "gamma", [0.1, 0.01, 0.2][:count]),
-    )
+    values = {"weight": [0.5, 0.9, 0.2], "density": [0.3, 0.8, 0.6], "gamma": [0.1, 0.01, 0.2]}
+    parameters = several(method, **values)[:count]
     expected = merge(method, base, sources, parameters)
     for order in itertools.permutations(range(count)):
         found = merge(method, base, [sources[i] for i in order], [parameters[i] for i in order])
@@ -100,9 +92,7 @@ def test_a_source_of_weight_0_is_absent(method, switch):
     """A source of weight 0 leaves no trace, not even of its NaNs."""
     base, sources = tensors(2)
     poisoned = torch.full_like(base, float("nan"))
-    parameters = joined(
-        several(method, "weight", [0.4, 0.8, 0.0]), several(method, "density", [0.5] * 3)
-    )
+    parameters = several(method, weight=[0.4, 0.8, 0.0], density=[0.5] * 3)
     names = [p.name for p in get_method(method).options if p.name.startswith("normalize")]
     options = dict.fromkeys(names, switch)
     expected = merge(method, base, sources, parameters[:2], options)
@@ -117,14 +107,14 @@ def test_nothing_taken_leaves_the_base(method):
     assert torch.equal(merge(method, base, sources, [{"weight": 0}, {"weight": 0}]), base)
 
 
-@pytest.mark.parametrize("shape", [(515,), (5, 103), (103, 5), (5, 1), (3, 7, 11)])
-@pytest.mark.parametrize(("method", "parameters", "options"), CASES)
+@pytest.mark.parametrize(
+    "shape", [(515,), (5, 103), (103, 5), (5, 1), (3, 7, 11), (), (0,), (0, 3), (3, 0)]
+)
+@every_case
 def test_slices_and_what_is_kept_do_not_matter(method, parameters, options, shape):
     """A tensor merged in slices of any size, with its statistics kept or computed again, has the
     same bits."""
-    base, sources = tensors(len(parameters), size=int(np.prod(shape)))
-    base = base.view(shape)
-    sources = [source.view(shape) for source in sources]
+    base, sources = shaped(shape, len(parameters))
     expected = merge(method, base, sources, parameters, options)
     assert expected.shape == shape
     assert torch.isfinite(expected).all()
@@ -133,12 +123,10 @@ def test_slices_and_what_is_kept_do_not_matter(method, parameters, options, shap
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize(("method", "parameters", "options"), CASES)
+@every_case
 def test_threads_do_not_matter(method, parameters, options):
     """Several threads give the bits of one."""
-    base, sources = tensors(len(parameters), size=400 * 300)
-    base = base.view(400, 300)
-    sources = [source.view(400, 300) for source in sources]
+    base, sources = shaped((400, 300), len(parameters))
     expected = merge(method, base, sources, parameters, options)
     before = torch.get_num_threads()
     try:
@@ -152,13 +140,10 @@ def test_threads_do_not_matter(method, parameters, options):
 def test_the_shape_does_not_matter(method):
     """Methods that do not look at rows give a matrix the numbers of the same elements in one
     row."""
-    parameters, options = next(
-        (values, options) for name, values, options in CASES if name == method
-    )
-    base, sources = tensors(len(parameters), size=120)
-    flat = merge(method, base, sources, parameters, options)
-    matrix = merge(
-        method, base.view(10, 12), [source.view(10, 12) for source in sources], parameters, options
+    _, parameters, options = next(case for case in CASES if case[0] == method)
+    flat, matrix = (
+        merge(method, *shaped(shape, len(parameters)), parameters, options)
+        for shape in ((120,), (10, 12))
     )
     assert torch.equal(matrix.view(-1), flat)
 
@@ -180,25 +165,19 @@ def held(thing, seen):
     return 0
 
 
-@pytest.mark.parametrize(("method", "parameters", "options"), CASES, ids=IDS)
+@every_case
 def test_the_memory_of_a_search_is_declared(method, parameters, options):
     """What is held between candidates is no more than was said, but for lists of positions and
     numbers per row."""
     chosen = get_method(method)
-    size = 100 * 1000
-    base, sources = tensors(len(parameters), size=size)
-    base = base.view(100, 1000).bfloat16()
-    sources = [source.view(100, 1000).bfloat16() for source in sources]
-    job = TensorJob(NAME, chosen, base, sources, seed=0, keep=True)
-    job.run(
-        *complete(chosen, parameters, options, sources=len(sources), has_base=True, layer_count=4),
-        torch.empty(100, 1000),
-    )
+    base, sources = shaped((100, 1000), len(parameters))
+    sources = [source.bfloat16() for source in sources]
+    job = TensorJob(NAME, chosen, base.bfloat16(), sources, seed=0, keep=True)
+    known = {"sources": len(sources), "has_base": True, "layer_count": 4}
+    job.run(*complete(chosen, parameters, options, **known), torch.empty(100, 1000))
     found = held(job, [])
-    said = memory_needed(chosen, size, len(sources), with_base=True)
+    said = memory_needed(chosen, base.numel(), len(sources), with_base=True)
     assert found <= said * 1.1
-    if all(
-        resolve(v.get("density", 0.5), NAME) not in (0, 1) and v.get("weight", 1) != 0
-        for v in parameters
-    ):
+    used = [v.get("weight", 1) and resolve(v.get("density", 0.5), NAME) % 1 for v in parameters]
+    if all(used):
         assert found >= said * 0.5

@@ -1,7 +1,10 @@
 """Layer groups, name patterns and gradients: which tensor belongs where, and which value applies to
 it."""
 
+import itertools
+
 import pytest
+from refusals import refused
 from tiny_models import tiny_model
 
 from hf_evomerge.errors import RecipeError
@@ -95,73 +98,50 @@ def test_classify(place, name):
     assert classify(name) == place
 
 
+POST_NORMS = ("gemma3_text", "olmo2", "exaone4")
+
+
 @pytest.mark.parametrize(
     ("architecture", "half"),
-    [
-        ("llama", "mlp"),
-        ("glm4", "mlp"),
-        ("vaultgemma", None),
-        ("gemma3_text", "attn"),
-        ("olmo2", "attn"),
-        ("exaone4", "attn"),
-    ],
+    [("llama", "mlp"), ("glm4", "mlp"), *((name, "attn") for name in POST_NORMS)],
 )
 def test_a_norm_behind_attention_counts_with_it(architecture, half):
     """`post_attention_layernorm` is attention's where the MLP has norms of other names, and else
     the MLP's."""
     names = list(tiny_model(architecture, 2).state_dict())
     norm = "model.layers.1.post_attention_layernorm.weight"
-    assert (norm in names) is (half is not None)
-    if half is not None:
-        assert classify(norm, has_post_norms(names)) == ("block", 1, half)
-        values = expand(
-            {"embed": 0, "blocks.0-1.attn": 1, "blocks.0-1.mlp": 2, "head": 3}, 0, 1, names
-        )
-        assert resolve(values, norm) == {"attn": 1, "mlp": 2}[half]
+    assert norm in names
+    assert classify(norm, has_post_norms(names)) == ("block", 1, half)
+    groups = {"embed": "", "blocks.0-1.attn": "attn", "blocks.0-1.mlp": "mlp", "head": ""}
+    assert resolve(expand(groups, 0, 1, names), norm) == half
 
 
 @pytest.mark.parametrize(
     ("groups", "keys"),
     [
-        ("block", ["embed", "blocks.0", "blocks.1", "blocks.2", "head"]),
-        (
-            "half",
-            [
-                "embed",
-                *(f"blocks.{block}.{half}" for block in range(3) for half in ("attn", "mlp")),
-                "head",
-            ],
-        ),
-        (1, ["embed", "blocks.0-2", "head"]),
-        (2, ["embed", "blocks.0-1", "blocks.2", "head"]),
-        (5, ["embed", "blocks.0", "blocks.1", "blocks.2", "head"]),
-        ("model", ["default"]),
+        ("block", "embed blocks.0 blocks.1 head"),
+        ("half", "embed blocks.0.attn blocks.0.mlp blocks.1.attn blocks.1.mlp head"),
+        (1, "embed blocks.0-1 head"),
+        (2, "embed blocks.0 blocks.1 head"),
+        (5, "embed blocks.0 blocks.1 head"),
+        ("model", "default"),
     ],
 )
 def test_grouping(groups, keys):
     """Groups are named in the order of the layers; a number says into how many the blocks are
     divided."""
-    assert group_keys(groups, 3) == keys
+    assert group_keys(groups, 2) == keys.split()
+    assert group_keys(2, 3) == ["embed", "blocks.0-1", "blocks.2", "head"]
 
 
-def test_every_tensor_has_one_group():
+@pytest.mark.parametrize("groups", [1, 2, 3, 5, "block", "half", "model"])
+def test_every_tensor_has_one_group(groups):
     """Any grouping covers a whole model, each tensor once."""
-    for groups in (1, 2, 3, 5, "block", "half", "model"):
-        keys = group_keys(groups, 13)
-        values = {key: float(position) for position, key in enumerate(keys)}
-        check_keys(values, 13)
-        for name in (name for names in NAMES.values() for name in names):
-            covering = [key for key in keys if key == "default" or parse_key(key).covers(name)]
-            assert covering == [keys[int(resolve(values, name))]]
-
-
-def test_resolve():
-    """A number counts for all, a group for its tensors, and default for the rest."""
-    name = "model.layers.4.mlp.up_proj.weight"
-    assert resolve(0.5, name) == 0.5
-    assert resolve({"embed": 1, "blocks.4.attn": 2, "blocks.4.mlp": 3, "default": 4}, name) == 3
-    assert resolve({"embed": 1, "blocks.0-3": 2, "default": 4}, name) == 4
-    assert resolve({"blocks.0-10": 2}, name) == 2
+    values = {key: key for key in group_keys(groups, 13)}
+    check_keys(values, 13)
+    for name in itertools.chain(*NAMES.values()):
+        covering = [key for key in values if key == "default" or parse_key(key).covers(name)]
+        assert covering == [resolve(values, name)]
 
 
 @pytest.mark.parametrize(
@@ -185,14 +165,14 @@ def test_resolve():
 )
 def test_values_that_do_not_fit_are_refused(value, message):
     """A tensor without a value, or with two, is named together with the groups."""
-    with pytest.raises(RecipeError, match=message):
+    with refused(RecipeError, message):
         resolve(value, "model.layers.4.mlp.x")
 
 
 def test_keys_are_read_whole():
     """A group key without a star is not a pattern: nothing may follow it."""
     for key in ("blocks.1 ", "embeds", "blocks.01x", "blocks.1-", "", "blocks.1\n"):
-        with pytest.raises(RecipeError, match="is not a layer group"):
+        with refused(RecipeError, "is not a layer group"):
             parse_key(key)
 
 
@@ -222,32 +202,41 @@ def test_a_pattern_names_whole_names(pattern, names):
     assert [name for name in (UP, DOWN, NORM) if parse_key(pattern).covers(name)] == names
 
 
-def test_the_name_of_a_tensor_is_a_key():
-    """A whole name counts before patterns and groups, for its tensor alone; one that names no
-    tensor is refused."""
-    value = {"*down_proj*": 1.0, "default": 0.0, "blocks.4": 2.0, DOWN: 3.0}
-    assert [resolve(value, name) for name in (DOWN, DOWN.replace("4", "3"), UP)] == [3.0, 1.0, 2.0]
-    check_keys(value, 5, [UP, DOWN, NORM])
-    with pytest.raises(RecipeError, match=r"dwon_proj\.weight' names no tensor"):
-        check_keys(
-            {"model.layers.4.mlp.dwon_proj.weight": 1.0, "default": 0.0}, 5, [UP, DOWN, NORM]
-        )
-
-
 def test_a_long_pattern_takes_no_time():
     """A pattern of many stars is answered at once, whatever the name."""
     assert not parse_key("*a" * 500 + "*b").covers("a" * 5000)
 
 
-def test_patterns_come_before_groups_and_in_order():
-    """Of the keys that name a tensor the first pattern counts, then its group, then default."""
-    value = {"default": 1, "blocks.4.mlp": 2, "*up_proj*": 3, "*mlp*": 4, "*norm*": 5}
-    assert [
-        resolve(value, name) for name in (UP, DOWN, NORM, "model.layers.5.mlp.up_proj.weight")
-    ] == [3, 4, 5, 3]
-    assert resolve({"*mlp*": 4, "*up_proj*": 3, "default": 0}, UP) == 4
-    assert resolve({"*x*": 4, "blocks.4.mlp": 2, "default": 0}, UP) == 2
-    assert resolve({"*x*": 4, "default": 0}, "lm_head.weight") == 0
+PATTERNS = {"default": 1, "blocks.4.mlp": 2, "*up_proj*": 3, "*mlp*": 4, "*norm*": 5}
+NAMED = {"*down_proj*": 1, "default": 0, "blocks.4": 2, DOWN: 3}
+OTHER = "model.layers.5.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "number"),
+    [
+        (0.5, UP, 0.5),
+        ({"embed": 1, "blocks.4.attn": 2, "blocks.4.mlp": 3, "default": 4}, UP, 3),
+        ({"embed": 1, "blocks.0-3": 2, "default": 4}, UP, 4),
+        ({"blocks.0-10": 2}, UP, 2),
+        # the first pattern counts, then its group, then default
+        (PATTERNS, UP, 3),
+        (PATTERNS, DOWN, 4),
+        (PATTERNS, NORM, 5),
+        (PATTERNS, OTHER, 3),
+        ({"*mlp*": 4, "*up_proj*": 3, "default": 0}, UP, 4),
+        ({"*x*": 4, "blocks.4.mlp": 2, "default": 0}, UP, 2),
+        ({"*x*": 4, "default": 0}, "lm_head.weight", 0),
+        # a whole name counts before all of these
+        (NAMED, DOWN, 3),
+        (NAMED, DOWN.replace("4", "3"), 1),
+        (NAMED, UP, 2),
+    ],
+)
+def test_what_counts_for_a_tensor(value, name, number):
+    """A number counts for all; of keys the tensor's own name, the first pattern, its group, and
+    default for the rest."""
+    assert resolve(value, name) == number
 
 
 def _over_blocks(value, count):
@@ -279,15 +268,19 @@ def test_a_gradient_runs_over_the_blocks(value, numbers):
     assert _over_blocks([2.0, 5.0], 1) == [2, 5, 2]
 
 
+MODEL = ["model.embed_tokens.weight", UP, DOWN, NORM]
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         (
             {"*mpl*": 1, "default": 0},
-            (
-                r"the pattern '\*mpl\*' names no tensor; the names are like .*embed.*, "
-                r".*layers.4.mlp.up"
-            ),
+            r"pattern '\*mpl\*' names no tensor; the names are like .*embed.*, .*layers.4.mlp.up",
+        ),
+        (
+            {"model.layers.4.mlp.dwon_proj.weight": 1, "default": 0},
+            r"dwon_proj\.weight' names no tensor",
         ),
         ({"embed": 0, "*mlp*": 1}, "no layer group names model.layers.4.input_layernorm.weight"),
         ({"default": 0, "blocks.5": 1}, "layer group blocks.5: there are 5 blocks, 0 to 4"),
@@ -300,11 +293,12 @@ def test_a_gradient_runs_over_the_blocks(value, numbers):
 def test_keys_are_checked_against_the_tensors(value, message):
     """A pattern that names nothing and a tensor without a value, or with two, are refused once the
     names are known."""
-    with pytest.raises(RecipeError, match=message):
-        check_keys(value, 5, ["model.embed_tokens.weight", UP, DOWN, NORM])
+    with refused(RecipeError, message):
+        check_keys(value, 5, MODEL)
 
 
 def test_a_pattern_that_may_name_nothing():
     """A tied head may be named, and patterns wait where the tensors' names are not known."""
-    check_keys({"*lm_head*": 0, "default": 1}, 5, ["model.embed_tokens.weight", UP, DOWN, NORM])
+    check_keys({"*lm_head*": 0, "default": 1}, 5, MODEL)
+    check_keys(NAMED, 5, MODEL)
     check_keys({"*mpl*": 1}, 5)

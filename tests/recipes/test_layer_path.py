@@ -1,35 +1,26 @@
 """Paths: text to hops and back, and every refusal."""
 
-import random
+import re
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from refusals import refused
 
 from hf_evomerge.errors import PathError
 from hf_evomerge.recipes.layer_path import MAX_HOPS, Hop, LayerPath, Term
 
-
-def _random_path(rng):
-    def weight():
-        return rng.choice(
-            [1.0, 0.5, -0.25, rng.gauss(0, 1), rng.gauss(0, 1) * 1e-12, rng.gauss(0, 1) * 1e5]
-        )
-
-    def hop():
-        terms = tuple(
-            Term(rng.randrange(4), rng.randrange(64), weight())
-            for _ in range(rng.choice([1, 1, 1, 2, 3]))
-        )
-        return Hop(terms, rng.gauss(1, 0.5))
-
-    return LayerPath(tuple(hop() for _ in range(rng.randrange(1, 12))))
+NUMBERS = st.floats(-1e5, 1e5)
+TERMS = st.builds(Term, st.integers(0, 3), st.integers(0, 63), st.just(1.0) | NUMBERS)
+HOPS = st.builds(Hop, st.lists(TERMS, min_size=1, max_size=3).map(tuple), NUMBERS)
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_text_and_scales_give_the_path_back(seed):
+@settings(max_examples=50)
+@given(st.builds(LayerPath, st.lists(HOPS, min_size=1, max_size=12).map(tuple)))
+def test_text_and_scales_give_the_path_back(path):
     """Any path is read back from its text, as a list and as one string, to the last bit of every
     weight and scale."""
-    path = _random_path(random.Random(seed))
     assert LayerPath.parse(path.as_text(), path.scales) == path
     assert LayerPath.parse(str(path), path.scales) == path
 
@@ -87,100 +78,56 @@ def test_text_form_is_canonical():
 
 
 NO_HOPS = [
-    "",
-    "   ",
-    "0",
-    "0:",
-    "a:b",
-    "-1:0",
-    "0:-1",
-    "0:0-",
-    "0:0-1-2",
-    "0:0 x",
-    "x2",
-    " x2",
-    "0:0 x0",
-    "0:0 x-2",
+    *("", "   ", "0", "0:", "a:b", "-1:0", "0:-1", "0:0-", "0:0-1-2", "0:0 x", "x2", " x2"),
+    *("0:0 x0", "0:0 x-2", "0:0-3*0.5", "0:0*nan", "0:0*inf", "0:0*1e999", "0:0*", "0:0 +"),
+    *("0:0 0:1", "0:0; 0:1", "0:1234567890", "99999999999999999999:0", "__import__('os')"),
+    [["0:0"]],
 ]
-NO_HOPS += ["0:0-3*0.5", "0:0*nan", "0:0*inf", "0:0*1e999", "0:0*", "0:0 +", "0:0 0:1", "0:0; 0:1"]
+HOSTILE = [
+    " " * 200_000,
+    "0:0" + " " * 200_000 + "y",
+    "0:0*" + "1" * 200_000 + "y",
+    "0:0 x" * 40_000,
+    "+" * 200_000,
+]
+LONG = [
+    "0:0-999999",
+    "0:999999999-0",
+    "0:0 x1000000",
+    "0:0-99999999 x99999999",
+    "0:0*0.5 + 1:0*0.5 x999999999",
+    f"0:0-{MAX_HOPS - 1}, 0:0",
+    ["0:0 x4000", "0:0 x97"],
+]
+
+
+TOO_MANY = f"between 1 and {MAX_HOPS} hops"
 
 
 @pytest.mark.parametrize(
-    ("text", "where"),
+    ("text", "message"),
     [
-        *(
-            (text, "path[0]")
-            for text in [
-                *NO_HOPS,
-                "0:1234567890",
-                "99999999999999999999:0",
-                "__import__('os')",
-                [["0:0"]],
-            ]
-        ),
-        *((text, "path[1]") for text in ("0:0,", "0:0,,0:1", ["0:0", 7], ["0:0", None])),
-        ([], "path"),
-        (
-            "0:0-3 x1000000000",
-            "path[0]: 4000000000 hops; a path has between 1 and 4096 hops in all",
-        ),
-        ("0:0-1000000000", "path[0]: 1000000001 hops; a path has between 1 and 4096 hops in all"),
+        *((text, r"^path\[0\]: ") for text in (*NO_HOPS, *HOSTILE)),
+        *((text, r"^path\[1\]: ") for text in ("0:0,", "0:0,,0:1", ["0:0", 7], ["0:0", None])),
+        ([], "^path: "),
+        ("0:0-3 x1000000000", rf"^path\[0\]: 4000000000 hops; a path has {TOO_MANY} in all"),
+        *((text, TOO_MANY) for text in LONG),
     ],
+    ids=lambda value: str(value)[:20],
 )
-def test_text_that_is_no_path(text, where):
-    """Whatever cannot be read is a `PathError` of one short line that begins with the place."""
-    with pytest.raises(PathError) as caught:
+def test_text_that_is_no_path(text, message):
+    """Whatever cannot be read is refused in a short line that begins with the place, and at once:
+    before a hop is made, and in time that grows with the text's length only."""
+    start = time.process_time()
+    with refused(PathError, message) as caught:
         LayerPath.parse(text)
-    message = str(caught.value)
-    assert f"{message}: ".startswith(f"{where}: ")
-    assert "\n" not in message
-    assert len(message) < 400
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "0:0-999999",
-        "0:999999999-0",
-        "0:0 x1000000",
-        "0:0-99999999 x99999999",
-        "0:0*0.5 + 1:0*0.5 x999999999",
-        f"0:0-{MAX_HOPS - 1}, 0:0",
-        ["0:0 x4000", "0:0 x97"],
-    ],
-)
-def test_too_many_hops_are_refused_at_once(text):
-    """A path that is too long is refused by its text alone, before a hop of the piece is made."""
-    begin = time.process_time()
-    with pytest.raises(PathError, match=f"between 1 and {MAX_HOPS} hops"):
-        LayerPath.parse(text)
-    assert time.process_time() - begin < 1
+    assert time.process_time() - start < 1
+    assert len(str(caught.value)) < 400
 
 
 def test_the_longest_path_is_allowed():
     """Exactly the greatest number of hops can be read."""
     assert len(LayerPath.parse(f"0:0-{MAX_HOPS - 1}")) == MAX_HOPS
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        " " * 200_000,
-        "0:0" + " " * 200_000 + "y",
-        "0:0*" + "1" * 200_000 + "y",
-        "0:0 x" * 40_000,
-        "+" * 200_000,
-    ],
-    ids=["spaces", "spaces inside", "digits", "repeats", "signs"],
-)
-def test_hostile_text_takes_no_time(text):
-    """Long nonsense is refused in time that grows with its length only, and is not repeated in the
-    message."""
-    begin = time.process_time()
-    with pytest.raises(PathError) as caught:
-        LayerPath.parse(text)
-    assert time.process_time() - begin < 1
-    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -190,20 +137,16 @@ def test_hostile_text_takes_no_time(text):
         ([1.0, float("nan")], "scales[1]: nan is not a number up to 1e+06"),
         ([1.0, "1"], "scales[1]: '1' is not a number up to 1e+06"),
         ([True, 1.0], "scales[0]: True is not a number up to 1e+06"),
-        (["1" * 10_000, 1.0], None),
+        (["1" * 10_000, 1.0], "scales"),
         ([1.0, -1e308], "scales[1]: -1e+308 is not a number up to 1e+06"),
-        ([10**9000, 1.0], None),
+        ([10**9000, 1.0], "scales"),
     ],
-    ids=lambda value: "" if value is None or isinstance(value, str) else f"{type(value).__name__}",
+    ids=range(7),
 )
 def test_scales_that_are_no_scales(scales, message):
     """Scales of the wrong number, kind or size are refused in one short line."""
-    with pytest.raises(PathError) as caught:
+    with refused(PathError, rf"^{re.escape(message)}.{{,190}}$"):
         LayerPath.parse("0:0-1", scales)
-    assert str(caught.value).startswith("scales")
-    assert len(str(caught.value)) < 200
-    if message is not None:
-        assert str(caught.value) == message
 
 
 def test_with_scales_keeps_the_hops():

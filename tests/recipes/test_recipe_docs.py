@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from families import save_family, tiny_config
 from slowly import slow_beyond
+from tiny_adapters import save_adapter
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -21,7 +21,7 @@ from transformers import (
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.mergekit import from_mergekit
-from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("recipes.md", "adapters.md"))
@@ -34,60 +34,44 @@ FINE_TUNES = ("japanese-7b", "maths-7b", "maths-7b-instruct", "chat-7b-with-adde
 def family(tmp_path_factory):
     """A base, fine-tunes of it, one of them with more tokens, and two adapters."""
     folder = tmp_path_factory.mktemp("family")
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 24, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 32}
-    base = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1))
-    base.save_pretrained(folder / "base-7b")
-    for name in FINE_TUNES:
-        tuned = LlamaForCausalLM(base.config)
-        with torch.no_grad():
-            for parameter, origin in zip(tuned.parameters(), base.parameters(), strict=True):
-                parameter.copy_(origin + 0.01 * torch.randn_like(origin))
-        if "added" in name:
-            tuned.resize_token_embeddings(27, mean_resizing=False)
-        tuned.save_pretrained(folder / name)
-    for name in ("japanese-lora", "maths-lora"):
-        get_peft_model(
-            LlamaForCausalLM(base.config), LoraConfig(r=2, target_modules=["q_proj"])
-        ).save_pretrained(folder / name)
-    vision = {
-        "hidden_size": 8,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "image_size": 4,
-    }
+    config = tiny_config(hidden_size=8, intermediate_size=12, num_hidden_layers=32, vocab_size=24)
+    save_family(folder, config, torch.float32, len(FINE_TUNES))
+    (folder / "base").rename(folder / "base-7b")
+    for number, name in enumerate(FINE_TUNES):
+        (folder / f"source{number}").rename(folder / name)
+    more = LlamaForCausalLM.from_pretrained(folder / FINE_TUNES[-1])
+    more.resize_token_embeddings(27, mean_resizing=False)
+    more.save_pretrained(folder / FINE_TUNES[-1])
+    for number, name in enumerate(("japanese-lora", "maths-lora")):
+        save_adapter(folder / "base-7b", folder / name, number, r=2, target_modules=["q_proj"])
+    vision = {"model_type": "clip_vision_model", "num_hidden_layers": 1, "num_attention_heads": 1}
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "image_size": 4, "patch_size": 4}
     sight = LlavaConfig(
-        vision_config={**vision, "model_type": "clip_vision_model", "patch_size": 4},
-        text_config={**base.config.to_dict(), "vocab_size": 26},
+        vision_config={**vision, **sizes},
+        text_config={**config.to_dict(), "vocab_size": 26},
         image_token_index=25,
     )
     LlavaForConditionalGeneration(sight).save_pretrained(folder / "sight-7b")
-    for name, count in (
-        *((name, 27 if "added" in name else 24) for name in ("base-7b", *FINE_TUNES)),
-        ("sight-7b", 26),
-    ):
-        words = [*(f"w{n}" for n in range(24)), "<|im_start|>", "<|im_end|>", "<pad>"][:count]
-        model = {
-            "type": "WordLevel",
-            "unk_token": "w0",
-            "vocab": {word: n for n, word in enumerate(words)},
-        }
-        (folder / name / "tokenizer.json").write_text(
-            json.dumps({"version": "1.0", "added_tokens": [], "model": model})
-        )
+    words = [*(f"w{n}" for n in range(24)), "<|im_start|>", "<|im_end|>", "<pad>"]
+    counts = dict.fromkeys(("base-7b", *FINE_TUNES), 24) | {FINE_TUNES[-1]: 27, "sight-7b": 26}
+    for name, count in counts.items():
+        vocabulary = {word: n for n, word in enumerate(words[:count])}
+        model = {"type": "WordLevel", "unk_token": "w0", "vocab": vocabulary}
+        tokenizer = {"version": "1.0", "added_tokens": [], "model": model}
+        (folder / name / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
 
 
 def local(text, family):
     """The example on the tiny family: folders in place of repositories, without their revisions."""
-    recipe = Recipe.from_yaml(text).model_dump(exclude_none=True)
-    for ref in [*recipe["sources"], *([recipe["base"]] if "base" in recipe else [])]:
-        for key in ("model", "adapter"):
-            if key in ref:
-                ref[key] = str(family / Path(ref[key]).name)
-            ref.pop("revision" if key == "model" else "adapter_revision", None)
-    return Recipe.model_validate(recipe)
+
+    def here(ref):
+        adapter = ref.adapter and str(family / Path(ref.adapter).name)
+        return SourceRef(
+            model=str(family / Path(ref.model).name), adapter=adapter, component=ref.component
+        )
+
+    return Recipe.from_yaml(text).renamed(here)
 
 
 def test_the_mergekit_file_builds(family, tmp_path):

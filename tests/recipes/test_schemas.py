@@ -44,24 +44,19 @@ def _yaml(text):
 
 def _blocks():
     """Every YAML file and block that is shown, with its page and its kind."""
-    shown = [
-        (file.name, "search", file.read_text(encoding="utf-8"))
-        for file in sorted((ROOT / "examples").glob("*.yaml"))
-    ]
-    for page, kind in (
-        ("README.md", "search"),
-        ("docs/search.md", "search"),
-        ("docs/recipes.md", "recipe"),
-        ("docs/adapters.md", "recipe"),
+    for file in sorted((ROOT / "examples").glob("*.yaml")):
+        yield file.name, "search", file.read_text(encoding="utf-8")
+    for kind, *pages in (
+        ("search", "README.md", "docs/search.md"),
+        ("recipe", "docs/recipes.md", "docs/adapters.md"),
     ):
-        text = (ROOT / page).read_text(encoding="utf-8")
-        shown += [
-            (page, kind, block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-        ]
-    return shown
+        for page in pages:
+            text = (ROOT / page).read_text(encoding="utf-8")
+            for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+                yield page, kind, block
 
 
-@pytest.mark.parametrize(("page", "kind", "text"), _blocks())
+@pytest.mark.parametrize(("page", "kind", "text"), [*_blocks()])
 def test_what_is_shown_follows_its_schema(page, kind, text):
     """Every YAML file in examples/ and every YAML block of the documentation follows its schema."""
     assert _complaints(kind, _yaml(text)) == []
@@ -89,30 +84,21 @@ def test_the_schemas_are_made_with_what_a_build_installs(tmp_path):
     done = subprocess.run(command, cwd=ROOT / "website", capture_output=True, text=True, check=True)
     known = packages_distributions()
     imported = {name for name in done.stdout.split() if name in known}
-    named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"][
-        "requires"
-    ]
-    assert {known[name][0].lower() for name in imported - BROUGHT} <= {
-        re.split("[<>=]", name)[0] for name in named
-    }
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "recipe.schema.json",
-        "search.schema.json",
-    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    named = {re.split("[<>=]", name)[0] for name in project["build-system"]["requires"]}
+    assert {known[name][0].lower() for name in imported - BROUGHT} <= named
+    written = {file.name for file in tmp_path.iterdir()}
+    assert written == {"recipe.schema.json", "search.schema.json"}
 
 
 def _numbers(part, place):
     """Every number of a schema, with its place."""
-    if isinstance(part, dict) and part.get("type") in ("integer", "number"):
-        yield place, part
-    for key, inside in (
-        part.items()
-        if isinstance(part, dict)
-        else enumerate(part)
-        if isinstance(part, list)
-        else ()
-    ):
-        yield from _numbers(inside, f"{place}.{key}")
+    if isinstance(part, dict):
+        if part.get("type") in ("integer", "number"):
+            yield place, part
+        part = list(part.items())
+    for inside in part if isinstance(part, list | tuple) else ():
+        yield from _numbers(inside, f"{place}.{inside[0]}" if isinstance(inside, tuple) else place)
 
 
 @pytest.mark.parametrize("name", [*SCHEMAS])
@@ -120,10 +106,9 @@ def test_every_number_has_bounds(name):
     """A number of a recipe or a search file says what is the least and what the most."""
     numbers = list(_numbers(SCHEMAS[name](), name))
     assert len(numbers) > 5
-    bounds = ({"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"})
-    assert [
-        place for place, number in numbers if not all(number.keys() & each for each in bounds)
-    ] == []
+    for place, number in numbers:
+        assert number.keys() & {"minimum", "exclusiveMinimum"}, place
+        assert number.keys() & {"maximum", "exclusiveMaximum"}, place
 
 
 SEARCH = "{space: ps, sources: [{model: a}, {model: b}], fitness: {task: likelihood}}"

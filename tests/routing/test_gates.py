@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from slowly import slow_beyond
 from tiny_models import ARCHITECTURES, FAMILIES, tiny_model, token_ids
 
@@ -26,44 +27,56 @@ def make_pool():
     return make
 
 
-@pytest.mark.parametrize("hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"])
+MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
+each_kind_of_hop = pytest.mark.parametrize(
+    "hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"]
+)
+
+
+def logits(model):
+    """What a model says of some tokens."""
+    return model(token_ids(), use_cache=False).logits.double()
+
+
+def score(said):
+    """A number that follows from all of that."""
+    return said.log_softmax(-1)[..., 5].mean()
+
+
+def backward(model):
+    """A backward pass."""
+    score(logits(model)).backward()
+
+
+@each_kind_of_hop
 @pytest.mark.parametrize(
     "architecture", slow_beyond(FAMILIES, sorted(set(ARCHITECTURES) - REFUSED))
 )
 def test_gates_are_scales(architecture, hops, make_pool):
     """The model with gates computes what the path with the decoded scales and sums does; its
     gradient is that of its loss."""
-    experts = (
-        {"num_experts_per_tok": 4} if architecture in ("mixtral", "qwen3_moe", "gpt_oss") else {}
-    )
+    # all experts: which ones are chosen is no smooth choice
     pool = make_pool(
-        architecture, **experts
-    )  # all of them: which ones are chosen is no smooth choice
+        architecture, **({"num_experts_per_tok": 4} if architecture in MIXTURES else {})
+    )
     check_gates(pool.models[0].config)
     seen = []
 
-    def logits(model):
-        return model(token_ids(), use_cache=False).logits.double()
-
-    def backward(model):
+    def keeping(model):
         seen.append(logits(model))
-        seen[-1].log_softmax(-1)[..., 5].mean().backward()
+        score(seen[0]).backward()
 
-    gradient = gate_gradient(pool, SLOTS, GATES, backward, hops=hops)
-    with torch.no_grad():
-        expected = logits(pool.model(gate_path(SLOTS, GATES, hops)))
-    assert torch.allclose(seen[0], expected, atol=2e-3, rtol=2e-3)
+    @torch.no_grad()
+    def along(gates):
+        return logits(pool.model(gate_path(SLOTS, gates, hops)))
+
+    gradient = gate_gradient(pool, SLOTS, GATES, keeping, hops=hops)
+    assert torch.allclose(seen[0], along(GATES), atol=2e-3, rtol=2e-3)
     for slot in (0, 2, 3) if hops is None else (2,):
         ends = []
         for step in (0.004, -0.004):
             gates = [gate + step * (k == slot) for k, gate in enumerate(GATES)]
-            with torch.no_grad():
-                ends.append(
-                    logits(pool.model(gate_path(SLOTS, gates, hops)))
-                    .log_softmax(-1)[..., 5]
-                    .mean()
-                    .item()
-                )
+            ends.append(float(score(along(gates))))
         assert gradient[slot] == pytest.approx((ends[0] - ends[1]) / 0.008, rel=0.05, abs=3e-3)
     assert all(gradient[[1, 5]])
 
@@ -74,56 +87,43 @@ def test_where_a_gate_of_0_leads(make_pool):
     pool = make_pool("llama")
     seen = []
 
-    def backward(model):
-        value = model(token_ids(), use_cache=False).logits.log_softmax(-1)[..., 5].mean()
-        value.backward()
-        seen.append(value.item())
+    def keeping(model):
+        seen.append(score(logits(model)))
+        seen[-1].backward()
 
-    gradient = gate_gradient(pool, SLOTS, GATES, backward)
+    gradient = gate_gradient(pool, SLOTS, GATES, keeping)
     for slot in (1, 5):
         gates = list(GATES)
         gates[slot] = 0.002  # below the least gate: the model of the search has it, no recipe has
-        gate_gradient(pool, SLOTS, gates, backward)
-        assert gradient[slot] == pytest.approx((seen[-1] - seen[0]) / 0.002, rel=0.05, abs=1e-4)
-    shorter = gate_gradient(pool, [(0, 0), (0, 1), (1, 1), (1, 0)], [1.0, 0.4, 1.3, 0.1], backward)
+        gate_gradient(pool, SLOTS, gates, keeping)
+        slope = (seen[-1] - seen[0]).item() / 0.002
+        assert gradient[slot] == pytest.approx(slope, rel=0.05, abs=1e-4)
+    shorter = gate_gradient(pool, [(0, 0), (0, 1), (1, 1), (1, 0)], [1.0, 0.4, 1.3, 0.1], keeping)
     assert np.allclose(shorter, gradient[[0, 2, 3, 4]], rtol=1e-3, atol=1e-5)
-    assert all(
-        parameter.requires_grad and parameter.grad is None
-        for model in pool.models
-        for parameter in model.parameters()
-    )
+    for parameter in (each for model in pool.models for each in model.parameters()):
+        assert parameter.requires_grad
+        assert parameter.grad is None
 
 
-@pytest.mark.parametrize("hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"])
+@each_kind_of_hop
 def test_gradients_of_several_passes_add_up(hops, make_pool):
     """Examples that do not fit into one batch are run one batch after the other: twice the same
     gives twice the gradient."""
     pool = make_pool("llama")
-
-    def once(model):
-        model(token_ids(), use_cache=False).logits.log_softmax(-1)[..., 5].mean().backward()
-
-    def twice(model):
-        once(model)
-        once(model)
-
-    expected = 2 * gate_gradient(pool, SLOTS, GATES, once, hops=hops)
-    assert np.allclose(gate_gradient(pool, SLOTS, GATES, twice, hops=hops), expected, rtol=1e-5)
+    once = gate_gradient(pool, SLOTS, GATES, backward, hops=hops)
+    twice = gate_gradient(
+        pool, SLOTS, GATES, lambda model: [backward(model), backward(model)], hops=hops
+    )
+    assert np.allclose(twice, 2 * once, rtol=1e-5)
 
 
-@pytest.mark.parametrize("hops", [None, [0, 0, 1, 1, 2, 3]], ids=["one term", "two terms"])
+@each_kind_of_hop
 def test_gates_in_half_precision(hops):
     """In bfloat16 the gradient is that of float32, as far as bfloat16 goes, with tied
     embeddings."""
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         pool = LayerPool([tiny_model("qwen2", 2, seed).bfloat16().to(dtype) for seed in (0, 1)])
-
-        def backward(model):
-            model(token_ids(), use_cache=False).logits.float().log_softmax(-1)[
-                ..., 5
-            ].mean().backward()
-
         found.append(gate_gradient(pool, SLOTS, GATES, backward, hops=hops))
     assert np.linalg.norm(found[0] - found[1]) < 0.05 * np.linalg.norm(found[0])
 
@@ -141,24 +141,23 @@ def test_gates_in_half_precision(hops):
 def test_blocks_that_see_the_scale_are_refused(architecture, fields):
     """Where blocks read the stream without a norm, or how they do is not known, gates are refused
     with what to write."""
-    with pytest.raises(
-        SourceError,
-        match=r"path.kind: gates needs blocks with a norm in front.*; write kind: paper",
+    with refused(
+        SourceError, r"path.kind: gates needs blocks with a norm in front.*; write kind: paper"
     ):
         check_gates(tiny_model(architecture, 2, **fields).config)
 
 
 @pytest.mark.parametrize(
-    "architecture", ["arcee", "seed_oss", "ministral", "apertus", "ctrl", "olmo"]
+    ("architecture", "fields"),
+    [
+        *((name, {}) for name in ("arcee", "seed_oss", "apertus", "ctrl", "olmo")),
+        ("ministral", {"head_dim": 8}),
+    ],
 )
-def test_blocks_with_a_norm_in_front_are_known_by_what_they_compute(architecture):
+def test_blocks_with_a_norm_in_front_are_known_by_what_they_compute(architecture, fields):
     """Gates are allowed wherever a norm stands in front of both branches, whatever the modules are
     called."""
-    check_gates(
-        tiny_model(
-            architecture, 2, **({"head_dim": 8} if architecture == "ministral" else {})
-        ).config
-    )
+    check_gates(tiny_model(architecture, 2, **fields).config)
 
 
 def test_the_path_of_several_terms():
@@ -167,61 +166,65 @@ def test_the_path_of_several_terms():
     slots = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
     hops = [0, 0, 1, 1, 2, 2]
     path = gate_path(slots, [0.5, 0.3, 0.09, 2.0, 0.5, 0.5], hops)
-    assert (str(path), path.scales) == (
-        "0:0*0.5 + 1:0*0.3, 1:1, 0:2*0.5 + 1:2*0.5",
-        [1.25, 0.5, 2.0],
-    )
+    assert str(path) == "0:0*0.5 + 1:0*0.3, 1:1, 0:2*0.5 + 1:2*0.5"
+    assert path.scales == [1.25, 0.5, 2.0]
     space = FlowGenome(Layout((1, 0), (3, 3), 1, side_by_side=True), "gate")
     assert (space.layout.slots[:3], space.layout.hops) == ([(1, 0), (0, 0), (1, 1)], hops)
     assert str(space.decode(space.start(0.2))) == "1:0, 1:1, 1:2"
-    assert (
-        str(space.decode(np.full(6, 0.5)))
-        == "1:0*0.5 + 0:0*0.5, 1:1*0.5 + 0:1*0.5, 1:2*0.5 + 0:2*0.5"
-    )
-    assert [str(space.decode(space.along(slots, 0.0))) for slots in space.splices()][2:4] == [
-        "1:0, 0:1, 0:2",
-        "1:0, 1:1, 0:2",
-    ]
-    with pytest.raises(PathError, match=r"path\.terms: the sources have 3 and 4 layers"):
+    halves = ", ".join(f"1:{layer}*0.5 + 0:{layer}*0.5" for layer in range(3))
+    assert str(space.decode(np.full(6, 0.5))) == halves
+    assert spliced(space)[2:4] == ["1:0, 0:1, 0:2", "1:0, 1:1, 0:2"]
+    with refused(PathError, r"path\.terms: the sources have 3 and 4 layers"):
         Layout((1, 0), (3, 4), 1, side_by_side=True)
+
+
+def spliced(space):
+    """The plainest paths of a space."""
+    return [str(space.decode(space.along(slots, 0.05))) for slots in space.splices()]
 
 
 def genome(**fields):
     """Two sources of three and four layers, twice."""
-    return FlowGenome(Layout((1, 0), (3, 4), 2), **{"encoding": "gate", **fields})
+    return FlowGenome(Layout((1, 0), (3, 4), 2), "gate", **fields)
 
 
-def test_a_genome_of_gates():
+@pytest.mark.parametrize(
+    ("gates", "path", "scales"),
+    [
+        # from 0.1 a slot is on, and its gate is the scale's denominator
+        ([1, 0.0999, 1, 0, 0, 0.5, *[0] * 7, 0.1], "1:0, 1:2, 0:2, 0:3", [1.0, 1.0, 2.0, 5.0]),
+        (np.linspace(-1.0, -0.5, 14), "0:3", [10.0]),
+    ],
+)
+def test_a_genome_of_gates(gates, path, scales):
     """A slot is on from 0.1, its gate is the scale's denominator, and the first mean is A as it
     is."""
     space = genome()
     start = space.start(0.2)
     assert (space.dimension, start.tolist()) == (14, [1.0] * 3 + [-0.1] * 11)
     assert str(space.decode(start)) == "1:0, 1:1, 1:2"
-    start[[1, 5, 13]] = [0.0999, 0.5, 0.1]
-    path = space.decode(start)
-    assert (str(path), path.scales) == ("1:0, 1:2, 0:2, 0:3", [1.0, 1.0, 2.0, 5.0])
-    path = space.decode(np.linspace(-1.0, -0.5, 14))
-    assert (str(path), path.scales) == ("0:3", [10.0])
-    with pytest.raises(PathError, match="gates: none of 2 is on; a path has at least one hop"):
-        gate_path([(0, 0), (0, 1)], [0.0, 0.09])
+    found = space.decode(gates)
+    assert (str(found), found.scales) == (path, scales)
 
 
 def test_the_strongest_gates_stay():
-    """Of more gates than hops are allowed the largest stay, in their order."""
-    assert (
-        str(genome(max_hops=3).decode(np.array([0.2, 0.9, 0.3, 0.8, 0.1, 1.0] + [0.0] * 8)))
-        == "1:1, 0:0, 0:2"
-    )
+    """Of more gates than hops are allowed the largest stay, in their order; one is on."""
+    gates = [0.2, 0.9, 0.3, 0.8, 0.1, 1.0, *[0.0] * 8]
+    assert str(genome(max_hops=3).decode(gates)) == "1:1, 0:0, 0:2"
+    with refused(PathError, "gates: none of 2 is on; a path has at least one hop"):
+        gate_path([(0, 0), (0, 1)], [0.0, 0.09])
 
 
 def test_splices():
     """The plainest paths are the sources and each front with each back, in slots that hold them in
     order."""
-    space = genome()
-    paths = [str(space.decode(space.along(slots, 0.05))) for slots in space.splices()]
-    assert paths[:2] == ["1:0, 1:1, 1:2", "0:0, 0:1, 0:2, 0:3"]
-    assert paths[2:4] == ["1:0, 0:1, 0:2, 0:3", "1:0, 1:1, 0:3"]
-    assert paths[4:] == ["0:0, 1:1, 1:2", "0:0, 0:1, 0:2, 1:2"]
+    assert spliced(genome()) == [
+        "1:0, 1:1, 1:2",
+        "0:0, 0:1, 0:2, 0:3",
+        "1:0, 0:1, 0:2, 0:3",
+        "1:0, 1:1, 0:3",
+        "0:0, 1:1, 1:2",
+        "0:0, 0:1, 0:2, 1:2",
+    ]
     assert len(FlowGenome(Layout((0, 1), (32, 32), 2), "gate").splices()) == 16
     assert len(FlowGenome(Layout((0, 1), (8, 8), 1), "gate").splices()) == 2 + 7

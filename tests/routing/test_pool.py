@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from refusals import refused
 from tiny_models import tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -42,16 +43,12 @@ def test_models_do_not_disturb_each_other_or_the_sources(pool):
     second(IDS, output_hidden_states=True)
     second.generate(IDS, max_new_tokens=2, do_sample=False, pad_token_id=0)
     assert torch.equal(first(IDS).logits, expected)
-    assert all(
-        torch.equal(source(IDS).logits, logits)
-        for source, logits in zip(pool.models, before, strict=True)
-    )
-    assert [layer.self_attn.layer_idx for layer in pool.models[1].model.layers] == [0, 1, 2, 3]
-    assert not any(
-        module._forward_hooks or module._forward_pre_hooks
-        for s in pool.models
-        for module in s.model.layers
-    )
+    for source, logits in zip(pool.models, before, strict=True):
+        assert torch.equal(source(IDS).logits, logits)
+        for number, layer in enumerate(source.model.layers):
+            assert layer.self_attn.layer_idx == number
+            assert not layer._forward_hooks
+            assert not layer._forward_pre_hooks
 
 
 def test_a_used_source_lends_no_hooks(pool):
@@ -95,9 +92,9 @@ def test_models_are_freed(pool):
 
 def test_a_path_beyond_the_sources_is_refused(pool):
     """A layer or source that is not there is an error of the path."""
-    with pytest.raises(PathError, match=r"path\[1\]: layer 3 of source 0, which has 3 layers"):
+    with refused(PathError, r"path\[1\]: layer 3 of source 0, which has 3 layers"):
         pool.model(LayerPath.parse("0:0, 0:3"))
-    with pytest.raises(PathError, match=r"path\[0\]: source 2"):
+    with refused(PathError, r"path\[0\]: source 2"):
         pool.model(LayerPath.parse("2:0"))
 
 
@@ -105,23 +102,20 @@ def test_sources_of_other_kinds_are_refused(pool):
     """Other architectures, dtypes, base models and merged models are no sources, and the complaint
     says which."""
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4))
-    with pytest.raises(
-        SourceError, match=r"sources\[1\]: architecture 'gpt2', but source 0 is 'llama'"
+    for message, embedding_source, *models in (
+        (r"sources\[1\]: architecture 'gpt2', but source 0 is 'llama'", 0, llama(), gpt2),
+        ("source 1: LlamaForCausalLM in torch.bfloat16", 0, llama(), llama().bfloat16()),
+        ("source 1: LlamaModel in", 0, llama(), llama().model),
+        ("0: EvoMergedForCausalLM is not a plain", 0, pool.model(LayerPath.parse("0:0-2"))),
+        ("embedding_source: 1, but there are 1 sources", 1, llama()),
     ):
-        LayerPool([llama(), gpt2])
-    with pytest.raises(SourceError, match=r"source 1: LlamaForCausalLM in torch.bfloat16"):
-        LayerPool([llama(), llama().to(torch.bfloat16)])
-    with pytest.raises(SourceError, match=r"source 1: LlamaModel in"):
-        LayerPool([llama(), llama().model])
-    with pytest.raises(SourceError, match=r"source 0: EvoMergedForCausalLM is not a plain"):
-        LayerPool([pool.model(LayerPath.parse("0:0-2"))])
-    with pytest.raises(SourceError, match="embedding_source: 1, but there are 1 sources"):
-        LayerPool([llama()], embedding_source=1)
+        with refused(SourceError, message):
+            LayerPool(models, embedding_source)
 
 
 def test_a_patched_source_is_refused():
     """A source whose forward is replaced, as device_map does, cannot lend its layers."""
     source = llama()
     source.model.layers[1].forward = source.model.layers[1].forward
-    with pytest.raises(PathError, match="its forward is replaced; load the source without"):
+    with refused(PathError, "its forward is replaced; load the source without"):
         LayerPool([source]).model(LayerPath.parse("0:0-1"))

@@ -3,8 +3,8 @@
 A new method joins the tests of this folder with its line in `CASES`.
 """
 
-import merge_reference as reference
 import numpy as np
+import pytest
 import torch
 
 from hf_evomerge.merging.arithmetic import TensorJob
@@ -71,6 +71,7 @@ CASES = [
     ("iso_c", [{}, {}, {}], {"lambda": GROUPED}),
 ]
 IDS = [f"{method}-{position}" for position, (method, *_) in enumerate(CASES)]
+every_case = pytest.mark.parametrize(("method", "parameters", "options"), CASES, ids=IDS)
 RANDOM = ["dare_linear", "dare_ties", "della", "della_linear"]
 
 
@@ -95,15 +96,6 @@ def merge(
     )
     job.run(*given, out, slice_size=slice_size)
     return out
-
-
-def added_or_voted(method, base, kept, weights, normalize, lam):
-    """Add up the task vectors that a sparse method leaves, or let them vote, by the reference."""
-    if method in ("breadcrumbs", "della_linear", "dare_linear"):
-        share = sum(weights) if normalize else 1
-        return exact(base) + lam * sum(w * d for w, d in zip(weights, kept, strict=True)) / share
-    flat = [d.ravel() for d in kept]
-    return reference.vote(exact(base).ravel(), flat, weights, normalize, lam).reshape(base.shape)
 
 
 def check_part(part, **known):
@@ -133,3 +125,28 @@ def deltas(base, sources):
 def assert_close(found, expected, tolerance=2e-6):
     """Equal up to a few roundings of float32."""
     assert np.abs(exact(found) - expected).max() < tolerance
+
+
+def stepped(value, key, change):
+    """A number of a recipe with a change: at a layer group, or at one run of a tensor's rows."""
+    if key is None:
+        return value + change
+    if isinstance(key, str):
+        return {**value, key: value[key] + change}
+    name, run = key
+    return {**value, name: [own + change * (at == run) for at, own in enumerate(value[name])]}
+
+
+def check_slopes(slopes, parameters, options, measure, step, **tolerance):
+    """Compare the slope of every number of a recipe with the difference between two merges, of
+    which `measure` gives a number."""
+    for (name, source, key), slope in slopes.items():
+        ends = []
+        for change in (step, -step):
+            values = [dict(each) for each in parameters]
+            chosen = dict(options)
+            target = chosen if source is None else values[source]
+            target[name] = stepped(target.get(name, 1.0), key, change)
+            ends.append(measure(values, chosen))
+        wanted = (ends[0] - ends[1]) / (2 * step)
+        assert slope == pytest.approx(wanted, **tolerance), (name, source, key)

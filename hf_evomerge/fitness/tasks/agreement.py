@@ -10,11 +10,11 @@ others together. Letters in shapes: N answer tokens, K kept tokens, V vocabulary
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from ...errors import FitnessError
+from ...errors import FitnessError, told
 from ...recipes.strict_yaml import Count, Positive
 from ..example import Example
 from ..prepared import GradientTask
@@ -156,13 +156,9 @@ class Reference:
             )
         self.readings |= readings
 
-    @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _named(self) -> AbstractContextManager[None]:
         """Name the source in errors."""
-        try:
-            yield
-        except FitnessError as error:
-            raise FitnessError(f"agreement: {self.name}: {error}") from error
+        return told(FitnessError, FitnessError, f"agreement: {self.name}: ")
 
 
 @register_task("agreement")
@@ -170,7 +166,7 @@ class AgreementTask(GradientTask):
     """Divergence of a model's probabilities from a source's, with its sign changed; 0 is the source
     itself."""
 
-    spec_type: ClassVar[type[TaskSpec]] = AgreementSpec
+    spec_type = AgreementSpec
     spec: AgreementSpec
 
     def __init__(self, spec: AgreementSpec) -> None:

@@ -93,7 +93,7 @@ class Head:
 class ClassificationTask(GradientTask):
     """Classification by a model's classification head; ``outputs`` are the labels' names."""
 
-    spec_type: ClassVar[type[TaskSpec]] = ClassificationSpec
+    spec_type = ClassificationSpec
     spec: ClassificationSpec
 
     def __init__(self, spec: ClassificationSpec) -> None:

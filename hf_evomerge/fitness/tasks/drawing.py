@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from ...errors import FitnessError, one_line
+from ...errors import FitnessError, told
 from ...recipes.strict_yaml import Count, Number, Whole
 from ..example import Example
 from ..prepared import PreparedTask
@@ -97,7 +97,7 @@ class ChoiceSpec(TaskSpec):
 class ChoiceTask(PreparedTask):
     """Draws what a person chooses from. It gives no scores by itself."""
 
-    spec_type: ClassVar[type[TaskSpec]] = ChoiceSpec
+    spec_type: type[ChoiceSpec] = ChoiceSpec
     spec: ChoiceSpec
 
     def pictures(self, pipeline: Any) -> list[Any]:
@@ -130,7 +130,7 @@ class ClipTask(ChoiceTask):
     """The cosine between a picture and the text that is the example's answer, by default the
     prompt."""
 
-    spec_type: ClassVar[type[TaskSpec]] = ClipSpec
+    spec_type = ClipSpec
     spec: ClipSpec
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
@@ -161,14 +161,11 @@ class ClipTask(ChoiceTask):
 
         name = self.spec.model
         revision = self.spec.revision
-        try:
+        refused = f"fitness.model: {name} cannot be loaded: "
+        with told(FitnessError, (OSError, ValueError), refused):
             judge = AutoModel.from_pretrained(
                 name, revision=revision, use_safetensors=True, trust_remote_code=False
             ).eval()
             return judge, AutoProcessor.from_pretrained(
                 name, revision=revision, trust_remote_code=False
             )
-        except (OSError, ValueError) as cause:
-            raise FitnessError(
-                f"fitness.model: {self.spec.model} cannot be loaded: {one_line(cause)}"
-            ) from cause

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
-from ...errors import FitnessError, shown
+from ...errors import FitnessError, shown, told
 from ..example import Example
 from ..prepared import PreparedTask
 from ..scores import Scores
@@ -43,12 +43,11 @@ class FunctionTask(PreparedTask):
 def numbers(what: str, returned: Any, count: int, *, nothing: float | None = None) -> list[float]:
     """The numbers that a user's function returned, `nothing` for None; raises `FitnessError` unless
     there is one an example."""
-    try:
+    expected = f"{what}: expected one number per example: "
+    with told(FitnessError, (TypeError, ValueError), expected):
         if isinstance(returned, str | bytes | Mapping | Set):
             raise TypeError(f"found a {type(returned).__name__}")
         values = [_number(nothing if value is None else value) for value in returned]
-    except (TypeError, ValueError) as cause:
-        raise FitnessError(f"{what}: expected one number per example: {cause}") from cause
     if len(values) != count:
         raise FitnessError(f"{what}: {len(values)} numbers for {count} examples")
     return values

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from ...errors import FitnessError
 from ...recipes.strict_yaml import Number
 from ..example import Example
-from ..registry import TaskSpec, register_task
+from ..registry import register_task
 from ..scores import Scores
 from ..text.answers import Extract, cut_at_stops, extract_text, paper_last_number
 from ..text.numbers import COMMA_LANGUAGES, Decimal, last_number, parse_number
@@ -60,7 +60,7 @@ class AnswerSpec(WritingSpec):
     @property
     def decimal_mark(self) -> Decimal:
         """Decimal mark of numbers: the file's, or else the language's."""
-        writes_comma = self.language is not None and self.language.code in COMMA_LANGUAGES
+        writes_comma = self.language is not None and self.language.code in COMMA_LANGUAGES.split()
         return self.decimal or ("comma" if writes_comma else "point")
 
     @property
@@ -84,7 +84,7 @@ class GenerationTask(WritingTask):
     are 1 where the language is right as well (its ``acc_ja``).
     """
 
-    spec_type: ClassVar[type[TaskSpec]] = GenerationSpec
+    spec_type: type[AnswerSpec] = GenerationSpec
     spec: AnswerSpec
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:

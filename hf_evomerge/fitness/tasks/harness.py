@@ -18,12 +18,12 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from ...errors import FitnessError, nearest, one_line
+from ...errors import FitnessError, nearest, one_line, told
 from ...recipes.strict_yaml import Count, Index
 from ..example import Example
 from ..prepared import PreparedTask
@@ -78,7 +78,7 @@ class LmEvalTask(PreparedTask):
     log-probability of a document's words or bytes, whose mean it is.
     """
 
-    spec_type: ClassVar[type[TaskSpec]] = LmEvalSpec
+    spec_type = LmEvalSpec
 
     trust_remote_code = False
     """Whether task files, which may hold code, may be loaded."""
@@ -266,13 +266,10 @@ def read_documents(names: Sequence[str], *, trust_remote_code: bool = False) -> 
         for name, task in load_tasks(given, trust_remote_code=trust_remote_code).items():
             with _surroundings():
                 for number, doc in enumerate(task.eval_docs):
-                    try:
+                    # anything: a template of the task runs
+                    with told(FitnessError, Exception, f"lm_eval: {name}: document {number}: "):
                         prompt = str(task.doc_to_text(doc))
                         answer = str(task.doc_to_target(doc))
-                    except Exception as cause:  # anything: a template of the task runs
-                        raise FitnessError(
-                            f"lm_eval: {name}: document {number}: {one_line(cause)}"
-                        ) from cause
                     examples.append(
                         Example(prompt, answer, f"{name}:{number}", content=prompt or answer)
                     )

@@ -113,7 +113,7 @@ class LikelihoodTask(TextTask, GradientTask):
     before it, which is the same as greedy decoding giving exactly this answer.
     """
 
-    spec_type: ClassVar[type[TaskSpec]] = LikelihoodSpec
+    spec_type = LikelihoodSpec
     spec: LikelihoodSpec
 
     def _encode(self, example: Example, tokenizer: Any) -> list[Pair]:

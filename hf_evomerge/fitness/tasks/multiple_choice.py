@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import FitnessError
 from ..example import Example
-from ..registry import TaskSpec, register_task
+from ..registry import register_task
 from ..scores import Scores
 from ..text.encoding import encode_pair
 from ..text.pairs import Pair
@@ -42,7 +42,7 @@ class MultipleChoiceTask(TextTask):
     ``correct`` says whether it is the right one, ``outputs`` are the choices that were taken.
     """
 
-    spec_type: ClassVar[type[TaskSpec]] = MultipleChoiceSpec
+    spec_type = MultipleChoiceSpec
     spec: MultipleChoiceSpec
 
     def prepare(self, examples: Sequence[Example], tokenizer: Any) -> None:

@@ -4,7 +4,7 @@ computed from."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ from ...errors import FitnessError
 from ...recipes.strict_yaml import Count
 from ..example import Example
 from ..prepared import GradientTask
-from ..registry import TaskSpec, register_task
+from ..registry import register_task
 from ..text.encoding import encode_prompt
 from ..text.pairs import Pair
 from .likelihood import TextSpec, TextTask
@@ -53,7 +53,7 @@ class PerplexityTask(TextTask, GradientTask):
     no other.
     """
 
-    spec_type: ClassVar[type[TaskSpec]] = PerplexitySpec
+    spec_type = PerplexitySpec
     spec: PerplexitySpec
 
     def _encode(self, example: Example, tokenizer: Any) -> list[Pair]:

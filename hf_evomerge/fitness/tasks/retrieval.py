@@ -58,7 +58,7 @@ class RetrievalTask(GradientTask):
     """Retrieval of the passage nearest to each query; ``outputs`` are the passages, ``correct``
     tells which are right."""
 
-    spec_type: ClassVar[type[TaskSpec]] = RetrievalSpec
+    spec_type = RetrievalSpec
     spec: RetrievalSpec
 
     def __init__(self, spec: RetrievalSpec) -> None:

@@ -16,14 +16,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ...errors import FitnessError, nearest, one_line
+from ...errors import FitnessError, nearest, one_line, told
 from ...recipes.names import looked_in
 from ...recipes.recipe import SourceRef
 from ...recipes.strict_yaml import Count, Number, StrictModel
 from ..example import Example
-from ..registry import TaskSpec, register_task
+from ..registry import register_task
 from ..scores import Scores
-from ..text.answers import cut_at_stops, has_stop
 from ..text.chat import ChatError, render_chat
 from ..text.encoding import device_of, messages_of
 from .function import numbers
@@ -99,7 +98,7 @@ class RewardTask(WritingTask):
     """Weighted sum of rewards of each response; a function that returns None for one adds nothing
     there, as in trl. The results show each of several by its name, without its weight."""
 
-    spec_type: ClassVar[type[TaskSpec]] = RewardSpec
+    spec_type = RewardSpec
     spec: RewardSpec
 
     trust_remote_code = False
@@ -123,8 +122,7 @@ class RewardTask(WritingTask):
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         written = self.respond(model)
-        stops = self.spec.stop
-        texts = [cut_at_stops(each.text, stops) for each in written]
+        texts = [each.text for each in written]
         given = self._given(texts, [list(each.tokens) for each in written])
         rewards = [
             numbers(
@@ -142,7 +140,7 @@ class RewardTask(WritingTask):
         for weight, column in zip(weights, rewards, strict=True):
             for place, reward in enumerate(column):
                 values[place] += weight * reward
-        cut = [not each.ended and not has_stop(each.text, stops) for each in written]
+        cut = [not each.ended for each in written]
         names = [each.name for each in self.spec.functions]
         if self.spec.model is not None:
             names.append("reward model")
@@ -203,21 +201,15 @@ def _whole(example: Example, text: str, tokenizer: Any) -> str:
     if not example.chat:
         return example.prompt + text
     answer = {"role": "assistant", "content": text}
-    try:
+    with told(FitnessError, ChatError, "fitness.model: its chat template: "):
         return render_chat(tokenizer, [*messages_of(example), answer], open_ended=False)
-    except ChatError as cause:
-        raise FitnessError(f"fitness.model: its chat template: {cause}") from cause
 
 
 def _called(function: Reward, named: RewardFunction, given: Mapping[str, Any]) -> Any:
     """Call a function as trl does; raises `FitnessError` where it cannot take its arguments."""
-    try:
+    write = f"; write it as `def {named.name}(prompts, completions, **kwargs)`"
+    with told(FitnessError, TypeError, f"{named.code}: {named.name}: ", write):
         inspect.signature(function).bind(**given)
-    except TypeError as cause:
-        raise FitnessError(
-            f"{named.code}: {named.name}: {one_line(cause)}; write it as "
-            f"`def {named.name}(prompts, completions, **kwargs)`"
-        ) from cause
     return function(**given)
 
 
@@ -253,7 +245,7 @@ def _reward_model(name: str, revision: str | None) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     where = f"fitness.model: {name}"
-    try:
+    with told(FitnessError, (OSError, ValueError), f"{where}: cannot be loaded: "):
         model, found = AutoModelForSequenceClassification.from_pretrained(
             name,
             revision=revision,
@@ -262,8 +254,6 @@ def _reward_model(name: str, revision: str | None) -> tuple[Any, Any]:
             output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as cause:
-        raise FitnessError(f"{where}: cannot be loaded: {one_line(cause)}") from cause
     if found["missing_keys"]:
         raise FitnessError(
             f"{where}: lacks {min(found['missing_keys'])}: no reward model but another kind"

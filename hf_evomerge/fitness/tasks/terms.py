@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, field_validator, model_serializer, model_validator
 
-from ...errors import EvoMergeError, FitnessError
+from ...errors import EvoMergeError, FitnessError, told
 from ...recipes.strict_yaml import Positive, StrictModel
 from ..data.loading import load_examples
 from ..data.spec import DataSpec
@@ -43,10 +43,8 @@ class Term(StrictModel):
         if not isinstance(section, Mapping) or "fitness" in section:
             return section
         own = {key: section[key] for key in ("weight", "data") if key in section}
-        try:
+        with told(ValueError, EvoMergeError):
             spec = parse_task({key: value for key, value in section.items() if key not in own})
-        except EvoMergeError as error:
-            raise ValueError(str(error)) from error
         if isinstance(data := own.get("data"), Mapping):
             own["data"] = {
                 split: spec.complete(each) if isinstance(each, Mapping) else each
@@ -172,7 +170,7 @@ class TermsTask(PreparedTask):
     one.
     """
 
-    spec_type: ClassVar[type[TaskSpec]] = TermsSpec
+    spec_type = TermsSpec
     spec: TermsSpec
 
     def __init__(self, spec: TermsSpec) -> None:

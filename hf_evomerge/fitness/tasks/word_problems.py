@@ -8,12 +8,12 @@ scorer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import model_validator
 
 from ...recipes.strict_yaml import Count
-from ..registry import TaskSpec, register_task
+from ..registry import register_task
 from .generation import AnswerSpec, GenerationTask
 
 SOURCES = ("jsonl", "dataset", "data_files", "lm_eval", "function")
@@ -162,14 +162,14 @@ class Gsm8kSpec(WordProblemSpec):
 class MgsmTask(GenerationTask):
     """Share of MGSM's problems that are solved, in their language."""
 
-    spec_type: ClassVar[type[TaskSpec]] = MgsmSpec
+    spec_type = MgsmSpec
 
 
 @register_task("gsm8k")
 class Gsm8kTask(GenerationTask):
     """Share of GSM8K's problems that are solved."""
 
-    spec_type: ClassVar[type[TaskSpec]] = Gsm8kSpec
+    spec_type = Gsm8kSpec
 
 
 def _code(language: Any) -> str:

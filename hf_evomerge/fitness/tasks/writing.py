@@ -16,7 +16,7 @@ from ..example import Example
 from ..pictures import placed, seen_inputs
 from ..prepared import PreparedTask
 from ..registry import LANGUAGE_MODELS, TaskSpec
-from ..text.answers import LanguageCheck, cut_at_stops, has_stop, language_probability
+from ..text.answers import LanguageCheck, language_probability
 from ..text.encoding import check_length, encode_prompt, encode_source, encodes, scoring
 from ..text.prefix import SharedPrefix, prefix_batches
 from ..text.respond import Written, respond
@@ -97,11 +97,10 @@ class WritingTask(PreparedTask):
         """Return what a model writes for every example, and whether that was cut at the limit of
         its length; see `respond`."""
         written = self.respond(model)
-        cut = [not each.ended and not has_stop(each.text, self.spec.stop) for each in written]
-        return [cut_at_stops(each.text, self.spec.stop) for each in written], cut
+        return [each.text for each in written], [not each.ended for each in written]
 
     def respond(self, model: Any) -> list[Written]:
-        """A model's response to every example, not yet cut at stop strings.
+        """A model's response to every example, cut at stop strings.
 
         Raises:
             FitnessError: The model's logits are not finite, or it has too few positions.

@@ -90,11 +90,6 @@ def cut_at_stops(text: str, stops: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-def has_stop(text: str, stops: Sequence[str]) -> bool:
-    """Tell whether a stop string is in a text."""
-    return any(stop in text for stop in stops)
-
-
 def extract_text(text: str, extract: Literal["all"] | RegexExtract) -> str | None:
     """The part of a response that is the answer; None where there is none."""
     if extract == "all":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...checkpoints.checkpoint import Parent
 from ...checkpoints.sentence import Sentence
-from ...errors import FitnessError, SourceError, one_line
+from ...errors import FitnessError, SourceError, told
 from .encoding import device_of
 
 # Each takes hidden states (B, T, hidden) and their mask (B, T), and gives (B, hidden).
@@ -51,7 +51,8 @@ def attach_modules(source: Parent, model: nn.Module, dtype: torch.dtype | None =
             name: source.read(f"{module.folder}/{name}").to(device_of(model), dtype, copy=True)
             for name in module.header(str(source))
         }
-        try:
+        what = f"{source}: {module.folder} is no {module.kind} of torch's layers: "
+        with told(SourceError, (AttributeError, KeyError, TypeError, RuntimeError), what):
             shape = weights[f"{part}.weight"].shape
             bias = f"{part}.bias" in weights
             own = (
@@ -67,11 +68,6 @@ def attach_modules(source: Parent, model: nn.Module, dtype: torch.dtype | None =
             )
             layer = nn.Sequential(OrderedDict({part: own, "activation": activation}))
             layer.load_state_dict(weights, assign=True)
-        except (AttributeError, KeyError, TypeError, RuntimeError) as cause:
-            raise SourceError(
-                f"{source}: {module.folder} is no {module.kind} of torch's layers: "
-                f"{one_line(cause)}"
-            ) from cause
         model.add_module(module.folder, layer)
 
 

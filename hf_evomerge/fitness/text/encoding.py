@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ...errors import FitnessError
+from ...errors import FitnessError, told
 from ..example import Example
 from ..pictures import SeeingTokenizer
 from .chat import ChatError, render_chat
@@ -51,12 +51,9 @@ def render_prompt(example: Example, tokenizer: Any) -> str:
             for message in messages
         ]
         messages[-1]["content"] = [*parts, *messages[-1]["content"]]
-    try:
+    refuses = f"data.chat: the tokenizer's chat template refuses {example.id}: "
+    with told(FitnessError, ChatError, refuses):
         return render_chat(tokenizer, messages)
-    except ChatError as cause:
-        raise FitnessError(
-            f"data.chat: the tokenizer's chat template refuses {example.id}: {cause}"
-        ) from cause
 
 
 def messages_of(example: Example) -> list[dict[str, Any]]:

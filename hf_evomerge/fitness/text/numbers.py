@@ -16,50 +16,9 @@ from typing import Literal
 
 Decimal = Literal["point", "comma"]
 
-COMMA_LANGUAGES = frozenset(
-    [
-        "be",
-        "bg",
-        "bs",
-        "ca",
-        "cs",
-        "da",
-        "de",
-        "el",
-        "es",
-        "et",
-        "eu",
-        "fi",
-        "fr",
-        "gl",
-        "hr",
-        "hu",
-        "hy",
-        "id",
-        "is",
-        "it",
-        "ka",
-        "kk",
-        "lt",
-        "lv",
-        "mk",
-        "nb",
-        "nl",
-        "no",
-        "pl",
-        "pt",
-        "ro",
-        "ru",
-        "sk",
-        "sl",
-        "sq",
-        "sr",
-        "sv",
-        "tr",
-        "uk",
-        "uz",
-        "vi",
-    ]
+COMMA_LANGUAGES = (
+    "be bg bs ca cs da de el es et eu fi fr gl hr hu hy id is it ka kk lt lv mk nb nl no "
+    "pl pt ro ru sk sl sq sr sv tr uk uz vi"
 )
 """Languages (ISO 639-1) that write 1.000,5 where English writes 1,000.5."""
 

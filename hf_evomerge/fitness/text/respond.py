@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import FitnessError
-from .answers import has_stop
+from .answers import cut_at_stops
 from .encoding import device_of, encodes
 from .prefix import SharedPrefix
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Written(NamedTuple):
-    """A response, whether the model or a stop string ended it, and its tokens."""
+    """A response up to its first stop string, whether it was ended, and all its tokens."""
 
     text: str
     ended: bool
@@ -85,14 +86,14 @@ def respond(
     # at the limit, whatever the model says
     forced = model.generation_config.forced_eos_token_id is not None
     own = config.max_new_tokens - forced
-    rows = written[:, start:].tolist()
-    return [_written_as(tokenizer, row, ends, not ends.isdisjoint(row[:own])) for row in rows]
-
-
-def _written_as(tokenizer: Any, tokens: Sequence[int], ends: set[int], ended: bool) -> Written:
-    """Cut a response at its first end-of-text token; what follows is padding."""
-    response = tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
-    return Written(str(tokenizer.decode(response, skip_special_tokens=True)), ended, response)
+    found = []
+    for row in written[:, start:].tolist():
+        # what follows the first end-of-text token is padding
+        tokens = list(takewhile(lambda token: token not in ends, row))
+        whole = str(tokenizer.decode(tokens, skip_special_tokens=True))
+        text = cut_at_stops(whole, stops)
+        found.append(Written(text, text != whole or not ends.isdisjoint(row[:own]), tokens))
+    return found
 
 
 class _StopAtText:
@@ -117,7 +118,7 @@ class _StopAtText:
         # in their length.
         tails = input_ids[:, max(self.start, input_ids.shape[1] - self.window) :].tolist()
         texts = [self.tokenizer.decode(tail, skip_special_tokens=True) for tail in tails]
-        ended = [has_stop(text, self.stops) for text in texts]
+        ended = [cut_at_stops(text, self.stops) != text for text in texts]
         return torch.tensor(ended, device=input_ids.device)
 
 
