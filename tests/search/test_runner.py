@@ -188,9 +188,6 @@ def test_what_the_machine_does_is_no_failure_of_a_candidate(config, tmp_path, mo
     assert run("stays", 0) == whole
 
 
-BEHIND.__cause__ = OSError(errno.EMFILE, "Too many open files")
-
-
 def test_failures_of_the_machine_are_known():
     """Threads, memory, files and room that the machine has not, also behind an error of ours; not a
     GPU's memory."""
