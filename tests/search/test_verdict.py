@@ -302,7 +302,7 @@ SEARCHES = {
         "fine-tune the base, or take other sources: random changes do as well as these",
     ),
     "all level": (
-        dict.fromkeys([*"base maths japanese average prompt alone_maths noise lora".split()], 0.8),
+        dict.fromkeys(["base", "maths", "average", "prompt", "alone_maths", "noise", "lora"], 0.8),
         [
             f"The base (tiny) does as well: {KEEP}; ",
             "The plain average does as well; it has ",
