@@ -7,6 +7,7 @@ from unittest.mock import ANY
 
 import numpy as np
 import pytest
+import yaml
 from pyarrow import parquet
 from pymoo.indicators.hv import HV
 from safetensors.numpy import load_file
@@ -40,9 +41,6 @@ TOY = {
     "objectives": ["hops", {"name": "other", "fitness": {"task": "likelihood"}}],
     "compare": {"finalists": 4, "baselines": ["random"]},
 }
-
-
-DATA = {"search": {"jsonl": "x"}}
 
 
 def long_paths(job):
@@ -166,35 +164,38 @@ def test_what_is_the_same_for_all_parents_is_said_once(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("changes", "message"),
     [
-        ({"objectives": ["hops", "hops"]}, "objectives: hops is there twice"),
+        ("objectives: [hops, hops]", "objectives: hops is there twice"),
         (
-            {"objectives": [{"name": "fitness", "data": DATA}]},
+            "objectives: [{name: fitness, data: {search: {jsonl: x}}}]",
             "objectives: fitness is there twice; the fitness and what a model takes have their own",
         ),
-        ({"objectives": [{"name": "same"}]}, "objectives.0: same: is what the fitness measures"),
-        ({"objectives": ["tokes"]}, "objectives.0: must be 'tokens', 'hops', 'parameters' or "),
-        ({"objectives": ["tokens"]}, "objectives: tokens counts those of answers, and likelihood"),
+        ("objectives: [{name: same}]", "objectives.0: same: is what the fitness measures already"),
         (
-            {"space": "ps", "objectives": ["parameters"]},
+            "objectives: [tokes]",
+            "objectives.0: must be 'tokens', 'hops', 'parameters' or 'seconds'",
+        ),
+        ("objectives: [tokens]", "objectives: tokens counts those of answers, and likelihood wri"),
+        (
+            "{space: ps, objectives: [parameters]}",
             "objectives: parameters is the same for every merge of a ps search",
         ),
-        ({"optimize": [{"by": "cma"}]}, "optimize: by: cma cannot search dfs with path.kind: gat"),
+        ("optimize: [{by: cma}]", "optimize: by: cma cannot search dfs with path.kind: gates with"),
         (
-            {"objectives": [], "optimize": [{"by": "nsga2"}]},
+            "{objectives: [], optimize: [{by: nsga2}]}",
             "optimize: by: nsga2 cannot search dfs with path.kind: gates; wr",
         ),
         (
-            {"data": DATA, "objectives": [{"name": "more", "data": {"test": {"jsonl": "x"}}}]},
+            "{data: {search: {jsonl: x}}, objectives: [{name: more, data: {test: {jsonl: x}}}]}",
             "objectives: more has data for test, and the search for search",
         ),
     ],
 )
-def test_refusals(more, message):
+def test_refusals(changes, message):
     """Objectives that contradict each other or the search are refused in one line."""
     with pytest.raises(SearchError, match=rf"^{message}.*$"):
-        toy_config("dfs", **{**TOY, **more})
+        toy_config("dfs", **{**TOY, **yaml.safe_load(changes)})
 
 
 @pytest.mark.parametrize("searched", ["search", "test"])

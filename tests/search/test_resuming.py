@@ -1,6 +1,7 @@
 """A search that was killed, moved, or is begun again: it goes on to the same trials, or is refused
 with what differs."""
 
+import shlex
 import shutil
 import signal
 import time
@@ -53,7 +54,9 @@ def test_killed_and_resumed(search_config, tmp_path):
     )
     out, whole = tmp_path / "killed", tmp_path / "whole"
     config.save(tmp_path / "given.yaml")
-    search = Program(COMMAND, *"search given.yaml --out killed --workers 2".split(), cwd=tmp_path)
+    search = Program(
+        COMMAND, *shlex.split("search given.yaml --out killed --workers 2"), cwd=tmp_path
+    )
     try:
         _stop_in_mid_generation(search, out, 5)
         workers = descendants(search.pid)
