@@ -110,7 +110,7 @@ def test_a_study_stands_on_the_data_of_its_terms(search_config, terms, prompts, 
         run_search(config, tmp_path / "search", build=False)
     file = moved / "b-search.jsonl"
     file.write_text(file.read_text(encoding="utf-8").replace("b1", "b9"), encoding="utf-8")
-    with pytest.raises(EvoMergeError, match="the search examples .* are not what this study was"):
+    with pytest.raises(EvoMergeError, match=r"the search examples .* are not what this study was"):
         run_search(config, tmp_path / "search", build=False)
 
 
