@@ -154,9 +154,7 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
     return f"{render(figures)}\n\n{caption}"
 
 
-def _add_cut(
-    columns: dict[str, list[str]], heading: str, scores: Sequence[Scores | None]
-) -> None:
+def _add_cut(columns: dict[str, list[str]], heading: str, scores: Sequence[Scores | None]) -> None:
     """Add shares of answers that were cut at the limit of their length, where any was."""
     shares = [each and (each.truncated_share or 0.0) for each in scores]
     if any(shares):

@@ -410,38 +410,33 @@ def about_parents(
     whole = {name: scores for name, scores in parents.items() if scores.error is None}
     if len(whole) < 2:
         return [], None
-    notes = []
-    names = list(whole)
     measure = main_measure(*whole.values())
-    best = max(names, key=lambda name: (whole[name].accuracy or 0.0, whole[name].mean or 0.0))
-    others = [name for name in names if name != best]
-    ahead = np.any([whole[name].values > whole[best].values for name in others], axis=0)
-    discordance = 0.1  # two models hardly differ on fewer
-    if all(scores.correct is not None for scores in whole.values()) or measure == "fitness":
-        table = np.array([column(scores, measure) > 0 for scores in whole.values()])
-        alone = [
-            f"{name} alone {float((row & (table.sum(0) == 1)).mean()):.0%}"
-            for name, row in zip(names, table, strict=True)
-        ]
-        none = float((~table.any(0)).mean())
-        everyone = float(table.all(0).mean())
-        notes.append(
-            f"search examples solved by {', by '.join(alone)}, by all {everyone:.0%}, by "
-            f"none {none:.0%}"
-        )
-        discordance = max(discordance, max(float((table[0] != row).mean()) for row in table[1:]))
-    needed = needed_examples(DIFFERENCE, discordance)
-    notes.append(
+    solved = np.array([column(scores, measure) > 0 for scores in whole.values()])
+    by_one = solved.sum(0) == 1
+    alone = [
+        f"{name} alone {float((row & by_one).mean()):.0%}"
+        for name, row in zip(whole, solved, strict=True)
+    ]
+    none = float((~solved.any(0)).mean())
+    everyone = float(solved.all(0).mean())
+    apart = [float((solved[0] != row).mean()) for row in solved[1:]]
+    needed = needed_examples(DIFFERENCE, max(0.1, *apart))  # two models hardly differ on fewer
+    notes = [
+        f"search examples solved by {', by '.join(alone)}, by all {everyone:.0%}, by "
+        f"none {none:.0%}",
         f"a difference of {DIFFERENCE} in accuracy needs about {needed} test examples to be "
-        f"seen; there are {test_examples}"
-    )
+        f"seen; there are {test_examples}",
+    ]
     warning = None
-    if all((whole[name].values == whole[best].values).all() for name in others):
+    best = max(whole, key=lambda name: (whole[name].accuracy or 0.0, whole[name].mean or 0.0))
+    values = np.array([scores.values for scores in whole.values()])
+    most = whole[best].values
+    if (values == most).all():
         warning = (
             "every source scores the same on every search example: this fitness sees nothing to "
             "combine; try likelihood"
         )
-    elif not ahead.any() and measure == "fitness" and set(whole[best].values) <= {0.0, 1.0}:
+    elif not (values > most).any() and measure == "fitness" and set(most) <= {0.0, 1.0}:
         warning = (
             f"no other source solves a search example that {best} does not: a merge is "
             "better only where it solves what none "
