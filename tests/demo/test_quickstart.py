@@ -33,6 +33,7 @@ from hf_evomerge.search.study.study import Study
 
 SIZES = {"search": 12, "validation": 12, "test": 32}
 EVALUATIONS = 24
+SMALL = {"evaluations": EVALUATIONS, "sizes": SIZES}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,7 +52,7 @@ def _warm_reloads():
 def demo(tmp_path_factory):
     """The demo, run once with a small budget."""
     out = tmp_path_factory.mktemp("demo")
-    return out, run_demo(out, workers=0, evaluations=EVALUATIONS, sizes=SIZES)
+    return out, run_demo(out, workers=0, **SMALL)
 
 
 def test_the_table_is_complete(demo):
@@ -83,7 +84,7 @@ def test_the_table_is_complete(demo):
 def test_searches_beside_each_other_are_the_same(demo, tmp_path):
     """With two workers PS runs beside the other searches, and every model scores the same."""
     _, rows = demo
-    beside = run_demo(tmp_path, workers=2, evaluations=EVALUATIONS, sizes=SIZES)
+    beside = run_demo(tmp_path, workers=2, **SMALL)
     assert [(row.model, row.scores) for row in beside] == [(row.model, row.scores) for row in rows]
 
 
@@ -166,7 +167,7 @@ def test_running_again_evaluates_nothing(demo, monkeypatch, capsys):
     jobs = []
     monkeypatch.setattr(LocalRunner, "run", lambda self, given: iter(jobs.extend(given) or ()))
     monkeypatch.setattr(quickstart, "check_reload", lambda *arguments: "")
-    again = run_demo(out, evaluations=EVALUATIONS, sizes=SIZES)
+    again = run_demo(out, **SMALL)
     assert jobs == []
     assert [(row.model, row.scores) for row in again] == [(row.model, row.scores) for row in rows]
     said = capsys.readouterr().out.split("one problem: ")[1].split("\n\n")[0]
@@ -206,5 +207,5 @@ def test_the_seed_is_the_seed_of_the_searches(demo):
     """Another seed is another search: a study of one seed is not taken for that of another."""
     out, _ = demo
     with pytest.raises(EvoMergeError, match="seed was 0 and is 1"):
-        run_demo(out, evaluations=EVALUATIONS, sizes=SIZES, seed=1)
+        run_demo(out, **SMALL, seed=1)
     assert sum(trial.cost for trial in Study.open(out / "ps").trials("random")) == EVALUATIONS

@@ -139,8 +139,9 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
     columns["evaluations"] = [f"{row.evaluations:.0f}" if row.evaluations else "" for row in rows]
     spent = "to search, s" if "seconds" in others else "seconds"
     columns[spent] = [f"{row.seconds:.0f}" if row.seconds else "" for row in rows]
-    answers = {name: [row.retained.get(name) for row in rows] for name in retained}
-    for name, scores in answers.items():
+    answers = {}
+    for name in retained:
+        scores = answers[name] = [row.retained.get(name) for row in rows]
         columns[f"on {name}"] = [Figures.of(each).best_text if each else "" for each in scores]
     for name, scores in answers.items():
         _add_cut(columns, f"on {name}, cut", scores)
