@@ -397,6 +397,13 @@ def test_a_few_test_examples_give_no_advice(parent, winner, advice):
     assert (found and found.model) == advice
 
 
+def test_a_model_that_was_cut_from_its_only_parent_may_be_level():
+    """Of one parent less, and as good, is what was searched for; of two parents one is enough."""
+    _, maths, japanese, *_, won = _rows(0.5, maths=0.5)
+    assert instead([maths, won]) is None
+    assert instead([maths, japanese, won]).model == "maths"
+
+
 def test_a_lora_that_forgets_more_is_no_substitute():
     """A LoRA that is level on the task, and has lost more of what was to be retained, is said to
     have; the winner is published."""
