@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
-import yaml
+from recipes import path_of
 from typer.testing import CliRunner
 
 import hf_evomerge
@@ -30,9 +30,13 @@ PAGES = [
     ),
 ]
 SCRIPTS = ("docs/how-to.md", "docs/study.md")  # whose blocks are programs
-WITH_EXAMPLES = [
-    file for file in sorted(PACKAGE.rglob("*.py")) if ">>> " in file.read_text(encoding="utf-8")
-]
+
+
+def _text(file):
+    return (ROOT / file).read_text(encoding="utf-8")
+
+
+WITH_EXAMPLES = [file for file in sorted(PACKAGE.rglob("*.py")) if ">>> " in _text(file)]
 # What needs something that is not here; each is tested on its own.
 NOT_RUN = {
     "BitsAndBytesConfig": "tests/modeling/test_quantisation.py",
@@ -45,6 +49,19 @@ NOT_RUN = {
     "evollm-10b": "tests/building/test_evomistral.py",
 }
 OFFLINE = ("convert", "diff", "eval", "fold", "inspect", "merge", "search", "show")
+MODELS = {  # what pages call the models of the tiny family
+    "base": "base your-name/base runs/pretrain/checkpoint-500",
+    "a": "japanese fine-tune-a your-name/fine-tune-a runs/pretrain/checkpoint-1000",
+    "b": "maths fine-tune-b your-name/fine-tune-b runs/pretrain/checkpoint-1500",
+}
+MERGEKIT = """
+merge_method: task_arithmetic
+base_model: base
+models:
+  - {model: japanese, parameters: {weight: 0.5}}
+  - {model: maths, parameters: {weight: 0.5}}
+dtype: float32
+"""
 
 
 @pytest.fixture(scope="module")
@@ -56,46 +73,21 @@ def desk(tmp_path_factory, tiny, hybrid_search):
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(hybrid_search, folder / "my-search")
     shutil.copy(hybrid_search / "search.yaml", folder)
-    problems = "".join(
-        (tiny / f"{split}.jsonl").read_text(encoding="utf-8")
-        for split in ("search", "validation", "test")
-    )
-    (folder / "problems.jsonl").write_text(problems, encoding="utf-8")
+    problems = (file.read_text(encoding="utf-8") for file in sorted(tiny.glob("*.jsonl")))
+    (folder / "problems.jsonl").write_text("".join(problems), encoding="utf-8")
     (folder / "mgsm_ja.tsv").write_text("問題\t1,000\n", encoding="utf-8")
-    for name, original in {"japanese": "a", "maths": "b", "base": "base"}.items():
-        shutil.copytree(tiny / original, folder / name)
-    for name, original in {"fine-tune-a": "a", "fine-tune-b": "b", "base": "base"}.items():
-        shutil.copytree(tiny / original, folder / "your-name" / name)
-        shutil.copytree(tiny / original, folder / name, dirs_exist_ok=True)
-    models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("japanese", "maths")]
-    for step, original in {"500": "base", "1000": "a", "1500": "b"}.items():
-        shutil.copytree(tiny / original, folder / "runs" / "pretrain" / f"checkpoint-{step}")
-    merge = {
-        "merge_method": "task_arithmetic",
-        "base_model": "base",
-        "models": models,
-        "dtype": "float32",
-    }
-    (folder / "mergekit.yml").write_text(yaml.safe_dump(merge), encoding="utf-8")
-    hf_evomerge.from_mergekit((folder / "mergekit.yml").read_text(encoding="utf-8")).recipe.save(
-        folder / "recipe.yaml"
-    )
-    sizes = {
-        "vocab_size": 26,
-        "hidden_size": 8,
-        "intermediate_size": 8,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 32,
-    }
+    for original, names in MODELS.items():
+        for name in names.split():
+            shutil.copytree(tiny / original, folder / name)
+    (folder / "mergekit.yml").write_text(MERGEKIT, encoding="utf-8")
+    hf_evomerge.from_mergekit(MERGEKIT).recipe.save(folder / "recipe.yaml")
+    sizes = {"vocab_size": 26, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     for name in ("deep-japanese", "deep-maths"):
         LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder / name)
-    path = hf_evomerge.FlowPart(path=["0:0-1", "1:1", "0:2", "1:2"])
-    sources = [
-        hf_evomerge.SourceRef(model=str(folder / name)) for name in ("deep-japanese", "deep-maths")
-    ]
-    merged = hf_evomerge.build_model(
-        hf_evomerge.Recipe(sources=sources, flow=path), folder / "your-name" / "merged"
+    recipe = path_of(
+        folder / "deep-japanese", folder / "deep-maths", hops=["0:0-1", "1:1", "0:2", "1:2"]
     )
+    merged = hf_evomerge.build_model(recipe, folder / "your-name" / "merged")
     for file in tiny.glob("a/tokenizer*"):
         shutil.copy(file, merged)
     return folder
@@ -127,14 +119,12 @@ def names(here, loaded, monkeypatch, request):
     what it names."""
     from transformers import AutoModelForCausalLM
 
-    for module, registry in (
-        ("hf_evomerge.fitness.registry", "_TASKS"),
-        ("hf_evomerge.merging.registry", "METHODS"),
-    ):
-        monkeypatch.setattr(f"{module}.{registry}", {**getattr(import_module(module), registry)})
+    for where in ("hf_evomerge.fitness.registry._TASKS", "hf_evomerge.merging.registry.METHODS"):
+        module, _, registry = where.rpartition(".")
+        monkeypatch.setattr(where, {**getattr(import_module(module), registry)})
     public = {name: getattr(hf_evomerge, name) for name in hf_evomerge.__all__}
     (where,) = request.node.callspec.params.values()  # a page or a module
-    text = (ROOT / where).read_text(encoding="utf-8")
+    text = _text(where)
     used = {
         name: deepcopy(value) for name, value in loaded.items() if re.search(rf"\b{name}\b", text)
     }
@@ -150,22 +140,17 @@ def test_docstrings(file, names):
     runner = doctest.DocTestRunner()
     for test in doctest.DocTestFinder().find(module, extraglobs=names):
         for example in test.examples:
-            skipped = doctest.SKIP in example.options and not re.search(
-                "push|reproduce|SakanaAI", example.source
-            )
-            assert not skipped, f"needs no Hub and no converter, so let it run: {example.source}"
+            if doctest.SKIP in example.options:
+                told = f"needs no Hub and no converter, so let it run: {example.source}"
+                assert re.search("push|reproduce|SakanaAI", example.source), told
         runner.run(test)
     assert runner.failures == 0
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if "```python" in (ROOT / page).read_text(encoding="utf-8")]
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in _text(page)])
 def test_python_blocks(page, names):
     """The Python blocks of a page run, one after the other."""
-    for block in re.findall(
-        r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL
-    ):
+    for block in re.findall(r"```python\n(.*?)```", _text(page), re.DOTALL):
         program = compile(block, page, "exec")
         if not any(word in block for word in NOT_RUN):
             exec(program, names | {"__name__": "__main__"} if page in SCRIPTS else names)
@@ -173,17 +158,14 @@ def test_python_blocks(page, names):
 
 def _commands():
     """Every command line that a page, an example file or a command's own help shows, as words."""
-    texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
-    lines = [
-        line for text in texts for line in re.findall(r"^ *(hf-evomerge .*)$", text, re.MULTILINE)
-    ]
-    lines += [line for text in texts for line in re.findall(r"`(hf-evomerge [^`]*)`", text)]
+    lines = []
+    for page in PAGES:
+        lines += re.findall(r"^ *(hf-evomerge .*)$", _text(page), re.MULTILINE)
+    helps = [command.callback.__doc__ or "" for command in cli.app.registered_commands]
+    for text in (*map(_text, PAGES), *helps):
+        lines += re.findall(r"`(hf-evomerge [^`]*)`", text)
     for file in (ROOT / "examples").glob("*.yaml"):
-        lines += re.findall(
-            r"^#\s+(hf-evomerge .*)$", file.read_text(encoding="utf-8"), re.MULTILINE
-        )
-    for command in cli.app.registered_commands:
-        lines += re.findall(r"`(hf-evomerge [^`]*)`", command.callback.__doc__ or "")  # type: ignore[union-attr]
+        lines += re.findall(r"^#\s+(hf-evomerge .*)$", _text(file), re.MULTILINE)
     return [shlex.split(line, comments=True)[1:] for line in dict.fromkeys(lines)]
 
 
@@ -192,40 +174,29 @@ def test_commands_are_understood():
     program = typer.main.get_command(cli.app)
     commands = _commands()
     assert len(commands) > 30
-    for words in commands:
-        command = program.commands[words[0]]
-        if (
-            len(words) > 1 and "--methods" not in words
-        ):  # a command that is only named has no arguments
-            command.make_context(words[0], words[1:])
+    for name, *words in commands:
+        command = program.commands[name]
+        if words and "--methods" not in words:  # a command that is only named has no arguments
+            command.make_context(name, words)
 
 
 @pytest.mark.slow
 def test_commands_run(here):
     """Command lines that need neither a network nor a file of the reader's own do what they say."""
     ran = set()
-    for words in _commands():
-        if (
-            words[0] not in OFFLINE
-            or len(words) == 1
-            or any(word.isupper() or word in ("--push-to", "--gguf", "my-front") for word in words)
-        ):
+    for name, *words in _commands():
+        elsewhere = {"--push-to", "--gguf", "my-front"}.intersection(words)
+        if name not in OFFLINE or not words or elsewhere or any(map(str.isupper, words)):
             continue
         made = words[words.index("--out") + 1] if "--out" in words else ""
-        files = [
-            word
-            for word in words[1:]
-            if word != made and ("/" in word or word.endswith((".yaml", ".yml")))
-        ]
-        if not all(Path(word).exists() for word in files):
+        files = [word for word in words if "/" in word or word.endswith((".yaml", ".yml"))]
+        if not all(Path(word).exists() for word in files if word != made):
             continue
-        if words[0] in ("merge", "fold"):
-            shutil.rmtree(
-                made, ignore_errors=True
-            )  # the examples make the same folder more than once
-        elif words[0] == "convert" and made:
+        if name in ("merge", "fold"):  # the examples make the same folder more than once
+            shutil.rmtree(made, ignore_errors=True)
+        elif name == "convert" and made:
             Path(made).unlink(missing_ok=True)
-        result = CliRunner().invoke(cli.app, words)
-        assert result.exit_code == 0, (words, result.output)
-        ran.add(words[0])
+        result = CliRunner().invoke(cli.app, [name, *words])
+        assert result.exit_code == 0, (name, words, result.output)
+        ran.add(name)
     assert ran == {*OFFLINE}

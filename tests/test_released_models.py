@@ -1,6 +1,5 @@
 """The code in benchmarks/pages/released-models.md runs on stand-ins of the models that it names."""
 
-import json
 import re
 from pathlib import Path
 
@@ -21,25 +20,23 @@ from transformers import (
 PAGE = Path(__file__).parents[1] / "benchmarks" / "pages" / "released-models.md"
 TOKENS = ["<unk>", "<s>", "</s>", "<image>", "a", "b", "c"]
 SIZES = {
-    **{
-        "vocab_size": len(TOKENS),
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    },
-    **{"num_key_value_heads": 1, "max_position_embeddings": 512},
+    "vocab_size": len(TOKENS),
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
 }
+TEXT = MistralConfig(
+    **SIZES, num_key_value_heads=1, max_position_embeddings=512, initializer_range=0.5
+)
 TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }} a b{% endfor %}"
 
 
-def code(name):
-    """The block of the page that names a model."""
-    return next(
-        block
-        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
-        if name in block
-    )
+PREPROCESSOR = """{
+  "image_processor_type": "CLIPImageProcessor", "processor_class": "LlavaProcessor",
+  "do_resize": true, "size": {"shortest_edge": 28},
+  "do_center_crop": true, "crop_size": {"height": 28, "width": 28}
+}"""
 
 
 def save_tokenizer(folder):
@@ -48,31 +45,28 @@ def save_tokenizer(folder):
         models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<unk>")
     )
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>"],
+        tokenizer_object=words, additional_special_tokens=["<image>"], **special
     )
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
 
 
 def run(name, folder):
-    """Run a block on a folder in place of the repository, with device and dtype of this machine."""
-    text = (
-        code(name)
-        .replace(f'"{name}"', repr(str(folder)))
-        .replace('device_map="auto"', 'device_map="cpu"')
-    )
+    """Run the page's block of a model on a folder in place of the repository, with device and dtype
+    of this machine."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
+    (text,) = (block for block in blocks if name in block)
+    for theirs, ours in {
+        f'"{name}"': repr(str(folder)),
+        'device_map="auto"': 'device_map="cpu"',
+        "torch.float16": "torch.float32",
+        "max_new_tokens=": "do_sample=False, min_new_tokens=3, max_new_tokens=3 + 0 * ",
+    }.items():
+        text = text.replace(theirs, ours)
     scope = {}
-    exec(
-        text.replace("torch.float16", "torch.float32").replace(
-            "max_new_tokens=", "do_sample=False, min_new_tokens=3, max_new_tokens=3 + 0 * "
-        ),
-        scope,
-    )
+    exec(text, scope)
     return scope
 
 
@@ -84,7 +78,7 @@ def seed():
 
 def test_a_merge_of_weights_chats(tmp_path):
     """The block for the 7B models: a plain Mistral continues what its template wrote."""
-    MistralForCausalLM(MistralConfig(**SIZES, initializer_range=0.5)).save_pretrained(tmp_path)
+    MistralForCausalLM(TEXT).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     found = run("SakanaAI/EvoLLM-JP-A-v1-7B", tmp_path)
     assert found["output"].shape == (1, found["inputs"]["input_ids"].shape[1] + 3)
@@ -93,32 +87,15 @@ def test_a_merge_of_weights_chats(tmp_path):
 def test_the_vision_model_sees(tmp_path, monkeypatch):
     """The block for the vision model, on a folder without the newer settings: the answer depends on
     the picture."""
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=28,
-        patch_size=14,
-    )
-    text = MistralConfig(**SIZES, initializer_range=0.5)
     config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
+        vision_config=CLIPVisionConfig(**SIZES, image_size=28, patch_size=14),
+        text_config=TEXT,
         image_token_index=3,
         vision_feature_select_strategy="default",
     )
     LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    settings = {
-        "image_processor_type": "CLIPImageProcessor",
-        "processor_class": "LlavaProcessor",
-        "do_center_crop": True,
-    }
-    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
-    (tmp_path / "preprocessor_config.json").write_text(
-        json.dumps({**settings, **sizes, "do_resize": True})
-    )
+    (tmp_path / "preprocessor_config.json").write_text(PREPROCESSOR)
     monkeypatch.chdir(tmp_path)
     logits = []
     for colour in ("red", "blue"):

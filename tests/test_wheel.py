@@ -4,6 +4,7 @@ and makes a Space."""
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from email.parser import BytesParser
@@ -60,8 +61,8 @@ def run(installed, tmp_path):
     with LocalHub(tmp_path / "hub") as hub:
         environment = {**os.environ, **hub.environment(), "PYTHONPATH": str(installed)}
 
-        def program(code, *arguments):
-            command = [sys.executable, "-P", "-c", code, *arguments]
+        def program(code, line=""):
+            command = [sys.executable, "-P", "-c", code, *shlex.split(line)]
             done = subprocess.run(
                 command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
             )
@@ -79,32 +80,30 @@ def test_the_wheel_carries_what_it_needs(wheel):
         "_bundled/model_cards/model.md.jinja",
         "_bundled/space_app/app.py",
         "_bundled/space_app/requirements.txt",
+        "demo/specialists/maths/model.safetensors",
+        "py.typed",
+        "search/file/search.yaml.jinja",
+        "schemas/recipe.schema.json",
+        "schemas/search.schema.json",
     ):
         assert f"hf_evomerge/{name}" in names
-    assert "hf_evomerge/demo/specialists/maths/model.safetensors" in names
-    assert {
-        "hf_evomerge/py.typed",
-        "hf_evomerge/search/file/search.yaml.jinja",
-        *(f"hf_evomerge/schemas/{kind}.schema.json" for kind in ("recipe", "search")),
-    } <= names
     examples = {file.name for file in (ROOT / "examples").iterdir() if file.is_file()}
-    assert examples == {name.rpartition("/")[2] for name in names if "/_bundled/examples/" in name}
-    assert not [
-        name for name in names if "__pycache__" in name or name.startswith(("tests/", "space_app/"))
-    ]
+    assert examples == {Path(name).name for name in names if "/_bundled/examples/" in name}
+    for name in names:
+        assert "__pycache__" not in name
+        assert not name.startswith(("tests/", "space_app/"))
 
 
 def test_what_pypi_shows_leads_somewhere(wheel):
     """A release's README has no link that begins at the repository, and its metadata say where the
     project is."""
     with ZipFile(wheel) as archive:
-        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = BytesParser(policy=default).parsebytes(archive.read(name))
-    page = metadata.get_payload()
-    targets = re.findall(r"\]\(([^)]*)\)", page)
+    targets = re.findall(r"\]\(([^)]*)\)", metadata.get_payload())
     assert len(targets) > 15
-    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
     for target in targets:
+        assert target.startswith(("https://", "#"))
         if path := re.fullmatch(r"https://git\.example/some/where/(blob|raw)/v9/(.*)", target):
             assert (ROOT / path[2].partition("#")[0]).exists(), target
             assert (path[1] == "raw") is path[2].endswith((".gif", ".png"))
@@ -117,21 +116,19 @@ def test_what_pypi_shows_leads_somewhere(wheel):
 def test_the_wheel_publishes_loads_and_rebuilds(run, installed, hybrid_search, tmp_path):
     """From the wheel alone: push with a Space, load without custom code, and the Space's files are
     those of the repository."""
-    run(MAIN, "init", "--example", "small-ps")
-    assert (tmp_path / "small-ps.yaml").read_bytes() == (
-        ROOT / "examples" / "small-ps.yaml"
-    ).read_bytes()
-    printed = run(MAIN, "push", str(hybrid_search), "local/merge", "--space")
+    run(MAIN, "init --example small-ps")
+    example = (ROOT / "examples" / "small-ps.yaml").read_bytes()
+    assert (tmp_path / "small-ps.yaml").read_bytes() == example
+    printed = run(MAIN, f"push {hybrid_search} local/merge --space")
     assert "published http" in printed
     assert "Space: http" in printed
     module, file = json.loads(run(LOAD).splitlines()[-1])
     assert module == "hf_evomerge.modeling.modeling_evo_merged"
     assert Path(file).is_relative_to(installed)
-    code = (
+    run(
         "from huggingface_hub import snapshot_download as s; s('local/merge', repo_type='space', "
         "local_dir='space')"
     )
-    run(code)
     for app in (ROOT / "space_app").glob("*.py"):
         assert (tmp_path / "space" / app.name).read_bytes() == app.read_bytes()
     assert json.loads((tmp_path / "space" / "space.json").read_text())["model"] == "local/merge"

@@ -16,16 +16,13 @@ def test_first_lines_begin_with_a_verb_or_a_noun():
     """No docstring of package and Space begins with a word that needs the rest of the sentence;
     published files stay."""
     found = []
-    for file in sorted(
-        file for folder in ("hf_evomerge", "space_app") for file in (ROOT / folder).rglob("*.py")
-    ):
-        if file.name.endswith("_evo_merged.py"):
-            continue
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            documented = isinstance(
-                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-            )
-            text = (documented and ast.get_docstring(node)) or "-"
-            if text.split()[0].lower().strip(",.:;") in NEITHER.split():
-                found.append(f"{file.relative_to(ROOT)}: {text.splitlines()[0]}")
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for folder in ("hf_evomerge", "space_app"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            if file.name.endswith("_evo_merged.py"):
+                continue
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                text = (isinstance(node, documented) and ast.get_docstring(node)) or "-"
+                if text.split()[0].lower().strip(",.:;") in NEITHER.split():
+                    found.append(f"{file.relative_to(ROOT)}: {text.splitlines()[0]}")
     assert found == []

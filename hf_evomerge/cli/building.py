@@ -16,6 +16,7 @@ from .common import (
     AsJson,
     Model,
     Replace,
+    Split,
     TrustRemoteCode,
     app,
     as_object,
@@ -180,9 +181,7 @@ def convert(
         Path | None,
         typer.Option("--out", "-o", help="The file to write; without it, the text is printed."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that exists.")
-    ] = False,
+    overwrite: Replace = False,
 ) -> None:
     """Write a mergekit file as a recipe, or a recipe as a mergekit file.
 
@@ -223,9 +222,7 @@ def fold(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; the model's own by default.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model that is there.")
-    ] = False,
+    overwrite: Replace = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -271,9 +268,7 @@ def extract(
             help="A search file, on whose task the adapter and the fine-tune are scored.",
         ),
     ] = None,
-    split: Annotated[
-        str, typer.Option(help="The split of its data: search, validation or test.")
-    ] = "test",
+    split: Split = "test",
     overwrite: Replace = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,

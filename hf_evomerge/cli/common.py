@@ -93,7 +93,8 @@ Ray = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Replace = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that exists.")]
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
+Split = Annotated[str, typer.Option(help="The split of its data: search, validation or test.")]
 RepoId = Annotated[
     str, typer.Argument(help="The repository on the Hub, user/name.", show_default=False)
 ]

@@ -122,10 +122,9 @@ def push(
             else:
                 say(plan)
             return
+        found = publish(folder, repo_id, options, quietly=as_json)
         if as_json:
-            typer.echo(as_object(published_as(folder, repo_id, options)))
-            return
-        push_and_report(folder, repo_id, options)
+            typer.echo(as_object(found))
 
 
 @app.command(**SHARE)
@@ -242,32 +241,28 @@ def space(
             )
 
 
-def published_as(folder: Path, repo_id: str, options: PushOptions) -> dict[str, Any]:
-    """Publish, and say where it is as plain data."""
+def publish(
+    folder: Path, repo_id: str, options: PushOptions, *, quietly: bool = False
+) -> dict[str, Any]:
+    """Publish, print where it is and what to know about it unless `quietly`, and return it as
+    plain data."""
     from ..hub.push import push_model
 
     pushed = push_model(folder, repo_id, options)
-    model = {"url": pushed.model.url, "sha": pushed.model.sha, "changed": pushed.model.changed}
+    model = pushed.model
     beside = {"space": pushed.space, "trials": pushed.trials}
     urls = {name: commit and commit.url for name, commit in beside.items()}
-    return {**model, **urls, "warnings": pushed.warnings}
-
-
-def push_and_report(folder: Path, repo_id: str, options: PushOptions) -> None:
-    """Publish, and print where it is and what to know about it."""
-    from ..hub.push import push_model
-
-    pushed = push_model(folder, repo_id, options)
-    for warning in pushed.warnings:
-        LOGGER.warning(warning)
-    what = "published" if pushed.model.changed else "up to date:"
-    typer.echo(
-        f"{what} {pushed.model.url} at {pushed.model.sha}"
-    )  # whole, for `from_pretrained(..., revision=...)`
-    if pushed.space is not None:
-        typer.echo(f"Space: {pushed.space.url}")
-    if pushed.trials is not None:
-        typer.echo(f"trials: {pushed.trials.url}")
+    if not quietly:
+        for warning in pushed.warnings:
+            LOGGER.warning(warning)
+        what = "published" if model.changed else "up to date:"
+        # whole, for `from_pretrained(..., revision=...)`
+        typer.echo(f"{what} {model.url} at {model.sha}")
+        for name, url in zip(("Space", "trials"), urls.values(), strict=True):
+            if url is not None:
+                typer.echo(f"{name}: {url}")
+    found = {"url": model.url, "sha": model.sha, "changed": model.changed}
+    return {**found, **urls, "warnings": pushed.warnings}
 
 
 def _folders(pairs: list[str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from .common import (
     Model,
     Private,
     Ray,
+    Split,
     Study,
     TrustRemoteCode,
     WithSpace,
@@ -356,9 +357,7 @@ def evaluate(
             ),
         ),
     ] = None,
-    split: Annotated[
-        str, typer.Option(help="The split of its data: search, validation or test.")
-    ] = "test",
+    split: Split = "test",
     show: Annotated[
         int, typer.Option(min=0, help="Print this many problems with the model's answers.")
     ] = 0,
@@ -525,18 +524,17 @@ def _run(
     publish it where asked."""
     from ..search.reports.display import LiveTable
     from ..search.run import run_search
-    from .publishing import push_and_report
+    from .publishing import publish
 
     with LiveTable(config=config) as table:
         result = run_search(config, out, callbacks=[table], build=build, **how)
     if as_json:
         from ..search.results.show import study_facts
-        from .publishing import published_as
 
         facts = study_facts(out)
         steps = _next(result, out, build=build)
         facts["next"] = [step.removeprefix("next:").strip() for step in steps]
-        facts |= {} if push is None else {"published": published_as(out, *push)}
+        facts |= {} if push is None else {"published": publish(out, *push, quietly=True)}
         typer.echo(as_object(facts))
         return
     say(str(result))
@@ -549,6 +547,6 @@ def _run(
         lines += _next(result, out, build=build)
     echo("\n".join(lines))  # not wrapped: commands are copied
     if push is not None:
-        push_and_report(out, *push)
+        publish(out, *push)
         if not push[1].space:
             echo(f"next:   hf-evomerge space {push[0]} --model {push[0]}")

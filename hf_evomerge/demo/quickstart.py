@@ -18,7 +18,11 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import EvoMergeError
+from ..fitness.comparison import column
 from ..fitness.text.numbers import last_number
 from ..lines import say
 from ..search.evaluation.evaluator import Evaluator, Target
@@ -258,18 +262,9 @@ def one_problem(config: SearchConfig, rows: list[Row], results: dict[str, Result
     evaluator = Evaluator(config)
     evolved = rows[-len(SPACES) :]
     others = rows[: -len(SPACES)]
-    examples = evaluator.tasks.examples("test")
-
-    def right(row: Row, index: int) -> bool:
-        return row.scores.correct is not None and bool(row.scores.correct[index])
-
-    def drama(index: int) -> int:
-        return 2 * sum(right(row, index) for row in evolved) - sum(
-            right(row, index) for row in others
-        )
-
-    chosen = max(range(len(examples)), key=lambda index: (drama(index), -index))
-    example = examples[chosen]
+    drama = 2 * sum(map(_right, evolved)) - sum(map(_right, others))
+    chosen = int(np.argmax(drama))  # of equals the first
+    example = evaluator.tasks.examples("test")[chosen]
     targets: list[Target] = [*config.parents.values(), *(results[space].winner for space in SPACES)]
     asked = [*(row for row in others if row.stage in ("base", "source")), *evolved]
     lines = [
@@ -281,7 +276,12 @@ def one_problem(config: SearchConfig, rows: list[Row], results: dict[str, Result
         answer = evaluator.answer(target, example, 12)
         same = last_number(answer) == last_number(example.answer)
         mark = "wrong language" if same else "wrong number"
-        if right(row, chosen):
+        if _right(row)[chosen]:
             mark = "right"
         lines.append(f"  {row.model:16} {answer} ({mark})")
     return "\n".join(lines)
+
+
+def _right(row: Row) -> NDArray[np.int64]:
+    """1 for each problem that a model solves, else 0."""
+    return column(row.scores, "accuracy").astype(np.int64)

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -34,12 +33,12 @@ def test_seed_decides_the_problems():
 
 def test_splits_share_no_prompt():
     """No prompt is in two splits, even with different seeds, or twice in one."""
-    prompts = [
-        {p["prompt"] for seed in (0, 7) for p in problems(split, 1500, seed=seed)}
-        for split in SPLITS
-    ]
-    assert all(first.isdisjoint(second) for first, second in combinations(prompts, 2))
-    assert len({p["prompt"] for p in problems("search", 1500)}) == 1500
+    seen = {}
+    for split in SPLITS:
+        for seed in (0, 7):
+            prompts = [each["prompt"] for each in problems(split, 1500, seed=seed)]
+            assert len(set(prompts)) == 1500
+            assert {seen.setdefault(prompt, split) for prompt in prompts} == {split}
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])
@@ -48,18 +47,16 @@ def test_answers_are_right(language):
     for problem in problems("test", 500, text=language, answer=language):
         words = problem["prompt"].split()
         a, b = (int(word) for word in words if word.isdigit())
-        right = a + b if any(word in words for word in ADDING) else a - b
-        assert problem["answer"] == (
-            f"the answer is {right}" if language == "en" else f"答え は {KANJI[right]}"
-        )
-        assert last_number(problem["answer"]) == right
+        right = a + b if set(ADDING).intersection(words) else a - b
+        said = {"en": f"the answer is {right}", "ja": f"答え は {KANJI[right]}"}[language]
+        assert problem["answer"] == said
+        assert last_number(said) == right
 
 
 def test_answer_language_is_free():
     """The same problem can be asked for in the other language; the question does not change."""
-    japanese = problems("search", 10)
-    english = problems("search", 10, answer="en")
-    assert [p["prompt"] for p in japanese] == [p["prompt"] for p in english]
-    assert all(
-        p["prompt"].endswith("答え :") and p["answer"].startswith("the answer is ") for p in english
-    )
+    pairs = zip(problems("search", 10), problems("search", 10, answer="en"), strict=True)
+    for japanese, english in pairs:
+        assert japanese["prompt"] == english["prompt"]
+        assert english["prompt"].endswith("答え :")
+        assert english["answer"].startswith("the answer is ")

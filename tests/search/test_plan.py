@@ -1,11 +1,11 @@
 """The plan of a search: its phases, their times, its workers, and what it warns of."""
 
+from unittest.mock import ANY
+
 import pytest
 from searches import BY_BOTH, GRADIENT
 
-from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Example
-from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation import memory
 from hf_evomerge.search.evaluation.devices import product_seconds
@@ -25,19 +25,16 @@ def test_plan(search_config, tmp_path, monkeypatch):
     )
     assert plan.examples == {"search": 5, "validation": 4, "test": 6}
     text = {phase.name: phase.text for phase in plan.phases}
-    assert list(text) == ["parents", "ps", "dfs", "random", "finalists", "test"]
-    assert text["parents"] == "3 models on all search examples"
-    assert text["ps"] == (
-        "task_arithmetic, 2 numbers to evolve, 8 evaluations, 2 generations of 4 on 5 of 5 examples"
-    )
-    assert text["dfs"].startswith(
-        "gates (how much of each layer is kept), 6 numbers to evolve, 8 evaluations, paths of "
-    )
-    assert (
-        text["finalists"]
-        == "up to 6 of the best models on 4 validation examples, which name the winner"
-    )
-    assert text["test"] == "7 models on 6 test examples: all rows of the table"
+    dfs = text.pop("dfs")
+    assert dfs.startswith("gates (how much of each layer is kept), 6 numbers to evolve, 8 evaluat")
+    assert text == {
+        "parents": "3 models on all search examples",
+        "ps": "task_arithmetic, 2 numbers to evolve, 8 evaluations, 2 generations of 4 on 5 of 5 "
+        "examples",
+        "random": ANY,
+        "finalists": "up to 6 of the best models on 4 validation examples, which name the winner",
+        "test": "7 models on 6 test examples: all rows of the table",
+    }
     assert all(0 < phase.seconds < 60 for phase in plan.phases)
     assert plan.minutes() == pytest.approx(sum(phase.seconds for phase in plan.phases) / 60)
     assert plan.minutes(2) == pytest.approx(plan.minutes() / 2)
@@ -47,33 +44,23 @@ def test_plan(search_config, tmp_path, monkeypatch):
 def test_the_plan_of_a_gradient(search_config):
     """Steps wait for each other, so workers do not shorten them, and cost three scores of their
     batch each."""
-    config = search_config(
-        "ps",
-        merge={"groups": "tensor", "starts": []},
-        optimize=[{**GRADIENT, "evaluations": 60, "batch": 1}],
+    step = {**GRADIENT, "evaluations": 60, "batch": 1}
+    plan = plan_search(
+        search_config("ps", merge={"groups": "tensor", "starts": []}, optimize=[step])
     )
-    plan = plan_search(config)
     (stage,) = (phase for phase in plan.phases if phase.name == "ps")
     assert stage.at_once == 1
     assert "60 evaluations, 95 gradient steps on 1 of 5 examples" in stage.text
     others = sum(phase.seconds for phase in plan.phases if phase.at_once > 1)
     assert plan.minutes(2) * 60 == pytest.approx(stage.seconds + others / 2)
-    fitness = {"task": "generation", "extract": "all", "max_new_tokens": 2}
-    small = plan_search(
-        search_config("ps", merge={"method": "ties"}, optimize=[{**GRADIENT, "evaluations": 2}])
-    )
+    few = [{**GRADIENT, "evaluations": 2}]
+    small = plan_search(search_config("ps", merge={"method": "ties"}, optimize=few))
     assert "ps: a gradient moves no density: those numbers stay at their start" in small.notes
-    assert any(
-        "gradient steps, and fewer than 20 hardly move" in warning for warning in small.warnings
-    )
+    assert "gradient steps, and fewer than 20 hardly move" in "".join(small.warnings)
+    fitness = {"task": "generation", "extract": "all", "max_new_tokens": 2}
     both = plan_search(search_config("ps", **BY_BOTH["ps"], fitness=fitness))
-    assert [phase.name for phase in both.phases] == [
-        "parents",
-        "ps-first",
-        "ps",
-        "finalists",
-        "test",
-    ]
+    names = [phase.name for phase in both.phases]
+    assert names == ["parents", "ps-first", "ps", "finalists", "test"]
     assert "up to 2 of the best models" in both.phases[3].text
 
 
@@ -86,22 +73,17 @@ def test_a_plan_warns(search_config, search_settings):
         data={"search": data["search"], "validation": data["test"]},
     )
     warnings = "\n".join(plan_search(config).warnings)
-    assert (
-        "data.test: not given: the table is measured on what the winner was chosen on" in warnings
-    )
-    assert "search: 5 examples: the standard error of an accuracy is up to 0.22" in warnings
-    assert "validation: 6 examples: the standard error" in warnings
-    assert (
-        "ps: evaluations: 9 do for 1.1 generations of 8, and fewer than 2 hardly move" in warnings
-    )
+    for said in (
+        "data.test: not given: the table is measured on what the winner was chosen on",
+        "search: 5 examples: the standard error of an accuracy is up to 0.22",
+        "validation: 6 examples: the standard error",
+        "ps: evaluations: 9 do for 1.1 generations of 8, and fewer than 2 hardly move",
+    ):
+        assert said in warnings
     assert "ps" not in "".join(plan_search(search_config("ps")).warnings)
-    plan = plan_search(
-        search_config(
-            "ps",
-            optimize=[{"evaluations": 9, "population": 4}],
-            compare={"baselines": ["average", "lora"], "retain": {"general": data["test"]}},
-        )
-    )
+    compare = {"baselines": ["average", "lora"], "retain": {"general": data["test"]}}
+    step = {"evaluations": 9, "population": 4}
+    plan = plan_search(search_config("ps", optimize=[step], compare=compare))
     text = {phase.name: phase.text for phase in plan.phases}
     assert text["lora"] == (
         "5 trainings of 9 evaluations each, and 10 of a quarter of that, which say from which of 5 "
@@ -132,19 +114,19 @@ def test_half_precision_is_measured(times, warns, search_config, tiny_half, monk
         return times if len(asked) % 2 else 1.0
 
     monkeypatch.setattr("hf_evomerge.search.checks.product_seconds", seconds)
-    config = search_config("ps", tiny_half)
-    found = check_search(config, Evaluator(config))
-    lines = [line for line in found.warnings if line.startswith("output.dtype")]
+    half, whole = (
+        search_config(folder=tiny_half, **more) for more in ({}, {"output": {"dtype": "float32"}})
+    )
+    assert not check_search(whole, Evaluator(whole)).notes
+    assert asked == []
+    found = check_search(half, Evaluator(half))
     slow = (
         "output.dtype: one product of matrices takes this processor 78 times as long in bfloat16 "
         "as in float32; write `output: {dtype: float32}`"
     )
-    assert lines == ([slow] if warns else [])
+    assert [line for line in found.warnings if line.startswith("output")] == [slow] * warns
     assert ("2.0 times as fast as float32 here" in found.notes[0]) == (times == 0.5)
     assert asked == ["torch.bfloat16", "float32"]
-    whole = search_config("ps", tiny_half, output={"dtype": "float32"})
-    assert not check_search(whole, Evaluator(whole)).notes
-    assert len(asked) == 2
 
 
 def test_a_product_takes_milliseconds():
@@ -159,31 +141,25 @@ def test_what_is_said_of_a_search(search_config, search_settings, tiny_half):
     """The plan notes sections that nobody looks at, and half precision on a processor; a quick one
     does not warn of itself."""
     gates = {"kind": "gates", "repetitions": 1}
-    assert not any("not looked at" in note for note in plan_search(search_config("hybrid")).notes)
-    unused = search_config("ps", path=gates, optimize=[{"batch": 1}])
-    assert plan_search(unused).notes[0] == (
-        "path is not looked at, for space is ps; leave it out, or write space: hybrid"
-    )
     step = {"evaluations": 8, "population": 4}
-    plan = plan_search(search_config("ps", optimize=[step, {**step, "space": "dfs"}]))
-    assert [note for note in plan.notes if "looked" in note] == [
-        (
-            "a step with space: dfs is not looked at, for space is ps; leave it out, or write "
-            "space: hybrid"
-        )
-    ]
+    unused = {
+        "path": search_config("ps", path=gates, optimize=[{"batch": 1}]),
+        "a step with space: dfs": search_config("ps", optimize=[step, {**step, "space": "dfs"}]),
+    }
+    assert "not looked at" not in "".join(plan_search(search_config("hybrid")).notes)
+    for what, config in unused.items():
+        (note,) = (note for note in plan_search(config).notes if "looked" in note)
+        left_out = "is not looked at, for space is ps; leave it out, or write space: hybrid"
+        assert note == f"{what} {left_out}"
     text = plan_search(search_config("dfs", path=gates)).to_text()
     assert "paths of 2 to 4 hops" in text
     assert "memory of each worker: about 0.6 GB" in text
     half = plan_search(search_config("ps", tiny_half))
     assert [note.partition(":")[0] for note in half.notes] == ["output.dtype"]
-    quick = {
-        key: value for key, value in search_settings("ps").items() if key not in ("merge", "path")
-    }
-    warnings = plan_search(
-        validate(SearchConfig, {**quick, "optimize": "quick"}, SearchError)
-    ).warnings
-    assert not any("hardly move" in line for line in warnings)
+    quick = search_settings("ps", optimize="quick")
+    del quick["merge"]
+    plan = plan_search(SearchConfig.model_validate(quick))
+    assert "hardly move" not in "".join(plan.warnings)
 
 
 @pytest.mark.parametrize(

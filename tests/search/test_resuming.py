@@ -1,6 +1,7 @@
 """A search that was killed, moved, or is begun again: it goes on to the same trials, or is refused
 with what differs."""
 
+import shlex
 import shutil
 import signal
 import time
@@ -17,7 +18,6 @@ from hf_evomerge.building.build import build_model
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness.scores import Scores
 from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_out, edited
 from hf_evomerge.search.run import resume_search, run_search
@@ -42,41 +42,42 @@ def _stop_in_mid_generation(search, folder, population):
 def test_killed_and_resumed(search_config, tmp_path):
     """A search killed in mid-generation leaves no worker, and resumed it ends with the trials of
     one that never stopped."""
-    optimizer = {"evaluations": 20, "population": 5}
+    step = {"evaluations": 20, "population": 5, "batch": 4}
     config = search_config(
         "hybrid",
         merge={"method": "dare_linear"},
         path={"kind": "gates", "repetitions": 2},
         optimize=[
-            {**optimizer, "space": "ps", "batch": 4},
-            {**optimizer, "evaluations": 5, "sigma": 0.5, "space": "dfs", "batch": 4},
+            {**step, "space": "ps"},
+            {**step, "space": "dfs", "evaluations": 5, "sigma": 0.5},
         ],
     )
+    out, whole = tmp_path / "killed", tmp_path / "whole"
     config.save(tmp_path / "given.yaml")
     search = Program(
-        COMMAND, "search", "given.yaml", "--out", "killed", "--workers", "2", cwd=tmp_path
+        COMMAND, *shlex.split("search given.yaml --out killed --workers 2"), cwd=tmp_path
     )
     try:
-        _stop_in_mid_generation(search, tmp_path / "killed", 5)
+        _stop_in_mid_generation(search, out, 5)
         workers = descendants(search.pid)
     finally:
         search.kill()
         search.wait()
     assert len(workers) >= 2
     assert are_gone(*workers)
-    done = count_trials(tmp_path / "killed")
+    done = count_trials(out)
     assert 5 < done < 20
-    assert not (tmp_path / "killed" / "recipe.yaml").exists()
+    assert not (out / "recipe.yaml").exists()
 
     reports = []
-    resume_search(tmp_path / "killed", callbacks=[Watch(reports.append)])
-    run_search(config, tmp_path / "whole")
-    left = sum(trial.cost for trial in Study.open(tmp_path / "whole").trials("ps")[done:])
+    resume_search(out, callbacks=[Watch(reports.append)])
+    run_search(config, whole)
+    left = sum(trial.cost for trial in Study.open(whole).trials("ps")[done:])
     assert max(report.fresh for report in reports if report.phase == "ps") == pytest.approx(left)
-    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
-    assert digests(tmp_path / "killed" / "model") == digests(tmp_path / "whole" / "model")
+    assert facts(out) == facts(whole)
+    assert digests(out / "model") == digests(whole / "model")
     for name in ("recipe.yaml", "search.yaml"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
 @pytest.fixture
@@ -86,49 +87,43 @@ def begun(search_config, tmp_path):
     return tmp_path / "begun"
 
 
-def _score(folder):
-    """Store a score of the base."""
-    with Study.open(folder) as study:
-        study.add_evaluation("base", "search", Scores([0.0] * 5))
-
-
 def test_other_settings_are_refused(begun, search_config):
     """A folder with scores of other settings is refused, with each key that differs and both of its
     values."""
-    _score(begun)
+    with Study.open(begun) as study:
+        study.add_evaluation("base", "search", Scores([0.0] * 5))
     optimizer = {"evaluations": 7, "population": 4}
-    other = search_config(merge={"groups": "model"}, optimize=[optimizer], compute={"seed": 3})
     with pytest.raises(SearchError) as caught:
-        run_search(other, begun)
+        run_search(search_config(optimize=[optimizer], compute={"seed": 3}), begun)
+    text = str(caught.value)
     for part in (
         str(begun),
         "seed was 0 and is 3",
         "optimize.0.evaluations was 8 and is 7",
         "choose another folder",
     ):
-        assert part in str(caught.value)
-    assert "population" not in str(caught.value)
+        assert part in text
+    assert "population" not in text
 
 
-def test_a_study_without_scores_takes_other_settings(search_settings, tmp_path):
+def test_a_study_without_scores_takes_other_settings(search_config, tmp_path):
     """A limit under which nothing can be scored is taken out of the file, and the search is that of
     the new file."""
-    settings = search_settings("ps")
-    short = {"limits": {"seconds": 0.001}}
     file = tmp_path / "given.yaml"
     out = tmp_path / "out"
-    validate(SearchConfig, {**settings, "compute": short}, SearchError).save(file)
+    search_config(compute={"limits": {"seconds": 0.001}}).save(file)
     with pytest.raises(SearchError, match="cannot be evaluated"):
         run_search(SearchConfig.load(file), out, build=False)
-    validate(SearchConfig, {**settings, "compute": {"seed": 3}}, SearchError).save(file)
-    check_out(SearchConfig.load(file), out)
-    result = run_search(SearchConfig.load(file), out, build=False)
-    assert SearchConfig.load(out / "search.yaml") == SearchConfig.load(file)
-    run_search(SearchConfig.load(file), tmp_path / "fresh", build=False)
+    config = search_config(compute={"seed": 3})
+    config.save(file)
+    check_out(config, out)
+    result = run_search(config, out, build=False)
+    assert (out / "search.yaml").read_bytes() == file.read_bytes()
+    run_search(config, tmp_path / "fresh", build=False)
     assert facts(out) == facts(tmp_path / "fresh")
     assert resume_search(out, build=False).to_json() == result.to_json()
     with pytest.raises(SearchError, match="holds the study of another search: compute"):
-        run_search(validate(SearchConfig, settings, SearchError), out)
+        run_search(search_config(), out)
 
 
 def test_a_study_that_runs_takes_no_other_settings(begun, search_config):
@@ -147,11 +142,12 @@ def test_a_study_that_runs_takes_no_other_settings(begun, search_config):
 def test_a_source_may_be_mended_before_it_is_scored(adapters, search_config, tmp_path):
     """An adapter of which not one model could be scored is another file afterwards, and the search
     goes on with that."""
-    folder = shutil.copytree(Path(adapters["sources"][0]["adapter"]), tmp_path / "adapter")
-    sources = [{**adapters["sources"][0], "adapter": str(folder)}, adapters["sources"][1]]
-    config = search_config("ps", base=adapters["base"], sources=sources)
+    first, second = adapters["sources"]
+    folder = shutil.copytree(first["adapter"], tmp_path / "adapter")
+    sources = [{**first, "adapter": str(folder)}, second]
+    config = search_config(base=adapters["base"], sources=sources)
     file = folder / "adapter_model.safetensors"
-    whole = (folder / "adapter_model.safetensors").read_bytes()
+    whole = file.read_bytes()
     broken = {name: tensor.fill_(float("nan")) for name, tensor in load_file(file).items()}
     save_file(broken, file)
     with pytest.raises(SearchError):
@@ -163,62 +159,51 @@ def test_a_source_may_be_mended_before_it_is_scored(adapters, search_config, tmp
 
 
 def test_a_study_does_not_depend_on_the_current_directory(
-    tiny, tmp_path, search_settings, monkeypatch
+    tiny, tmp_path, search_config, monkeypatch
 ):
     """A search that was begun with relative names goes on from elsewhere, with the same trials, and
     its recipe builds there."""
     monkeypatch.chdir(tiny)
-    settings = search_settings("ps", Path("."))
-    settings["sources"] = [{"model": "./a"}, {"model": "b"}]
-    result = run_search(
-        validate(SearchConfig, settings, SearchError), tmp_path / "out", build=False
-    )
+    config = search_config("ps", Path("."), sources=[{"model": "./a"}, {"model": "b"}])
+    result = run_search(config, tmp_path / "out", build=False)
     monkeypatch.chdir(tmp_path)
     again = resume_search("out", build=False)
-    assert again.to_json() == result.to_json()
-    assert again.winner == result.winner
+    assert (again.to_json(), again.winner) == (result.to_json(), result.winner)
     assert build_model(Recipe.load("out/recipe.yaml"), "built").is_dir()
-    assert [source.model for source in SearchConfig.load("out/search.yaml").sources] == [
-        str(tiny / "a"),
-        str(tiny / "b"),
-    ]
+    names = [source.model for source in SearchConfig.load("out/search.yaml").sources]
+    assert names == [str(tiny / "a"), str(tiny / "b")]
     monkeypatch.chdir(tiny)
-    repeated = run_search(
-        validate(SearchConfig, settings, SearchError), tmp_path / "out", build=False
-    )
+    repeated = run_search(config, tmp_path / "out", build=False)
     assert repeated.to_json() == result.to_json()
 
 
 @pytest.mark.parametrize("how", slow_beyond(["copied"], ["copied", "alone"]))
-def test_a_study_moves_with_its_data(how, tiny, tmp_path, search_settings, monkeypatch):
+def test_a_study_moves_with_its_data(how, tiny, tmp_path, search_config, monkeypatch):
     """A study that is copied with sources and data beside it goes on there, as if it had never been
     elsewhere; one that is moved without them reads them where they are. It has the same recipes,
     and what is built names the places of today."""
     old = tmp_path / "old" / "place"
     new = tmp_path / "new"
+    study = new / "study"
     shutil.copytree(tiny, old / "data")
-    config = validate(SearchConfig, search_settings("ps", old / "data"), SearchError)
+    config = search_config("ps", old / "data")
     whole = run_search(config, tmp_path / "whole", build=False)
     killed(lambda seen: seen.phase == "ps" and seen.done >= 5, run_search, config, old / "study")
     if how == "alone":
-        shutil.move(old / "study", new / "study")
+        shutil.move(old / "study", study)
     else:
         shutil.copytree(old, new)
     monkeypatch.chdir(tmp_path / "old")
-    begun = (new / "study" / "search.yaml").read_bytes()
-    result = resume_search(new / "study")
+    begun = (study / "search.yaml").read_bytes()
+    result = resume_search(study)
     data = old / "data" if how == "alone" else new / "data"
     assert [ref.model for ref in result.winner.sources] == [str(data / "a"), str(data / "b")]
-    assert [row.scores.values.tolist() for row in result.rows] == [
-        row.scores.values.tolist() for row in whole.rows
-    ]
-    assert facts(new / "study") == facts(tmp_path / "whole")
+    assert [row.scores for row in result.rows] == [row.scores for row in whole.rows]
+    assert facts(study) == facts(tmp_path / "whole")
     for file in ("recipe.yaml", "model/recipe.yaml"):
-        assert (str(old) in (new / "study" / file).read_text()) == (how == "alone")
-    assert (new / "study" / "search.yaml").read_bytes() == begun
-    with Study.open(new / "study") as study:
-        assert edited(study)[1] is None
-    repeated = run_search(
-        validate(SearchConfig, search_settings("ps", data), SearchError), new / "study"
-    )
+        assert (str(old) in (study / file).read_text()) == (how == "alone")
+    assert (study / "search.yaml").read_bytes() == begun
+    with Study.open(study) as opened:
+        assert edited(opened)[1] is None
+    repeated = run_search(search_config("ps", data), study)
     assert repeated.to_json() == result.to_json()

@@ -13,23 +13,16 @@ from hf_evomerge.search.run import resume_search, run_search
 
 def _config(search_config, *baselines, **more):
     optimizer = {"by": "random", "population": 4, "evaluations": 8}
-    return search_config(
-        merge={"groups": "model"},
-        optimize=[optimizer],
-        compare={"baselines": list(baselines), **more},
-    )
+    return search_config(optimize=[optimizer], compare={"baselines": list(baselines), **more})
 
 
-def _trials(folder, stage):
-    return [row for row in facts(folder)["trials"] if row[0] == stage]
-
-
-def test_a_row_is_added_to_a_finished_search(tmp_path, search_config, caplog):
+def test_a_row_is_added_to_a_finished_search(tmp_path, search_config):
     """Only the new phases are run: trials and winner stay, the table has the row, and the verdict
     counts the second look at the test split. The folder's file says so from then on."""
     first = run_search(_config(search_config, "average"), tmp_path)
     before = facts(tmp_path)
-    built = (tmp_path / "model" / "recipe.yaml").stat().st_mtime_ns
+    recipe = tmp_path / "model" / "recipe.yaml"
+    built = recipe.stat().st_mtime_ns
     more = _config(search_config, "average", "random", contributions=True)
     check_out(more, tmp_path)
     assert facts(tmp_path) == before
@@ -39,19 +32,18 @@ def test_a_row_is_added_to_a_finished_search(tmp_path, search_config, caplog):
     assert [row.stage for row in result.rows if row not in first.rows] == ["random"]
     assert len(result.contributions) == 2
     assert result.winner == first.winner
-    assert _trials(tmp_path, "ps") == before["trials"]
-    assert set(before["evaluations"]) <= set(facts(tmp_path)["evaluations"])
-    assert (tmp_path / "model" / "recipe.yaml").stat().st_mtime_ns == built
-    again = resume_search(tmp_path, build=False)
-    assert again.to_json() == result.to_json()
+    for table in ("trials", "evaluations"):
+        assert set(before[table]) <= set(facts(tmp_path)[table])
+    assert recipe.stat().st_mtime_ns == built
+    assert resume_search(tmp_path, build=False).to_json() == result.to_json()
 
 
 def test_the_file_beside_a_study_asks_for_rows(tmp_path, search_config):
     """A row that is added or taken out in the folder's own file counts when the folder is gone on
     with, in a dry run too; a row that left takes no trial along, and comes back for nothing."""
-    run_search(_config(search_config, "average", "random"), tmp_path, build=False)
-    trials = facts(tmp_path)["trials"]
     file = tmp_path / "search.yaml"
+    first = run_search(_config(search_config, "average", "random"), tmp_path, build=False)
+    trials = facts(tmp_path)["trials"]
     _config(search_config).save(file)
     fewer = resume_search(tmp_path, build=False)
     assert {row.stage for row in fewer.rows} == {"base", "source", "ps"}
@@ -59,10 +51,7 @@ def test_the_file_beside_a_study_asks_for_rows(tmp_path, search_config):
     _config(search_config, "random").save(file)
     shown = CliRunner().invoke(app, ["search", str(tmp_path), "--dry-run"])
     assert "random: " in shown.output
-    again = resume_search(tmp_path, build=False)
-    assert again.row("random") == run_search(_config(search_config, "random"), tmp_path).row(
-        "random"
-    )
+    assert resume_search(tmp_path, build=False).row("random") == first.row("random")
     assert facts(tmp_path)["trials"] == trials
 
 
@@ -78,14 +67,15 @@ def test_anything_else_is_another_search(tmp_path, search_config):
 def test_a_row_asked_for_afterwards_is_the_row_asked_for_at_once(tmp_path, kind):
     """The random numbers of a stage do not depend on which baselines there are, and a search that
     was killed while it adds one ends the same."""
-    at_once, later = (
-        {"compare": {"finalists": 3, "baselines": baselines}}
-        for baselines in (["average", "random"], ["average"])
-    )
-    _, expected = toy_search(tmp_path / "a", ToyRunner(), kind, **at_once)
-    toy_search(tmp_path / "b", ToyRunner(), kind, **later)
+
+    def search(folder, *baselines, stop_after=None):
+        compare = {"finalists": 3, "baselines": list(baselines)}
+        runner = ToyRunner(stop_after=stop_after)
+        return table_rows(toy_search(tmp_path / folder, runner, kind, compare=compare)[1])
+
+    expected = search("a", "average", "random")
+    search("b", "average")
     with pytest.raises(StoppedError):
-        toy_search(tmp_path / "b", ToyRunner(stop_after=9), kind, **at_once)
-    _, result = toy_search(tmp_path / "b", ToyRunner(), kind, **at_once)
-    assert table_rows(result) == table_rows(expected)
+        search("b", "average", "random", stop_after=9)
+    assert search("b", "average", "random") == expected
     assert facts(tmp_path / "b")["trials"] == facts(tmp_path / "a")["trials"]

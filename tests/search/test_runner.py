@@ -35,32 +35,45 @@ def _run(runner, jobs):
 
 
 @pytest.fixture(scope="module")
-def process_runner(search_config):
+def config(search_config):
+    """A small search, whose jobs are run."""
+    return search_config()
+
+
+@pytest.fixture(scope="module")
+def jobs(config):
+    """Harmless jobs of every kind."""
+    return harmless_jobs(config)
+
+
+@pytest.fixture(scope="module")
+def process_runner(config):
     """Two workers with the killing task; starting one takes seconds, so the tests share them.
     Closing ends them."""
     make = partial(Evaluator, task_factory=KillingTask, examples={"search": EXAMPLES})
-    runner = ProcessRunner(search_config(), 2, make=make)
+    runner = ProcessRunner(config, 2, make=make)
     yield runner
     runner.close()
     assert not multiprocessing.active_children()
 
 
-def test_workers_and_their_deaths(process_runner, search_config):
+def _limits(config, parents=(), seconds=None, **examples):
+    given = config.compute.limits.model_copy(update={"seconds": seconds} if seconds else {})
+    return Limits(given, examples=examples, layers=2, parents=lambda: list(parents))
+
+
+def test_workers_and_their_deaths(process_runner, config, jobs):
     """Two workers give what this process gives; one that kills its worker twice ends the search
     after the others."""
-    config = search_config()
     local = LocalRunner(Evaluator(config, task_factory=KillingTask, examples={"search": EXAMPLES}))
-    jobs = harmless_jobs(config)
     expected = _run(local, jobs)
     assert len({str(fact) for fact in expected}) == len(jobs)
     assert _run(process_runner, jobs) == expected
 
     deadly, ill, leaving = (Job(config.sources[0], "search", (index,)) for index in (2, 3, 7))
     scores = {}
-    with pytest.raises(
-        SearchError,
-        match=rf"^{re.escape(str(config.sources[0]))}: its process died twice, see what",
-    ):
+    told = rf"^{re.escape(str(config.sources[0]))}: its process died twice, see what"
+    with pytest.raises(SearchError, match=told):
         scores.update(process_runner.run([jobs[0], deadly, ill, *jobs[4:6], leaving]))
     assert sorted(scores) == [0, 2, 3, 4, 5]
     assert [scores[0], scores[3], scores[4]] == [expected[0], *expected[4:6]]
@@ -70,78 +83,54 @@ def test_workers_and_their_deaths(process_runner, search_config):
     assert multiprocessing.active_children()
 
 
-def test_what_exceeds_a_limit_fails_alone(process_runner, search_config, monkeypatch):
+def test_what_exceeds_a_limit_fails_alone(process_runner, config, jobs, monkeypatch):
     """A job that sleeps or is stopped fails in one line, its worker is replaced, the others
     score."""
-    config = search_config()
-
-    def limits(seconds):
-        strict = search_config(compute={"limits": {"seconds": seconds}}).compute.limits
-        return Limits(strict, examples={"search": len(EXAMPLES)}, layers=2, parents=lambda: [])
-
-    idle = limits(2)
-    others = limits(3600)  # the others wait for a busy machine as long as it likes
+    # the others wait for a busy machine as long as it likes
+    idle, others = (_limits(config, seconds=seconds, search=len(EXAMPLES)) for seconds in (2, 3600))
     both = SimpleNamespace(
         size=others.size, of=lambda job: (idle if job.batch in [(4,), (5,)] else others).of(job)
     )
     monkeypatch.setattr(process_runner, "limits", both)
-    jobs = harmless_jobs(config)
     expected = _run(process_runner, jobs)
-    sleeping, stopped = (Job(jobs[0].target, "search", (index,)) for index in (4, 5))
-    scores = _run(process_runner, [jobs[0], sleeping, stopped, *jobs[4:6]])
-    assert [scores[0], *scores[3:]] == [expected[0], *expected[4:6]]
-    assert [scores[1].error, scores[2].error] == [
-        "took longer than 2 s (compute.limits.seconds)"
-    ] * 2
-    assert 2 <= scores[1].seconds <= 2 + 4 * TICK  # no look at it counts for more
+    late = [Job(jobs[0].target, "search", (index,)) for index in (4, 5)]
+    first, sleeping, stopped, *rest = _run(process_runner, [jobs[0], *late, *jobs[4:6]])
+    assert [first, *rest] == [expected[0], *expected[4:6]]
+    told = "took longer than 2 s (compute.limits.seconds)"
+    assert sleeping.error == stopped.error == told
+    assert 2 <= sleeping.seconds <= 2 + 4 * TICK  # no look at it counts for more
 
 
-def test_a_default_limit_grows_with_the_work(search_config):
+def test_a_default_limit_grows_with_the_work(config, jobs):
     """Without limits.seconds a candidate may take ten times a parent's time, for each example, also
     in a prompt, hop and pass."""
-    parents = [None, Scores([1.0], seconds=30.0), Scores([1.0], seconds=20.0)]
-    config = search_config()
     merge, path = (
-        next(job for job in harmless_jobs(config) if part(job.target))
-        for part in (lambda t: t.merge, lambda t: t.flow)
+        next(job.target for job in jobs if getattr(job.target, part)) for part in ("merge", "flow")
     )
-    limits = Limits(
-        config.compute.limits,
-        examples={"search": 10, "test": 40},
-        layers=2,
-        parents=lambda: parents,
-    )
-    long = path.target.model_copy(
-        update={
-            "flow": path.target.flow.model_copy(update={"path": ["0:0-1", "1:0-1"], "scales": None})
-        }
-    )
-
-    def seconds(target, split="search", batch=None, slopes=None):
-        return limits.of(Job(target, split, batch, slopes)).seconds
-
-    assert seconds(merge.target) == 300
-    assert seconds(merge.target, "test") == 1200
-    assert seconds(merge.target, "search", tuple(range(5))) == 150
-    assert seconds(merge.target, "search", (0,)) == 60
-    assert seconds(long) == 600
-    assert limits.of(Job(merge.target, shots=3)).seconds == 1200
-    assert seconds(merge.target, slopes=WeightSlopes((), ())) == 900
+    flow = path.flow.model_copy(update={"path": ["0:0-1", "1:0-1"], "scales": None})
+    long = path.model_copy(update={"flow": flow})
     gates = GateSlopes((), (), (True,) * 8, ())
-    assert seconds(long, slopes=gates) == 3600
-    assert seconds(config.sources[0]) == math.inf
-    before = Limits(
-        config.compute.limits, examples={"search": 10}, layers=2, parents=lambda: [None]
-    )
-    assert before.of(merge).seconds == math.inf
+    parents = [None, Scores([1.0], seconds=30.0), Scores([1.0], seconds=20.0)]
+    limits = _limits(config, parents, search=10, test=40)
+    for job, seconds in (
+        (Job(merge), 300),
+        (Job(merge, "test"), 1200),
+        (Job(merge, "search", tuple(range(5))), 150),
+        (Job(merge, "search", (0,)), 60),
+        (Job(long), 600),
+        (Job(merge, shots=3), 1200),
+        (Job(merge, slopes=WeightSlopes((), ())), 900),
+        (Job(long, slopes=gates), 3600),
+        (Job(config.sources[0]), math.inf),
+    ):
+        assert limits.of(job).seconds == seconds
+    assert _limits(config, [None], search=10).of(Job(merge)).seconds == math.inf
 
 
-def test_time_in_which_everything_stood_still_does_not_count(
-    process_runner, search_config, monkeypatch
-):
+def test_time_in_which_everything_stood_still_does_not_count(process_runner, jobs, monkeypatch):
     """Where this process is stopped as well, as by Ctrl-Z, a job is not given up for it."""
     worker = process_runner.workers[0]
-    worker.begin(0, harmless_jobs(search_config())[0], Limit(seconds=600.0))
+    worker.begin(0, jobs[0], Limit(seconds=600.0))
     late = time.monotonic
     while (scores := worker.look()) is None:
         monkeypatch.setattr(time, "monotonic", lambda late=late: late() + 10_000.0)
@@ -152,40 +141,33 @@ def test_time_in_which_everything_stood_still_does_not_count(
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_while_it_starts_is_replaced(process_runner, search_config):
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(process_runner, jobs):
     """A worker that the kernel kills before it is ready is replaced, and its job is run again."""
     process_runner.workers[0].end()
-    scores = process_runner.run(harmless_jobs(search_config())[:1])
-    Timer(
-        0.1,
-        lambda: [
-            each._process.kill()
-            for each in process_runner.workers
-            if each._process and not each._ready
-        ],
-    ).start()
+
+    def kill():
+        for each in process_runner.workers:
+            if each._process and not each._ready:
+                each._process.kill()
+
+    scores = process_runner.run(jobs[:1])
+    Timer(0.1, kill).start()
     assert [found.error for _, found in scores] == [None]
 
 
-def test_a_worker_that_does_not_start_ends_the_search(search_config):
+def test_a_worker_that_does_not_start_ends_the_search(config, jobs):
     """A task that cannot be sent to a worker, and a source that is gone, are one line and no failed
     evaluation."""
-    config = search_config()
     with pytest.raises(SearchError, match=r"cannot be sent to a worker process .*workers=0"):
-        list(ProcessRunner(config, 1, make=lambda _: None).run(harmless_jobs(config)))
-    gone = config.model_copy(
-        update={
-            "sources": [*config.sources, config.sources[0].model_copy(update={"model": "/gone"})]
-        }
-    )
+        list(ProcessRunner(config, 1, make=lambda _: None).run(jobs))
+    missing = config.sources[0].model_copy(update={"model": "/gone"})
+    gone = config.model_copy(update={"sources": [*config.sources, missing]})
     with pytest.raises(SearchError, match=r"a worker process does not start: .*gone"):
-        list(ProcessRunner(gone, 1).run(harmless_jobs(config)))
+        list(ProcessRunner(gone, 1).run(jobs))
 
 
 @pytest.mark.parametrize("workers", slow_beyond([0], [0, 1]))
-def test_what_the_machine_does_is_no_failure_of_a_candidate(
-    search_config, tmp_path, monkeypatch, workers
-):
+def test_what_the_machine_does_is_no_failure_of_a_candidate(config, tmp_path, monkeypatch, workers):
     """On a full disk a candidate is tried again; if it stays full the search ends, nothing is
     stored, and a resume has all."""
     monkeypatch.setattr("hf_evomerge.search.runners.runner.PAUSE", 0.01)
@@ -194,15 +176,13 @@ def test_what_the_machine_does_is_no_failure_of_a_candidate(
 
     def run(name, failures, workers=workers):
         (tmp_path / "failures").write_text(str(failures), encoding="ascii")
-        run_search(search_config(), tmp_path / name, workers=workers, **given)
+        run_search(config, tmp_path / name, workers=workers, **given)
         return facts(tmp_path / name)
 
     whole = run("whole", 0, workers=0)
     assert run("once", 1) == whole
-    with pytest.raises(
-        MachineError,
-        match="the machine has failed, not the model: OSError: No space left on device",
-    ):
+    told = "the machine has failed, not the model: OSError: No space left on device"
+    with pytest.raises(MachineError, match=told):
         run("stays", 99)
     assert facts(tmp_path / "stays")["trials"] == facts(tmp_path / "stays")["evaluations"] == []
     assert run("stays", 0) == whole
@@ -213,48 +193,33 @@ def test_failures_of_the_machine_are_known():
     GPU's memory."""
     behind = FitnessError("cannot be read")
     behind.__cause__ = OSError(errno.EMFILE, "Too many open files")
-    words = (
-        "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you "
-        "tried to allocate 9 bytes"
-    )
-    for error in (
-        RuntimeError("can't start new thread"),
-        MemoryError(),
-        behind,
-        RuntimeError(words),
-        BlockingIOError(11, "x"),
-    ):
-        assert is_of_machine(error)
-    for error in (
-        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
-        FitnessError(words),
-        OSError(2, "no file"),
-    ):
-        assert not is_of_machine(error)
+    words = "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tr"
+    thread = RuntimeError("can't start new thread")
+    ours = [thread, MemoryError(), behind, RuntimeError(words), BlockingIOError(11, "x")]
+    assert all(map(is_of_machine, ours))
+    gpu = RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+    assert not any(map(is_of_machine, [gpu, FitnessError(words), OSError(2, "no file")]))
 
 
-def test_a_candidate_that_kills_its_process_twice_ends_the_search(
-    search_config, tmp_path, monkeypatch
-):
+def test_a_candidate_that_kills_its_process_twice_ends_the_search(config, tmp_path, monkeypatch):
     """The others of its generation are stored, the line names it, and so does the next run, at
     once."""
+    out = tmp_path / "out"
     given = {"task_factory": DeadlyTask, "examples": {"search": EXAMPLES[:2]}, "build": False}
     monkeypatch.setenv("DEADLY", "")
-    run_search(search_config(), tmp_path / "whole", **given)
+    run_search(config, tmp_path / "whole", **given)
     whole = Study.open(tmp_path / "whole").trials("ps")
     monkeypatch.setenv("DEADLY", f"{whole[5].fitness:.12f}")
+    told = rf"^recipe {whole[5].recipe_key}: its process died twice, see what it wrote"
     for _ in range(2):
-        with pytest.raises(
-            SearchError,
-            match=rf"^recipe {whole[5].recipe_key}: its process died twice, see what it wrote",
-        ):
-            run_search(search_config(), tmp_path / "out", workers=1, **given)
-        trials = Study.open(tmp_path / "out").trials()
+        with pytest.raises(SearchError, match=told):
+            run_search(config, out, workers=1, **given)
+        trials = Study.open(out).trials()
         assert [trial.number for trial in trials] == [0, 1, 2, 3, 4, 6, 7]
         assert [trial.scores for trial in trials[:5]] == [trial.scores for trial in whole[:5]]
     monkeypatch.setenv("DEADLY", "")
-    run_search(search_config(), tmp_path / "out", **given)
-    assert facts(tmp_path / "out") == facts(tmp_path / "whole")
+    run_search(config, out, **given)
+    assert facts(out) == facts(tmp_path / "whole")
 
 
 class Pretended:
@@ -301,37 +266,40 @@ class Moments(PoolRunner[Pretended]):
         return busy
 
 
-def test_jobs_of_lost_machines_are_run_again(search_config):
-    """A job whose machine is lost is the next one that is run; where it is lost again and again,
-    the search ends."""
-    config = search_config()
-    limits = Limits(config.compute.limits, examples={"search": 9}, layers=2, parents=lambda: [])
-    jobs = [Job(config.sources[0], batch=tuple(range(size))) for size in (1, 2, 3, 9)]
-    expected = {index: Scores([float(size)]) for index, size in enumerate((1, 2, 3, 9))}
-    for times, begun in (
+@pytest.mark.parametrize(
+    ("times", "begun"),
+    [
         (0, [9, 3, 2, 1]),
         (MOVES, [9, 3, 3, 3, 3, 2, 1]),
         (MOVES + 1, [9, 3, 3, 3, 3, 2, 1, 3]),
-    ):
-        runner = Moments(limits, {3: times})
+        (99, None),
+    ],
+)
+def test_jobs_of_lost_machines_are_run_again(config, times, begun):
+    """A job whose machine is lost is the next one that is run; where it is lost again and again,
+    the search ends."""
+    sizes = (1, 2, 3, 9)
+    jobs = [Job(config.sources[0], batch=tuple(range(size))) for size in sizes]
+    runner = Moments(_limits(config, search=9), {3: times})
+    if begun is None:
+        with pytest.raises(SearchError, match="its process died twice"):
+            list(runner.run(jobs))
+        assert runner.begun.count(3) == 2 * (MOVES + 1)
+    else:
+        expected = {index: Scores([float(size)]) for index, size in enumerate(sizes)}
         assert dict(runner.run(jobs)) == expected
-        assert sorted(runner.begun[:2]) == [3, 9]
         assert runner.begun == begun
-    runner = Moments(limits, {3: 99})
-    with pytest.raises(SearchError, match="its process died twice"):
-        list(runner.run(jobs))
-    assert runner.begun.count(3) == 2 * (MOVES + 1)
 
 
-def test_a_script_without_a_main_guard_is_told_so(search_config, monkeypatch):
+def test_a_script_without_a_main_guard_is_told_so(config, monkeypatch):
     """A worker that, importing the user's script, would start workers itself says what the script
     lacks."""
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(SearchError, match="__main__"):
-        ProcessRunner(search_config(), 2)
+        ProcessRunner(config, 2)
 
 
-def test_a_worker_that_cannot_be_started_leaves_nothing_to_end(search_config, monkeypatch):
+def test_a_worker_that_cannot_be_started_leaves_nothing_to_end(config, jobs, monkeypatch):
     """Where the system has no room for another process, it is asked once more; its error is seen,
     and closing is quiet."""
     monkeypatch.setattr("hf_evomerge.search.runners.runner.PAUSE", 0.01)
@@ -340,9 +308,8 @@ def test_a_worker_that_cannot_be_started_leaves_nothing_to_end(search_config, mo
         raise OSError("Cannot allocate memory")
 
     monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", full)
-    runner = ProcessRunner(search_config(), 1)
-    with pytest.raises(
-        MachineError, match="a worker process cannot be started: Cannot allocate memory"
-    ):
-        _run(runner, harmless_jobs(search_config())[:1])
+    runner = ProcessRunner(config, 1)
+    told = "a worker process cannot be started: Cannot allocate memory"
+    with pytest.raises(MachineError, match=told):
+        _run(runner, jobs[:1])
     runner.close()

@@ -3,10 +3,12 @@ the same words."""
 
 import json
 import logging
+import shlex
 import shutil
 
 import pytest
 import torch
+import yaml
 from classes import edit_json
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -16,8 +18,6 @@ from hf_evomerge.building.build import check_recipe
 from hf_evomerge.cli import app
 from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.errors import EvoMergeError, SearchError
-from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.scaffold import draft_search
 from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.run import run_search
@@ -38,9 +38,9 @@ class OwnForCausalLM(LlamaForCausalLM):
 """
 
 
-def _hf(*words):
+def _hf(line):
     """A command's status, and its last line."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
+    result = CliRunner().invoke(app, shlex.split(line))
     return result.exit_code, result.output.strip().splitlines()[-1]
 
 
@@ -64,41 +64,28 @@ def brings_code(tiny, tmp_path):
 def test_code_runs_with_consent_alone(brings_code, tmp_path, search_config):
     """A search of sources that bring code is refused; with --trust-remote-code it runs, and so do
     resume, eval, inspect and diff, each asked anew."""
-    search_config("ps", brings_code).save(tmp_path / "search.yaml")
+    file = tmp_path / "search.yaml"
     out = tmp_path / "out"
-    trust = "--trust-remote-code"
-    for words in (
-        ("search", tmp_path / "search.yaml", "-o", out),
-        ("search", tmp_path / "search.yaml", "-o", out, "--dry-run"),
-    ):
-        status, line = _hf(*words)
-        assert status == 1
-        assert line.startswith("error: ")
-        assert line.endswith("read it, and pass --trust-remote-code")
-    assert not (tmp_path / "ran").exists()
-    assert _hf("search", tmp_path / "search.yaml", "-o", out, "--dry-run", trust)[0] == 0
-    status, line = _hf("search", tmp_path / "search.yaml", "-o", out, trust, "--workers", 0)
-    assert status == 0
-    assert "look at what it answers" in line  # these models know nothing
-    model = out / "model"
-    assert (model / "own.py").exists()
-    assert "--trust-remote-code" in _hf("search", out)[1]
-    assert _hf("search", out, trust)[0] == 0
-    assert "--trust-remote-code" in _hf("eval", model, "--search", tmp_path / "search.yaml")[1]
-    status, line = _hf("eval", model, "--search", tmp_path / "search.yaml", trust)
-    assert status == 0
-    assert "fitness" in line
-    assert "--trust-remote-code" in _hf("inspect", model)[1]
-    assert _hf("inspect", model, trust)[0] == 0
-    diff = ("diff", model, brings_code / "a", "--base", brings_code / "base")
-    assert "--trust-remote-code" in _hf(*diff)[1]
-    assert _hf(*diff, trust)[0] == 0
+    search_config("ps", brings_code).save(file)
+    search = f"search {file} -o {out} --workers 0"
+    lines = [f"{search} --dry-run", search, f"search {out}"]
+    lines += [f"eval {out}/model --search {file}", f"inspect {out}/model"]
+    lines.append(f"diff {out}/model {brings_code}/a --base {brings_code}/base")
+    ran = tmp_path / "ran"
+    ran.touch()
+    for line in lines:
+        before = ran.read_bytes()
+        status, told = _hf(line)
+        assert (status, ran.read_bytes()) == (1, before)
+        assert "--trust-remote-code" in told
+        assert _hf(f"{line} --trust-remote-code")[0] == 0
+    assert (out / "model" / "own.py").exists()
 
 
-def test_no_file_can_consent(search_settings):
+def test_no_file_can_consent(search_config):
     """Consent to foreign code is no key of a search file."""
     with pytest.raises(SearchError, match="trust_remote_code: no such key"):
-        validate(SearchConfig, search_settings(trust_remote_code=True), SearchError)
+        search_config(trust_remote_code=True)
 
 
 @pytest.fixture
@@ -108,62 +95,57 @@ def more_words(tiny, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(folder / "b")
     model.resize_token_embeddings(28, mean_resizing=False)
     model.save_pretrained(folder / "b")
+    _edit_words(folder, lambda words: words.update(more1=26, more2=27))
+    return folder
+
+
+def _edit_words(folder, edit):
     file = folder / "b" / "tokenizer.json"
     data = json.loads(file.read_text())
-    data["model"]["vocab"] |= {"more1": 26, "more2": 27}
+    edit(data["model"]["vocab"])
     file.write_text(json.dumps(data))
-    return folder
 
 
 def test_a_search_over_vocabularies(more_words, tmp_path, search_config):
     """What a search advises it takes: the winner's recipe says what becomes of the vocabularies,
     and its model has them."""
-    search_config("ps", more_words).save(tmp_path / "search.yaml")
-    status, line = _hf("search", tmp_path / "search.yaml", "-o", tmp_path / "out", "--dry-run")
-    assert (status, "vocabulary: union" in line) == (1, True)
-    names = (str(more_words / name) for name in ("a", "b"))
+    with pytest.raises(EvoMergeError, match="vocabulary: union"):
+        plan_search(search_config("ps", more_words))
+    names = [str(more_words / name) for name in ("a", "b")]
     problems = tmp_path / "problems.jsonl"
-    problems.write_text(
-        "".join(f'{{"prompt": "w1 w{number}", "answer": 3}}\n' for number in range(9)),
-        encoding="utf-8",
-    )
-    drafted = draft_search([*names], problems, base=str(more_words / "base")).text
+    lines = [f'{{"prompt": "w1 w{number}", "answer": 3}}\n' for number in range(9)]
+    problems.write_text("".join(lines), encoding="utf-8")
+    drafted = draft_search(names, problems, base=str(more_words / "base")).text
     assert "\noutput: {vocabulary: union} #" in drafted
     merge = {"groups": "tensor", "starts": ["average"]}
     steps = [{"by": "gradient", "evaluations": 6}]
-    config = search_config(
-        "ps", more_words, merge=merge, optimize=steps, output={"vocabulary": "union"}
-    )
-    result = run_search(config, tmp_path / "out")
+    given = {"merge": merge, "optimize": steps, "output": {"vocabulary": "union"}}
+    result = run_search(search_config("ps", more_words, **given), tmp_path / "out")
     assert result.winner.vocabulary == "union"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     assert model.get_input_embeddings().num_embeddings == 28
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("changes", "message"),
     [
         (
-            {
-                "merge": {"sources": [0]},
-                "output": {"vocabulary": "union", "tokens": {"default": 1}},
-            },
+            "{merge: {sources: [0]}, output: {vocabulary: union, tokens: {default: 1}}}",
             "output.tokens.default: 1 is no source that",
         ),
-        ({"output": {"tokens": {}}}, "output.tokens: matched only with vocabulary: union"),
-        ({"output": {"tokenizer": 4}}, "output.tokenizer: 4 is not a source"),
-        ({"output": {"tokenizer": "base"}, "base": None}, "output.tokenizer: there is no base"),
+        ("output: {tokens: {}}", "output.tokens: matched only with vocabulary: union"),
+        ("output: {tokenizer: 4}", "output.tokenizer: 4 is not a source"),
+        ("{output: {tokenizer: base}, base: null}", "output.tokenizer: there is no base"),
         (
-            {"space": "dfs", "output": {"vocabulary": "union"}},
+            "{space: dfs, output: {vocabulary: union}}",
             "output.vocabulary: there is no merge; a path has that of",
         ),
     ],
 )
-def test_vocabularies_that_cannot_be(more, message, search_config):
+def test_vocabularies_that_cannot_be(changes, message, search_config):
     """What a recipe refuses of vocabularies a search file refuses, in the same words."""
-    with pytest.raises(SearchError) as caught:
-        search_config(**{"space": "ps", **more})
-    assert str(caught.value).startswith(message)
+    with pytest.raises(SearchError, match=f"^{message}"):
+        search_config(**{"space": "ps", **yaml.safe_load(changes)})
 
 
 def _doubtful(folder):
@@ -171,11 +153,7 @@ def _doubtful(folder):
     base's."""
     file = folder / "b" / "config.json"
     edit_json(file, rms_norm_eps=1e-3, rope_parameters={"rope_type": "default", "rope_theta": 50.0})
-    file = folder / "b" / "tokenizer.json"
-    data = json.loads(file.read_text())
-    words = data["model"]["vocab"]
-    words["other"] = words.pop("w1")
-    file.write_text(json.dumps(data))
+    _edit_words(folder, lambda words: words.update(other=words.pop("w1")))
     weights = folder / "b" / "model.safetensors"
     tensors = {name: torch.randn_like(tensor) for name, tensor in load_file(weights).items()}
     save_file(tensors, weights, metadata={"format": "pt"})
@@ -188,22 +166,16 @@ def test_what_is_doubtful_is_said(tiny, tmp_path, search_config, caplog):
     _doubtful(folder)
     config = search_config("ps", folder)
     found = check_recipe(config.recipe(merge=config.merge.part())).warnings
-    assert [line.partition(" ")[0] for line in found] == [
-        "rope_parameters",
-        "rms_norm_eps",
-        "tokenizers",
-    ]
+    subjects = [line.partition(" ")[0] for line in found]
+    assert subjects == ["rope_parameters", "rms_norm_eps", "tokenizers"]
     warnings = plan_search(config).warnings
     assert set(found) <= set(warnings)
     assert "hardly have a common ancestor" in warnings[0]
     with caplog.at_level(logging.WARNING, "hf_evomerge"):
-        run_search(config, tmp_path / "out", build=False)
-        said = [record.getMessage() for record in caplog.records]
-        caplog.clear()
-        run_search(config, tmp_path / "out", build=False)
-    told = [line for line in said if line in warnings and "no model answers" not in line]
-    assert told == [warnings[0], *found]
-    assert not any(record.getMessage() in warnings for record in caplog.records)
+        for _ in range(2):
+            run_search(config, tmp_path / "out", build=False)
+    said = [line for line in caplog.messages if line in warnings and "no model ans" not in line]
+    assert said == [warnings[0], *found]
 
 
 @pytest.mark.parametrize(
@@ -217,21 +189,14 @@ def test_what_is_doubtful_is_said(tiny, tmp_path, search_config, caplog):
 def test_another_base_than_theirs_is_named(base, said, search_config, tmp_path):
     """A dry run warns of a base that is a source, or another fine-tune; not of the demo's."""
     folder = shutil.copytree(SPECIALISTS, tmp_path / "models")
-    root, japanese = (
-        load_file(folder / name / "model.safetensors") for name in ("base", "japanese")
-    )
-    third = {
-        name: tensor + torch.randn_like(tensor) * (japanese[name] - tensor).std()
-        for name, tensor in root.items()
-    }
-    shutil.copytree(folder / "base", folder / "third")
-    save_file(third, folder / "third" / "model.safetensors", metadata={"format": "pt"})
-    config = search_config(
-        "ps",
-        sources=[{"model": str(folder / name)} for name in ("japanese", "maths")],
-        base={"model": str(folder / base)},
-    )
-    warnings = plan_search(config).warnings
+    third = shutil.copytree(folder / "base", folder / "third") / "model.safetensors"
+    tensors = load_file(third)
+    for name, tensor in load_file(folder / "japanese" / "model.safetensors").items():
+        own = tensors[name]
+        tensors[name] = own + torch.randn_like(own) * (tensor - own).std()
+    save_file(tensors, third, metadata={"format": "pt"})
+    japanese, maths, root = ({"model": str(folder / name)} for name in ("japanese", "maths", base))
+    warnings = plan_search(search_config("ps", sources=[japanese, maths], base=root)).warnings
     about_base = [line for line in warnings if "base" in line]
     assert len(about_base) == len(said)
     assert all(map(str.startswith, about_base, said))

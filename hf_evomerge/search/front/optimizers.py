@@ -84,15 +84,14 @@ class FrontOptimizer(AskTell):
             algorithm.tell(infills=offspring)
 
     def _bounds(self) -> tuple[Vector, Vector]:
-        points = np.array([self.start.mean, *self.start.candidates])
-        reach = _STEPS * self.start.sigma
+        start = self.start
+        points = np.array([start.mean, *start.candidates])
+        reach = _STEPS * start.sigma
         lowest = points.min(0) - reach
-        if self.start.prunable:  # which are off below 0
+        if start.prunable:  # which are off below 0
             lowest = np.minimum(lowest, -reach)
-        lower = np.where(np.isfinite(self.start.lower), self.start.lower, lowest)
-        return lower, np.where(
-            np.isfinite(self.start.upper), self.start.upper, points.max(0) + reach
-        )
+        lower = np.where(np.isfinite(start.lower), start.lower, lowest)
+        return lower, np.where(np.isfinite(start.upper), start.upper, points.max(0) + reach)
 
     def _first(self) -> NDArray[np.float64]:
         """The first generation, shape (population, n)."""

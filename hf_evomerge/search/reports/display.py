@@ -119,7 +119,9 @@ class LiveTable(SearchCallback):
                 _number(row.best),
                 _number(row.accuracy),
                 _number(row.mean),
-                f"{_rate(row) * 60:.0f}" if row.fresh else "stored" * bool(row.done),
+                f"{60 * row.fresh / max(row.seconds, 1e-9):.0f}"
+                if row.fresh
+                else "stored" * bool(row.done),
                 self._left() if row is self._newest else "",
             )
         return table
@@ -164,10 +166,6 @@ class LiveTable(SearchCallback):
             if unit
         ]
         return "best, mean: fitness, more is better" + (f": {', '.join(said)}" if said else "")
-
-
-def _rate(row: Progress) -> float:
-    return row.fresh / max(row.seconds, 1e-9)
 
 
 def _number(value: float | None) -> str:

@@ -48,8 +48,11 @@ def kept(skills: Skills, parents: Mapping[str, Skills]) -> list[Kept]:
     """
     shares = []
     for skill, scores in skills.items():
-        able = {name: own[skill] for name, own in parents.items() if skill in own}
-        able = {name: each for name, each in able.items() if each.accuracy}
+        able = {
+            name: own[skill]
+            for name, own in parents.items()
+            if skill in own and own[skill].accuracy
+        }
         if scores.accuracy is None or not able:
             continue
         best = max(able, key=lambda name: able[name].accuracy or 0.0)

@@ -127,47 +127,39 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
     examples, there are columns for these.
     """
     others = list(dict.fromkeys(name for row in rows for name in row.scores.others))
-    has_marks = any(row.scores.accuracy is not None for row in rows)
-    headings = [
-        "",
-        "fitness",
-        *(["accuracy"] if has_marks else []),
-        *others,
-        "evaluations",
-        "to search, s" if "seconds" in others else "seconds",
-    ]
     retained = list(dict.fromkeys(name for row in rows for name in row.retained))
-    means = [mean_kept(kept_by(row, rows)) for row in rows]
-    cut_there = []
+    columns = {
+        "": [f"{row.model}{' *' if row.winner else ''}" for row in rows],
+        "fitness": [Figures.of(row.scores).fitness_text for row in rows],
+    }
+    if any(row.scores.accuracy is not None for row in rows):
+        columns["accuracy"] = [Figures.of(row.scores).accuracy_text for row in rows]
+    for name in others:
+        columns[name] = [other_text(row.scores.others.get(name)) for row in rows]
+    columns["evaluations"] = [f"{row.evaluations:.0f}" if row.evaluations else "" for row in rows]
+    spent = "to search, s" if "seconds" in others else "seconds"
+    columns[spent] = [f"{row.seconds:.0f}" if row.seconds else "" for row in rows]
+    answers = {}
     for name in retained:
-        shares = [row.retained[name].truncated_share for row in rows if name in row.retained]
-        if any(shares):
-            cut_there.append(name)
-    headings += [f"on {name}" for name in retained] + [f"on {name}, cut" for name in cut_there]
-    headings += ["kept"] if any(means) else []
-    is_cut = any(row.scores.truncated_share for row in rows)
-    headings += ["answers cut"] if is_cut else []
-    figures = _with_columns(*headings)
-    for row, mean in zip(rows, means, strict=True):
-        figures.add_row(
-            f"{row.model}{' *' if row.winner else ''}",
-            Figures.of(row.scores).fitness_text,
-            *([Figures.of(row.scores).accuracy_text] if has_marks else []),
-            *(other_text(row.scores.others.get(name)) for name in others),
-            f"{row.evaluations:.0f}" if row.evaluations else "",
-            f"{row.seconds:.0f}" if row.seconds else "",
-            *(
-                Figures.of(row.retained[name]).best_text if name in row.retained else ""
-                for name in retained
-            ),
-            *(
-                f"{row.retained[name].truncated_share or 0:.1%}" if name in row.retained else ""
-                for name in cut_there
-            ),
-            *([mean] if any(means) else []),
-            *([f"{row.scores.truncated_share or 0:.1%}"] if is_cut else []),
-        )
+        scores = answers[name] = [row.retained.get(name) for row in rows]
+        columns[f"on {name}"] = [Figures.of(each).best_text if each else "" for each in scores]
+    for name, scores in answers.items():
+        _add_cut(columns, f"on {name}, cut", scores)
+    shares = [mean_kept(kept_by(row, rows)) for row in rows]
+    if any(shares):
+        columns["kept"] = shares
+    _add_cut(columns, "answers cut", [row.scores for row in rows])
+    figures = _with_columns(*columns)
+    for cells in zip(*columns.values(), strict=True):
+        figures.add_row(*cells)
     return f"{render(figures)}\n\n{caption}"
+
+
+def _add_cut(columns: dict[str, list[str]], heading: str, scores: Sequence[Scores | None]) -> None:
+    """Add shares of answers that were cut at the limit of their length, where any was."""
+    shares = [each and (each.truncated_share or 0.0) for each in scores]
+    if any(shares):
+        columns[heading] = ["" if share is None else f"{share:.1%}" for share in shares]
 
 
 def contributions_table(contributions: Sequence[Contribution]) -> str:

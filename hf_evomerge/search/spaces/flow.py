@@ -13,7 +13,7 @@ from ...recipes.recipe import FlowPart, MergePart, Recipe
 from ...routing.gates import LEAST
 from ..evaluation.gradients import GateSlopes
 from ..file.config import SearchConfig
-from ..file.paths import PaperPath, PrunePath
+from ..file.paths import PrunePath
 from ..file.stages import Step
 from ..optimizers.ask_tell import Start, Vector
 
@@ -124,9 +124,7 @@ class FlowSpace:
         flow = FlowPart(
             path=path.as_text(),
             scales=None if all(scale == 1 for scale in path.scales) else path.scales,
-            scale_target=kind.scale_target
-            if isinstance(kind := self.config.path, PaperPath)
-            else "stream",
+            scale_target=getattr(self.config.path, "scale_target", "stream"),
             embedding_source=self.genome.layout.order[0],
         )
         return self.config.recipe(merge=self.merge, flow=flow)

@@ -122,19 +122,16 @@ class ParameterSpace:
         self.fixed: dict[str, dict[str, Any]] = {"source": {}, "global": {}}
         self.coordinates: list[Coordinate] = []
         method = self.method = get_method(self.space.method)
-        given: dict[str, Mapping[str, Any]] = {
-            "source": self.space.parameters,
-            "global": self.space.options,
-        }
         for scope, key in (("source", "parameters"), ("global", "options")):
-            declared = [parameter for parameter in method.parameters if parameter.scope == scope]
-            if unknown := sorted(set(given[scope]) - {parameter.name for parameter in declared}):
-                known = ", ".join(parameter.name for parameter in declared) or "none"
+            given = getattr(self.space, key)
+            declared = {each.name: each for each in method.parameters if each.scope == scope}
+            if unknown := sorted(given.keys() - declared.keys()):
+                known = ", ".join(declared) or "none"
                 raise SearchError(
                     f"merge.{key}.{unknown[0]}: {method.name} has no such parameter; it has {known}"
                 )
-            for parameter in declared:
-                self._add(parameter, given[scope].get(parameter.name))
+            for name, parameter in declared.items():
+                self._add(parameter, given.get(name), f"merge.{key}.{name}")
         if not self.coordinates:
             raise SearchError(
                 f"merge.parameters: every parameter of {method.name} is fixed; give at least "
@@ -144,14 +141,11 @@ class ParameterSpace:
             len({(each.parameter, each.source, each.key) for each in self.coordinates})
         )
 
-    def _add(self, parameter: Parameter, given: Any) -> None:
+    def _add(self, parameter: Parameter, given: Any, where: str) -> None:
         """Make a parameter fixed or evolved. Per-source parameters that suit a search are evolved
         unless given."""
         if given is None and parameter.search is not None and parameter.grouped:
             given = Range(low=parameter.search[0], high=parameter.search[1])
-        where = (
-            f"merge.{'parameters' if parameter.scope == 'source' else 'options'}.{parameter.name}"
-        )
         if not isinstance(given, Range):
             if given is not None:
                 parameter.check(given, where)
@@ -329,19 +323,15 @@ class ParameterSpace:
         if count == 1:  # where a search of several sources has that of another source
             weights["sources"]["the base"] = [0.0]
         points: dict[str, Vector] = {}
-        for name, chosen in (
-            item for start in self.space.starts for item in weights[start].items()
-        ):
-            point = mean.copy()
-            for index, coordinate in enumerate(self.coordinates):
-                if coordinate.parameter == "weight" and coordinate.source is not None:
-                    low = coordinate.span.low
-                    high = coordinate.span.high
-                    # Inverse of `decode`, clipped to the bounds: u = (w - low) / (high - low).
-                    point[index] = min(
-                        1.0, max(0.0, (chosen[coordinate.source] - low) / (high - low))
-                    )
-            points[name] = point
+        for start in self.space.starts:
+            for name, chosen in weights[start].items():
+                points[name] = mean.copy()
+                for index, coordinate in enumerate(self.coordinates):
+                    if coordinate.parameter == "weight" and coordinate.source is not None:
+                        low = coordinate.span.low
+                        # Inverse of `decode`, clipped to the bounds: u = (w - low) / (high - low).
+                        share = (chosen[coordinate.source] - low) / (coordinate.span.high - low)
+                        points[name][index] = np.clip(share, 0.0, 1.0)
         return points
 
     def price(self, active: NDArray[np.bool_]) -> float:
@@ -367,21 +357,20 @@ class ParameterSpace:
             target = options if coordinate.source is None else parameters[coordinate.source]
             if coordinate.group is None:
                 target[coordinate.parameter] = value
-            elif isinstance(coordinate.group, tuple):
-                target.setdefault(coordinate.parameter, {}).setdefault(
-                    coordinate.group[0], []
-                ).append(round(value, _DIGITS))
+                continue
+            numbers = target.setdefault(coordinate.parameter, {})
+            if isinstance(coordinate.group, tuple):
+                numbers.setdefault(coordinate.key, []).append(round(value, _DIGITS))
             else:
-                numbers = target.setdefault(coordinate.parameter, {})
                 numbers[coordinate.group] = value
                 if span.elsewhere is not None:
                     numbers["default"] = span.elsewhere
         for coordinate in self.idle:
             assert coordinate.source is not None  # options are not idle
+            target = parameters[coordinate.source]
             if coordinate.group is None:
-                parameters[coordinate.source][coordinate.parameter] = 0.0
+                target[coordinate.parameter] = 0.0
             else:
-                parameters[coordinate.source].setdefault(coordinate.parameter, {}).setdefault(
-                    "default", coordinate.span.elsewhere or 0.0
-                )
+                numbers = target.setdefault(coordinate.parameter, {})
+                numbers.setdefault("default", coordinate.span.elsewhere or 0.0)
         return self.config.recipe(self.config.merge.part(options=options, parameters=parameters))

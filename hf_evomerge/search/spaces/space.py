@@ -66,16 +66,19 @@ def narrowed(
 
 def task_vector_sum(config: SearchConfig) -> Recipe:
     """The base and all task vectors in full."""
-    parameters: list[dict[str, ParameterValue]] = [{"weight": 1.0} for _ in config.sources]
-    part = MergePart(method="task_arithmetic", parameters=parameters, router=config.merge.router)
-    return config.recipe(merge=part)
+    return _alike(config, "task_arithmetic", 1.0)
 
 
 def uniform_average(config: SearchConfig) -> Recipe:
     """The plain average of the sources: what people try first."""
     adapters = config.base is not None and all(ref.adapter is not None for ref in config.sources)
-    method, weight = ("task_arithmetic", 1 / len(config.sources)) if adapters else ("linear", 1.0)
+    if adapters:
+        return _alike(config, "task_arithmetic", 1 / len(config.sources))
+    return _alike(config, "linear", 1.0)
+
+
+def _alike(config: SearchConfig, method: str, weight: float) -> Recipe:
+    """A merge of all sources with one weight."""
     parameters: list[dict[str, ParameterValue]] = [{"weight": weight} for _ in config.sources]
-    return config.recipe(
-        merge=MergePart(method=method, parameters=parameters, router=config.merge.router)
-    )
+    part = MergePart(method=method, parameters=parameters, router=config.merge.router)
+    return config.recipe(merge=part)

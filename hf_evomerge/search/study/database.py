@@ -150,11 +150,9 @@ class StudyFile:
             return
         if version != SCHEMA_VERSION:
             versions = self.meta("versions")
-            writer = (
-                one_line(str(versions.get("hf-evomerge")))
-                if isinstance(versions, dict)
-                else "of another version"
-            )
+            writer = "of another version"
+            if isinstance(versions, dict):
+                writer = one_line(str(versions.get("hf-evomerge")))
             raise SearchError(
                 f"{self.folder / STUDY_FILE}: written by hf_evomerge {writer} with schema "
                 f"{one_line(json.dumps(version))}, and "
@@ -226,7 +224,8 @@ class StudyFile:
             raise self._damage(table, row) from cause
 
     def _damage(self, table: str, row: Values) -> DamagedStudyError:
-        return DamagedStudyError(self.folder, _row_name(table, row))
+        named = f"{table.removesuffix('s')} {' '.join(map(one_line, row[: _KEYS[table]]))}"
+        return DamagedStudyError(self.folder, named.removeprefix("meta "))
 
 
 def _fault(connection: sqlite3.Connection) -> str | None:
@@ -270,12 +269,6 @@ def _told(file: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as cause:
         kind = MachineError if _is_of_disk(cause) else SearchError
         raise kind(f"{file}: cannot be written: {cause}") from cause
-
-
-def _row_name(table: str, row: Values) -> str:
-    return f"{table.removesuffix('s')} {' '.join(map(one_line, row[: _KEYS[table]]))}".removeprefix(
-        "meta "
-    )
 
 
 def _connect(file: Path) -> sqlite3.Connection:

@@ -94,13 +94,13 @@ class Study(StudyFile):
             "trials", "? IS NULL OR stage = ? ORDER BY stage, number", stage, stage
         ):
             with self._readable("trials", row):
+                stage, number, generation, _, genome, key, same = row[:7]
                 values, correct, seconds, error, cost, gradient = row[8:]
+                owner = f"{stage}:{number if same is None else same}"
                 scores = _scores(values, correct, seconds, error, gradient)
-                scores = scores.replace(
-                    others=others.get(f"{row[0]}:{row[1] if row[6] is None else row[6]}", {})
-                )
+                scores = scores.replace(others=others.get(owner, {}))
                 trials.append(
-                    Trial(row[0], row[1], row[2], _unpack(row[4]), row[5], scores, row[6], cost)
+                    Trial(stage, number, generation, _unpack(genome), key, scores, same, cost)
                 )
         return trials
 
