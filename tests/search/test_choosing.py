@@ -50,7 +50,7 @@ def test_a_validation_fitness_of_zero_is_a_fitness(tmp_path):
         if job.split != "validation":
             return toy_scores(job)
         (best,) = study.best("ps")
-        return np.full(EXAMPLES, 0.0 if job.target.key == best.recipe_key else -1.0)
+        return np.full(EXAMPLES, 0.0 if job.target == study.recipe(best.recipe_key) else -1.0)
 
     study = Study.create(tmp_path, {})
     runner = ToyRunner(scores=scores)
