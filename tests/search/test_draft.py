@@ -1,6 +1,5 @@
 """A first search file: what it is made from, that it is one, and what it cannot be made from."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 from classes import CLASSES, edit_json, random_class
 from commands import invoke
+from searches import write_lines
 from tiny_adapters import save_adapter
 from transformers import BertConfig, BertForMaskedLM
 from vlms import WORDS, tokenizer
@@ -21,16 +21,11 @@ from hf_evomerge.search.file.scaffold import AnswerForm, _named, draft_search
 from hf_evomerge.search.plan import plan_search
 
 
-def _lines(file, records):
-    file.write_text("\n".join(map(json.dumps, records)))
-    return file
-
-
 def _data(folder, *records, count=80):
     """A file with the records, and more of the kind of the last."""
     key, text = next(iter(records[-1].items()))
     more = [{**records[-1], key: f"{text} {n} ?"} for n in range(count)]
-    return _lines(folder / "my problems.jsonl", [*records, *more])
+    return write_lines(folder / "my problems.jsonl", *records, *more)
 
 
 PLAIN = {"prompt": "w1 w2", "answer": "w3"}
@@ -207,7 +202,7 @@ def test_the_separator_is_guessed_from_the_writing(pair, tmp_path, record, separ
     """Without a measurement: a space where words have spaces between them, and neither prompt nor
     answer has it."""
     records = ({**record, "prompt": f"{number} {record['prompt']}"} for number in range(8))
-    config, _ = _drafted(pair, _lines(tmp_path / "problems.jsonl", records))
+    config, _ = _drafted(pair, write_lines(tmp_path / "problems.jsonl", *records))
     assert config.fitness.separator == separator
 
 
@@ -249,7 +244,7 @@ def test_data_that_does_not_do(pair, tmp_path, record, count, message):
     """Too few records, repeated prompts, chats and unknown fields are one line that says what to
     do."""
     with pytest.raises(FitnessError, match=message):
-        _drafted(pair, _lines(tmp_path / "problems.jsonl", [record] * count))
+        _drafted(pair, write_lines(tmp_path / "problems.jsonl", *[record] * count))
 
 
 def test_the_command_replaces_no_file_unasked(pair, base, tmp_path, monkeypatch):
@@ -395,7 +390,7 @@ def test_re_rankers_are_given_pairs(record, template, tmp_path):
     names = _berts(tmp_path, ["LABEL_0"], ["LABEL_0"])
     first = template.partition("}")[0].removeprefix("{")
     records = [{**record, first: f"w{n} w4"} for n in range(12)]
-    config, _ = _drafted(names, _lines(tmp_path / "pairs.jsonl", records))
+    config, _ = _drafted(names, write_lines(tmp_path / "pairs.jsonl", *records))
     assert (config.fitness.task, config.fitness.pair_separator) == ("classification", "\t")
     label = [*record][-1]
     specs = config.data.values()
@@ -403,7 +398,7 @@ def test_re_rankers_are_given_pairs(record, template, tmp_path):
     assert plan_search(config).phases
     scores = Evaluator(config).evaluate(config.sources[0])
     assert (scores.error, len(scores.values)) == (None, 6)
-    wrong = _lines(tmp_path / "wrong.jsonl", ({**each, label: 8.3} for each in records))
+    wrong = write_lines(tmp_path / "wrong.jsonl", *({**each, label: 8.3} for each in records))
     with pytest.raises(FitnessError, match=r"the model has no label '8\.3'; it has 0, 1"):
         _drafted(names, wrong)
 
@@ -428,7 +423,7 @@ def test_a_revision_is_written():
 
 def _skill(folder, name, count):
     records = ({"prompt": f"{name} w{i}", "answer": f"w{i}"} for i in range(count))
-    return _lines(folder / f"{name}.jsonl", records)
+    return write_lines(folder / f"{name}.jsonl", *records)
 
 
 def test_one_file_for_each_skill(pair, base, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from classes import CLASSES, random_class
 from pipelines import save_dit, tokenizer
-from searches import minimal
+from searches import minimal, write_lines
 
 from hf_evomerge import Example, FunctionTask, run_search
 from hf_evomerge.errors import EvoMergeError
@@ -105,8 +105,7 @@ def test_what_cannot_score_a_pipeline_is_refused(parents, tmp_path):
 @pytest.fixture
 def choices(parents, tmp_path):
     """Three generations of four, of which two classes are drawn."""
-    data = tmp_path / "prompts.jsonl"
-    data.write_text("".join(json.dumps({"prompt": str(n)}) + "\n" for n in range(2)))
+    data = write_lines(tmp_path / "prompts.jsonl", {"prompt": "0"}, {"prompt": "1"})
     return config_of(
         parents,
         optimize=[{"evaluations": 12, "population": 4}],

@@ -13,7 +13,7 @@ import torch
 from classes import edit_json
 from quantized import to_fp8
 from safetensors.torch import load_file, save_file
-from searches import GRADIENT
+from searches import GRADIENT, write_lines
 from slowly import slow_beyond
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -375,13 +375,13 @@ VOCABULARIES = [("ps", "tokenizer"), ("hybrid", "union"), ("ps", "union"), ("hyb
 def test_vocabularies_that_differ(space, vocabulary, other_words, search_config, tmp_path):
     """A live merge of vocabularies that differ has the built model's tensors, bit for bit, and its
     tokenizer and scores."""
-    lines = [json.dumps({"prompt": f"w{n} more{n} 3", "answer": f"more{n}"}) for n in (1, 2, 3)]
-    (tmp_path / "more.jsonl").write_text("\n".join(lines))
+    records = [{"prompt": f"w{n} more{n} 3", "answer": f"more{n}"} for n in (1, 2, 3)]
+    data = write_lines(tmp_path / "more.jsonl", *records)
     config = search_config(
         space,
         sources=[{"model": str(other_words / "a")}, {"model": str(other_words / "c")}],
         base={"model": str(other_words / "base")},
-        data={"search": {"jsonl": str(tmp_path / "more.jsonl")}},
+        data={"search": {"jsonl": str(data)}},
         output={"vocabulary": vocabulary, "chat_template": "{{ messages }}"},
     )
     evaluator = Evaluator(config)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from commands import invoke
-from searches import minimal
+from searches import minimal, write_lines
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.fitness import Scores
@@ -94,8 +94,8 @@ def test_nothing_to_export(export, tmp_path):
 def test_scores_of_given_answers_are_exported(tmp_path):
     """A search by likelihood writes no answers; every example's log-likelihood is exported, under
     the names of the table."""
-    examples = tmp_path / "x.jsonl"
-    examples.write_text('{"prompt": "1", "answer": "2"}\n{"prompt": "3", "answer": "4"}\n')
+    records = [{"prompt": "1", "answer": "2"}, {"prompt": "3", "answer": "4"}]
+    examples = write_lines(tmp_path / "x.jsonl", *records)
     config = minimal(base={"model": "b/base"}, data={"test": {"jsonl": str(examples)}})
     study = Study.create(tmp_path / "study", config.model_dump(mode="json"))
     for label, values in (("base", [-3.0, -4.5]), ("0123", [-1.0, -2.5])):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from searches import write_lines
 
 from hf_evomerge.fitness import Scores
 from hf_evomerge.search.results.kept import mean_kept, what_is_kept
@@ -74,9 +75,8 @@ def test_skills_of_the_test_split(search_config, tmp_path):
     data = {"search": {"sources": {}}, "test": {"sources": {}}}
     for split, spec in data.items():
         for name in ("a", "b"):
-            file = tmp_path / f"{name}-{split}.jsonl"
-            lines = [f'{{"prompt": "{split} {name}{i}", "answer": "w{i}"}}' for i in range(2)]
-            file.write_text("\n".join(lines), encoding="utf-8")
+            records = [{"prompt": f"{split} {name}{i}", "answer": f"w{i}"} for i in range(2)]
+            file = write_lines(tmp_path / f"{name}-{split}.jsonl", *records)
             spec["sources"][name] = {"jsonl": str(file)}
     data["search"]["sources"]["a"]["weight"] = 0.5
     result = run_search(search_config("ps", data=data), tmp_path / "skills", build=False)
