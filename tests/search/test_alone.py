@@ -6,13 +6,11 @@ import yaml
 from searches import GRADIENT, facts, minimal
 from toy_search import ToyRunner, hardness, is_recipe, table_rows, toy_config, toy_search
 
+from hf_evomerge import Recipe, plan_search, run_search
 from hf_evomerge.cli.searching import _next
 from hf_evomerge.errors import SearchError
-from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.folder import save_results
-from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.run import run_search
 from hf_evomerge.search.spaces.space import make_space
 from hf_evomerge.search.study.files import INSTEAD_FILE
 

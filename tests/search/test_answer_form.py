@@ -14,14 +14,12 @@ from searches import write_lines
 from slowly import slow_beyond
 from transformers import LlamaForCausalLM
 
+from hf_evomerge import Scores, SearchConfig, plan_search
 from hf_evomerge.errors import SearchError
-from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.strict_yaml import parse_yaml
 from hf_evomerge.search import answer_form
 from hf_evomerge.search.answer_form import ModelScores, _gaps
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.scaffold import draft_search
-from hf_evomerge.search.plan import plan_search
 
 
 @pytest.fixture

@@ -10,12 +10,10 @@ from searches import BY_BOTH, BY_GRADIENT, GRADIENT, facts
 from slowly import slow_beyond
 from watch import killed
 
-from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge import Recipe, plan_search, resume_search, run_search
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.stages import STAGES
-from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results.show import describe_study
-from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
 
 

@@ -12,13 +12,12 @@ from killing import EXAMPLES, KillingTask, harmless_jobs
 from searches import facts
 from watch import killed
 
+from hf_evomerge import EvoMergeError, open_source, run_search
 from hf_evomerge.checkpoints.digests import digest_source
-from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.errors import EvoMergeError, SearchError
+from hf_evomerge.errors import SearchError
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
 from hf_evomerge.search.evaluation.provenance import versions
-from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners import cluster as cluster_module
 from hf_evomerge.search.runners.cluster import ClusterEvaluator, RayRunner, RayWorker, _join
 from hf_evomerge.search.runners.job import Job

@@ -8,10 +8,9 @@ import pytest
 import yaml
 from searches import minimal
 
-from hf_evomerge.errors import EvoMergeError, SearchError
+from hf_evomerge import EvoMergeError, SearchConfig, plan_search
+from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.plan import plan_search
 
 
 def test_defaults_are_those_of_the_paper():

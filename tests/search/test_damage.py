@@ -10,13 +10,11 @@ from commands import invoke
 from searches import minimal
 from watch import sql
 
+from hf_evomerge import MergePart, Recipe, Scores, SourceRef, Trial, resume_search
 from hf_evomerge.errors import MachineError, SearchError
-from hf_evomerge.fitness import Scores
-from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
 from hf_evomerge.search.results.show import describe_study
-from hf_evomerge.search.run import resume_search
 from hf_evomerge.search.study.database import STUDY_FILE
-from hf_evomerge.search.study.study import Study, Trial
+from hf_evomerge.search.study.study import Study
 
 TRIALS = 40
 

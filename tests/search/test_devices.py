@@ -6,13 +6,12 @@ import torch
 from searches import facts
 from transformers import LlamaForCausalLM
 
+from hf_evomerge import plan_search, run_search
 from hf_evomerge.errors import SearchError
 from hf_evomerge.search import plan
 from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation.devices import device_kind, device_memory, devices_of, note_kind
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners.runner import ProcessRunner
 from hf_evomerge.search.study.study import Study
 

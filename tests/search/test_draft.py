@@ -12,13 +12,11 @@ from tiny_adapters import save_adapter
 from transformers import BertConfig, BertForMaskedLM
 from vlms import WORDS, tokenizer
 
+from hf_evomerge import SearchConfig, SourceRef, plan_search
 from hf_evomerge.errors import FitnessError, SearchError, SourceError
-from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.recipes.strict_yaml import parse_yaml, validate
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.scaffold import AnswerForm, _named, draft_search
-from hf_evomerge.search.plan import plan_search
 
 
 def _data(folder, *records, count=80):

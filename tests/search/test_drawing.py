@@ -11,13 +11,11 @@ from classes import CLASSES, random_class
 from pipelines import save_dit, tokenizer
 from searches import minimal, write_lines
 
-from hf_evomerge import Example, FunctionTask, run_search
-from hf_evomerge.errors import EvoMergeError
+from hf_evomerge import EvoMergeError, Example, FunctionTask, plan_search, run_search
 from hf_evomerge.fitness import draw
 from hf_evomerge.search.ask_tell.choice_page import choice_page
 from hf_evomerge.search.ask_tell.choosing import Chooser
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.study.paths import settings_in
 from hf_evomerge.search.study.study import Study
 

@@ -17,10 +17,9 @@ from searches import GRADIENT, write_lines
 from slowly import slow_beyond
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_evomerge.building.build import build_model
+from hf_evomerge import FunctionTask, Recipe, build_model
 from hf_evomerge.errors import FitnessError, SearchError
-from hf_evomerge.fitness import FunctionTask, make_task
-from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge.fitness import make_task
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.memory import PROCESS, worker_memory
 from hf_evomerge.search.spaces.space import make_space, uniform_average

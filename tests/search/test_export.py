@@ -8,12 +8,11 @@ import pytest
 from commands import invoke
 from searches import minimal, write_lines
 
+from hf_evomerge import FlowPart, MergePart, Recipe, Scores, Trial
 from hf_evomerge.errors import SearchError
-from hf_evomerge.fitness import Scores
-from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe
 from hf_evomerge.search.results.answers import Answer, export_answers
 from hf_evomerge.search.results.export import export_csv, export_parquet, trial_rows
-from hf_evomerge.search.study.study import Study, Trial
+from hf_evomerge.search.study.study import Study
 
 SOURCES = [{"model": "me/one"}, {"model": "me/two"}]
 

@@ -11,10 +11,8 @@ import torch
 from classes import random_class
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_evomerge import Example, FlowPart, Recipe, Scores, SourceRef, run_search
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import Example
-from hf_evomerge.fitness.scores import Scores
-from hf_evomerge.recipes.recipe import FlowPart, Recipe, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.phases.baselines import lora as lora_phase
@@ -22,7 +20,6 @@ from hf_evomerge.search.phases.baselines import merge_lora
 from hf_evomerge.search.phases.baselines.finetune import Lora, LoraAscent, fine_tune
 from hf_evomerge.search.phases.baselines.lora import LoraTrainer, LoraTrainings
 from hf_evomerge.search.phases.phase import SearchRun
-from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
 

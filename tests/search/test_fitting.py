@@ -8,11 +8,9 @@ import torch
 from searches import facts
 from watch import killed
 
-from hf_evomerge.fitness import Scores
+from hf_evomerge import FlowPart, MergePart, Recipe, Scores, resume_search, run_search
 from hf_evomerge.fitness.tasks.likelihood import LikelihoodTask
-from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
-from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runners.batch_size import FittedRunner, largest_batch
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.study import Study

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from searches import write_lines
 
-from hf_evomerge.fitness import Scores
+from hf_evomerge import Scores, run_search
 from hf_evomerge.search.results.kept import mean_kept, what_is_kept
 from hf_evomerge.search.results.table import Row, kept_by, rows_table
-from hf_evomerge.search.run import run_search
 
 
 def _scores(right):

@@ -23,9 +23,8 @@ from toy_search import (
 )
 from watch import Watch
 
+from hf_evomerge import SearchCallback, SourceRef
 from hf_evomerge.errors import SearchError
-from hf_evomerge.recipes.recipe import SourceRef
-from hf_evomerge.search.callbacks import SearchCallback
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.optimizers import ask_tell as optimizer
 from hf_evomerge.search.phases.phase import SearchRun
