@@ -68,24 +68,31 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("best", "trained"), [(5e-4, []), (1e-3, [3e-3]), (3e-3, [3e-3, 1e-2]), (1e-2, [3e-3, 1e-2])]
+    ("best", "trained", "split"),
+    [
+        (5e-4, [], "validation"),
+        (1e-3, [3e-3], "test"),
+        (3e-3, [3e-3, 1e-2], "validation"),
+        (1e-2, [3e-3, 1e-2], "search"),
+    ],
 )
 def test_rates_go_on_while_the_highest_is_the_best(
-    best, trained, tmp_path, search_config, monkeypatch
+    best, trained, split, tmp_path, search_config, monkeypatch
 ):
-    """A higher rate is trained only where the highest one so far is the best on validation; the
-    row has whole evaluations."""
+    """A higher rate is trained only where the highest one so far is the best, on validation or
+    else on test examples; the row has whole evaluations."""
     monkeypatch.setattr(LoraTrainer, "_train", lambda *args: None)
     asked = []
 
-    def evaluate(models, split, phase, more=0):
+    def evaluate(models, ranked_on, phase, more=0):
+        assert ranked_on == split
         rates = [float(label.split(":")[-2]) for label in models]
         asked.extend(rates)
         means = [Scores([-abs(math.log(rate / best))]) for rate in rates]
         return dict(zip(models, means, strict=True))
 
     config = search_config("ps")
-    sizes = {"search": 5, "validation": 6}
+    sizes = {"search": 5, split: 5}
     run = SearchRun(config, Study.create(tmp_path / "study", {}), None, SourceSummary([]), sizes)
     run.evaluator = Evaluator(config)
     run.evaluate = evaluate
@@ -94,20 +101,8 @@ def test_rates_go_on_while_the_highest_is_the_best(
     assert [rate for rate in dict.fromkeys(asked) if rate > 1e-3] == trained
     (row,) = run.rows
     assert f"rate {best:g} " in row.model
-    assert "on validation examples, 8 evaluations each" in row.model
-
-
-@pytest.mark.parametrize(
-    ("splits", "split"),
-    [
-        (("search", "validation", "test"), "validation"),
-        (("search", "test"), "test"),
-        (("search",), "search"),
-    ],
-)
-def test_fine_tunes_are_not_ranked_on_what_they_learned(splits, split):
-    """Where there is no validation split, trainings are ranked on the test examples."""
-    assert lora_phase._ranked_on(dict.fromkeys(splits, 5)) == split
+    assert f"on {split} examples" in row.model
+    assert "8 evaluations each" in row.model
 
 
 @pytest.mark.parametrize("of_adapters", [False, True])
@@ -205,16 +200,16 @@ def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch
             raise FitnessError("not finite")
 
     monkeypatch.setattr(LoraTrainer, "_train", train)
-    starts = {"source:0": ("a", SourceRef(model="x")), "source:1": ("b", SourceRef(model="y"))}
+    starts = {name: (name, SourceRef(model=name)) for name in ("x", "y")}
     pairs = [(start, rate) for start in starts for rate in lora_phase.RATES]
     trainer = LoraTrainer(Evaluator(search_config()), tmp_path, lambda progress: None, 68)
     tuned = trainer.fine_tunes(starts, pairs, 8.5)
     assert [each.rate for each in tuned.values()] == [1e-4, 3e-4, 5e-4]
-    adapter = str(tmp_path / "source-0" / "lora-0.0003-8.5")
-    assert tuned["lora:source:0:0.0003:8.5"].model == SourceRef(model="x", adapter=adapter)
+    adapter = str(tmp_path / "x" / "lora-0.0003-8.5")
+    assert tuned["lora:x:0.0003:8.5"].model == SourceRef(model="x", adapter=adapter)
     warned = [line for line in caplog.messages if line.startswith("the results have no LoRA")]
     assert len(warned) == 5
-    assert warned[0] == "the results have no LoRA from a, rate 0.001: not finite"
+    assert warned[0] == "the results have no LoRA from x, rate 0.001: not finite"
 
 
 @pytest.fixture

@@ -84,15 +84,6 @@ def test_a_failed_candidate_is_a_failed_trial(tmp_path):
     assert result.row("ps").scores.mean > -0.2
 
 
-def test_all_failing_is_one_line(tmp_path):
-    """Where the whole first generation fails, the search ends after it with one line that says
-    why."""
-    message = "^ps: every candidate of the first generation failed: toy: this one fails$"
-    with pytest.raises(SearchError, match=message):
-        toy_search(tmp_path, ToyRunner(fails=is_recipe))
-    assert len(Study.open(tmp_path).trials()) == 7
-
-
 def test_a_parent_that_fails_ends_the_search_until_it_is_mended(tmp_path):
     """A parent that cannot be evaluated ends the search before a trial is made; once it can be, the
     search goes on."""
@@ -214,13 +205,6 @@ def test_a_recipe_is_scored_anew_on_other_examples(tmp_path):
     ]
     assert len(evaluated) == len(set(evaluated))
     assert len({key for key, _ in evaluated}) < len(evaluated)
-
-
-def test_a_batch_of_all_is_no_batch(tmp_path):
-    """A batch as large as the split is the split."""
-    runner = ToyRunner()
-    toy_search(tmp_path, runner, optimize=[{**OPTIMIZER, "batch": EXAMPLES}])
-    assert {job.batch for job in runner.jobs} == {None}
 
 
 def test_a_stage_begins_at_the_winner_of_its_first(tmp_path):
