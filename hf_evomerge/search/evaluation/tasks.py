@@ -91,13 +91,11 @@ class SearchTasks:
     def examples(self, split: str) -> Sequence[Example]:
         """The examples of a split; raises `FitnessError` where the search file gives none."""
         if split not in self._examples:
-            spec = self.config.splits.get(split)
             fitness = self.config.fitness
-            if spec is None and split not in self._given:
-                raise FitnessError(f"data.{split}: not given; name a file or data set")
-            if spec is None or split in self._given:
-                own = self._given[split]
-            else:
+            own = self._given.get(split)
+            if own is None:
+                if (spec := self.config.splits.get(split)) is None:
+                    raise FitnessError(f"data.{split}: not given; name a file or data set")
                 own = load_examples(spec, trust_remote_code=self.sources.trust_remote_code)
             if (
                 isinstance(fitness, TermsSpec)

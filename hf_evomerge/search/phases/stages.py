@@ -10,9 +10,10 @@ from typing import cast
 
 import numpy as np
 
+from ...building.noise import write_noise
 from ...errors import EvoMergeError, RecipeError, SearchError, SourceError
 from ...merging.registry import get_method
-from ...recipes.recipe import Recipe
+from ...recipes.recipe import Recipe, SourceRef
 from ..evaluation.evaluator import Evaluator
 from ..file.config import SearchConfig
 from ..file.stages import Stage
@@ -25,7 +26,6 @@ from ..runners.job import Job
 from ..spaces.parameter import ParameterSpace
 from ..spaces.space import Space, make_space, narrowed
 from ..study.database import DamagedStudyError
-from .noise_sources import with_noise
 from .phase import Findings, Phase, PhasePlan, Planner, SearchRun
 from .stage_run import StageRun
 from .winner import choose, most_finalists
@@ -148,7 +148,7 @@ class StagePhase(Phase):
         """Run all generations, and note the winner; the names of the models that it began at."""
         stage = self.stage
         starts = StageRun(
-            with_noise(run) if stage.control == "noise" else run.config,
+            _with_noise(run) if stage.control == "noise" else run.config,
             run.study,
             run.sources,
             stage,
@@ -396,3 +396,26 @@ def _check_gradient(
                     )
                 return [f"ps: a gradient moves no {names}: those numbers stay at their start"]
     return []
+
+
+def _with_noise(run: SearchRun) -> SearchConfig:
+    """The search with noise for its sources.
+
+    Its seed is another one too, for a recipe's key does not say what its sources are: the same
+    numbers of noise and of the sources are two recipes.
+
+    Raises:
+        SourceError: A source cannot be read.
+    """
+    config = run.config
+    assert run.evaluator is not None  # the search has been checked
+    base = run.evaluator.sources.base
+    assert base is not None  # as well
+    seed = config.compute.seed + 1
+    sources = list[SourceRef]()
+    for number, source in enumerate(run.evaluator.sources):
+        folder = run.study.noise_folder(number)
+        folder.parent.mkdir(exist_ok=True)
+        sources.append(write_noise(source, base, folder, seed=seed, number=number))
+    compute = config.compute.model_copy(update={"seed": seed})
+    return config.model_copy(update={"sources": sources, "compute": compute})
