@@ -105,9 +105,9 @@ def test_scores_of_given_answers_are_exported(tmp_path):
     assert export_answers(tmp_path / "study", tmp_path / "out.jsonl") == 4
     lines = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     keys = ("model", "prompt", "answer", "score", "right")
-    answers = [tuple(line[key] for key in keys) for line in lines]
-    assert ("base", "3", None, -4.5, True) in answers
-    assert ("random search", "1", None, -1.0, False) in answers
+    answers = [[line[key] for key in keys] for line in lines]
+    assert ["base", "3", None, -4.5, True] in answers
+    assert ["random search", "1", None, -1.0, False] in answers
 
 
 def test_command(folder, tmp_path):

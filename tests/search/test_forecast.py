@@ -24,23 +24,22 @@ WORK = {"parents": 60, "ps": 600, "finalists": 80, "lora": 1200, "test": 300}
 def test_what_is_to_come_has_the_quickest_pace():
     """Work that is to come takes as long as the quickest that was seen; the first phase, which
     loads models, says nothing."""
-    plans = [PhasePlan(name, "", work) for name, work in WORK.items()]
-    forecast = Forecast(TITLES, plans)
+    forecast = Forecast(TITLES, [PhasePlan(name, "", work) for name, work in WORK.items()])
     forecast.enter("parents")
     assert forecast.left("parents", 20, 20.0, rest=40) is None
     assert forecast.to_come == ("parameter space", "best", "LoRA", "test")
-    forecast.enter("ps")
-    assert forecast.left("ps", 0, 0.5, rest=600) is None
-    left = forecast.left("ps", 100, 20.0, rest=500)
-    assert left == pytest.approx(0.2 * (500 + 80 + 1200 + 300))
-    left = forecast.left("finalists", 20, 1.0, rest=60)
-    assert left == pytest.approx(0.05 * (60 + 1200 + 300)), "counted in the stage, and not again"
-    forecast.enter("lora")
-    assert forecast.to_come == ("test",)
-    left = forecast.left("finalists", 10, 5.0, rest=10, more=900)
-    assert left == pytest.approx(0.5 * 10 + 0.05 * (900 + 300))
-    forecast.enter("test")
-    assert forecast.left("test", 300, 30.0, rest=0) == 0
+    for phase, name, done, seconds, rest, more, left in (
+        ("ps", "ps", 0, 0.5, 600, 0, None),
+        ("ps", "ps", 100, 20.0, 500, 0, 0.2 * (500 + 80 + 1200 + 300)),
+        # counted in the stage, and not again
+        ("ps", "finalists", 20, 1.0, 60, 0, 0.05 * (60 + 1200 + 300)),
+        ("lora", "finalists", 10, 5.0, 10, 900, 0.5 * 10 + 0.05 * (900 + 300)),
+        ("test", "test", 300, 30.0, 0, 0, 0),
+    ):
+        forecast.enter(phase)
+        said = forecast.left(name, done, seconds, rest=rest, more=more)
+        assert said == (left and pytest.approx(left))
+    assert forecast.to_come == ()
 
 
 @pytest.mark.parametrize(("fresh", "seconds", "left"), [(1, 60, 110), (0.1, 60, 110), (0, 0, None)])
