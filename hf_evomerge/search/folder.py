@@ -253,7 +253,7 @@ def build_winner(
         )
 
 
-def found_recipe(folder: str | Path, pick: int | None = None) -> tuple[Recipe, Path]:
+def found_recipe(folder: str | Path, pick: int | None) -> tuple[Recipe, Path]:
     """The recipe of a study's winner, or of one point of its front; and the folder in which its
     model belongs.
 

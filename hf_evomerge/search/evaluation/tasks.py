@@ -64,8 +64,8 @@ class SearchTasks:
         sources: SearchSources,
         models: ModelPool,
         *,
-        task_factory: Callable[[], Task] | None = None,
-        examples: Mapping[str, Sequence[Example]] | None = None,
+        task_factory: Callable[[], Task] | None,
+        examples: Mapping[str, Sequence[Example]] | None,
     ) -> None:
         self.config = config
         self.sources = sources
@@ -131,7 +131,7 @@ class SearchTasks:
                 raise  # it names the file of the example
             raise FitnessError(f"{self.sources[0]}: {error}") from error
 
-    def check_gradient(self, fitness: TaskSpec | None = None) -> None:
+    def check_gradient(self, fitness: TaskSpec | None) -> None:
         """Raise `FitnessError` unless the fitness, the search's own where None, has a gradient."""
         if not isinstance(self._new_task(fitness), DifferentiableTask):
             parts = (fitness or self.config.fitness).parts

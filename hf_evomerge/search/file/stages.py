@@ -178,7 +178,7 @@ class Control:
 
 
 def make_stages(
-    steps: Mapping[SpaceName, Sequence[Step]], *, random: bool, controls: Sequence[Control] = ()
+    steps: Mapping[SpaceName, Sequence[Step]], *, random: bool, controls: Sequence[Control]
 ) -> list[Stage]:
     """Make the stages of a search, in the order that they run.
 

@@ -272,7 +272,7 @@ class RayRunner(PoolRunner[RayWorker]):
         files: Mapping[str, Files],
         admit: Callable[[str, str], None],
         limits: Limits | None = None,
-        make: MakeEvaluator = Evaluator,
+        make: MakeEvaluator,
     ) -> None:
         super().__init__(limits)
         self._ray = require_ray()
