@@ -10,7 +10,7 @@ from ..checkpoints.unchanged import twins
 from ..errors import SearchError, optional
 from ..fitness import Example, check_disjoint
 from ..merging.registry import get_method, in_core
-from .evaluation.devices import check_device, devices_of, product_seconds
+from .evaluation.devices import check_devices, devices_of, product_seconds
 from .evaluation.evaluator import Evaluator
 from .file.config import SearchConfig
 from .file.paths import GatesPath
@@ -37,8 +37,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
         EvoMergeError: The search cannot work; the message names what is wrong.
     """
     if here:
-        for device in devices_of(config):
-            check_device(device)
+        check_devices(config)
     splits = {"search": evaluator.tasks.examples("search"), **evaluator.tasks.of_splits}
     retained = {name: splits[f"{RETAINED}{name}"] for name in config.compare.retain}
     together: dict[str, list[Example]] = {}
@@ -89,7 +88,7 @@ def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> 
         require_ray()
     for name in config.report_to:
         Tracker(name)  # refuses one that is not installed
-    if config.has_front:
+    if config.objectives:
         require_pymoo()
     if config.compute.quantization:
         for package in ("bitsandbytes", "accelerate"):

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,26 @@ def about_of(folder: Path, config: SearchConfig) -> str | None:
     """
     file = folder / SEARCH_FILE
     return SearchConfig.load(file).about if file.exists() else config.about
+
+
+def pinned(config: SearchConfig, out: Path) -> tuple[SearchConfig, Callable[[], Study]]:
+    """Fix what a search reads: names become absolute, and branches of the Hub the commits that its
+    study, if there is one, was begun with.
+
+    Args:
+        config: The search as the user wrote it.
+        out: The study's folder.
+
+    Returns:
+        The search; and what opens its study, see `open_study`.
+
+    Raises:
+        EvoMergeError: A repository cannot be had, or the study is damaged.
+    """
+    written = rooted(config)
+    pins = known_pins(out)
+    config = pin(written, pins)
+    return config, partial(open_study, config, out, pins, written)
 
 
 def open_study(config: SearchConfig, out: Path, pins: Pins, written: SearchConfig) -> Study:
@@ -231,7 +253,7 @@ def build_winner(
         )
 
 
-def found_recipe(folder: str | Path, pick: int | None = None) -> tuple[Recipe, Path]:
+def found_recipe(folder: str | Path, pick: int | None) -> tuple[Recipe, Path]:
     """The recipe of a study's winner, or of one point of its front; and the folder in which its
     model belongs.
 

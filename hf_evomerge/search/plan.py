@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import SearchError
 from .answer_form import doubts_of_form
 from .checks import check_search
-from .evaluation.devices import check_device, device_memory, devices_of, on_device
+from .evaluation.devices import check_devices, device_memory, devices_of, on_device
 from .evaluation.evaluator import Evaluator
 from .evaluation.memory import default_workers, worker_memory
 from .file.config import SearchConfig
@@ -100,8 +100,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
     """
     warnings = list[str]()
     try:
-        for device in devices_of(config):
-            check_device(device)
+        check_devices(config)
     except SearchError as error:  # then what the headers say is said, and nothing is evaluated
         warnings.append(f"{error}; no weights were looked at, and no time was measured")
         config = on_device(config, "cpu")

@@ -16,10 +16,10 @@ from .checks import check_search
 from .evaluation.devices import device_kind, devices_of, note_kind
 from .evaluation.evaluator import Evaluator
 from .evaluation.memory import default_workers, worker_memory
-from .evaluation.provenance import check_same_grounds, files, pin
+from .evaluation.provenance import check_same_grounds, files
 from .file.config import SearchConfig
 from .file.sections import LimitsConfig
-from .folder import build_winner, known_pins, open_study, resumed, save_results
+from .folder import build_winner, pinned, resumed, save_results
 from .phases import phases_of
 from .phases.forecast import Forecast
 from .phases.phase import Planner, SearchRun
@@ -31,7 +31,6 @@ from .runners.cluster import RayRunner
 from .runners.limits import Limits
 from .runners.runner import LocalRunner, ProcessRunner, Runner, refuse_in_worker
 from .study.files import PLOTS_FOLDER
-from .study.paths import rooted
 from .study.study import Study
 
 logger = logging.getLogger(__name__)
@@ -86,19 +85,16 @@ def run_search(
     """
     refuse_in_worker()
     check_place(Path(out))
-    # Names become absolute (`rooted`) and branches become commits (`pin`) before anything is read.
-    # A study keeps these pins, so a search that goes on next week reads the weights that it began
-    # with.
     callbacks = (*map(Tracker, config.report_to), *callbacks)
     make = partial(
         Evaluator, task_factory=task_factory, examples=examples, trust_remote_code=trust_remote_code
     )
-    pins = known_pins(Path(out))
-    written = rooted(config)
-    config = pin(written, pins)
+    # Before anything is read. A study keeps its pins, so a search that goes on next week reads the
+    # weights that it began with.
+    config, open_study = pinned(config, Path(out))
     evaluator = make(config)
     checked = check_search(config, evaluator, here=not ray)
-    with open_study(config, Path(out), pins, written) as study:
+    with open_study() as study:
         check_same_grounds(study, evaluator, task_factory)
         study.set_meta("unmerged", evaluator.sources.runs_unmerged(config.merge.part()))
         for line in (
@@ -111,7 +107,11 @@ def run_search(
                 config, study, runner, sources, evaluator.tasks.sizes, evaluator, callbacks
             )
             result = run_phases(run)
-        _write(result, config, study, evaluator, build=build)
+        save_results(config, study, result)
+        if build:
+            build_winner(study.folder, result.winner, trust_remote_code=trust_remote_code)
+        plots = study.folder / PLOTS_FOLDER
+        draw_pictures(config, study, result.winner, evaluator.sources.layers, plots)
         for callback in callbacks:
             callback.on_end(study, result)
         return result
@@ -133,19 +133,6 @@ def run_phases(run: SearchRun) -> Result:
             phase.run(run)
     assert run.result is not None  # the last phase makes it
     return run.result
-
-
-def _write(
-    result: Result, config: SearchConfig, study: Study, evaluator: Evaluator, *, build: bool
-) -> None:
-    save_results(config, study, result)
-    if build:
-        build_winner(
-            study.folder, result.winner, trust_remote_code=evaluator.sources.trust_remote_code
-        )
-    draw_pictures(
-        config, study, result.winner, evaluator.sources.layers, study.folder / PLOTS_FOLDER
-    )
 
 
 def _runner(

@@ -1,31 +1,25 @@
 """The form of the answers, measured on models that have learnt one: what `init` writes, and what a
 dry run warns of."""
 
-import json
 import random
-import shutil
-from collections.abc import Callable
+import re
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from form_pairs import PROBLEMS, TEMPLATE, TOKENIZERS, make_pair, measured
+from commands import invoke
+from form_pairs import RECORDS, TEMPLATE, TOKENIZERS, make_pair, measured
+from searches import write_lines
 from slowly import slow_beyond
 from transformers import LlamaForCausalLM
-from typer.testing import CliRunner
 
-from hf_evomerge import cli
+from hf_evomerge import Scores, SearchConfig, plan_search
 from hf_evomerge.errors import SearchError
-from hf_evomerge.fitness import Scores
 from hf_evomerge.recipes.strict_yaml import parse_yaml
 from hf_evomerge.search import answer_form
 from hf_evomerge.search.answer_form import ModelScores, _gaps
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.scaffold import draft_search
-from hf_evomerge.search.plan import plan_search
-
-Trained = Callable[..., list[str]]
 
 
 @pytest.fixture
@@ -47,68 +41,51 @@ def test_the_form_that_the_models_know_is_written(kind, separator, trained, tmp_
         return
     assert config.fitness.separator == separator
     (line,) = lines
-    other = {"": " ", " ": ""}[separator]
-    assert line.startswith(f'right answers are likeliest with separator: "{separator}": -')
-    assert line.endswith(
-        (f' nats by upper with separator: "{other}"', f' nats by twice with separator: "{other}"')
-    )
+    said, others = "right answers are likeliest with", {"": " ", " ": ""}
+    pattern = f'{said} separator: "{separator}": -.* nats by (upper|twice) with separator: "{{}}"'
+    assert re.fullmatch(pattern.format(others[separator]), line)
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_the_chat_template_ismeasured(chat, trained, tmp_path):
+def test_the_chat_template_is_measured(chat, trained, tmp_path):
     """A template that every tokenizer has is written only where the models know the answers in it
     better."""
     names = trained(" ", template=TEMPLATE, chat=chat)
     config, lines = measured(names, tmp_path / "problems.jsonl")
     assert (config.data["search"].chat, config.fitness.separator) == (chat, " ")
-    assert lines[0].startswith(
-        f'right answers are likeliest with separator: " ", chat: {str(chat).lower()}: -'
-    )
+    form = f'separator: " ", chat: {str(chat).lower()}'
+    assert lines[0].startswith(f"right answers are likeliest with {form}: -")
 
 
-def test_answers_that_begin_with_a_space_get_no_second_one(trained, tmp_path):
-    """Completions as trl has them are not set apart again, with models to measure and without."""
+@pytest.mark.parametrize(("spaced", "separator"), [(len(RECORDS), ""), (1, " ")])
+def test_answers_that_begin_with_a_space_get_no_second_one(spaced, separator, trained, tmp_path):
+    """Completions as trl has them are not set apart again, with models to measure and without; one
+    among many decides nothing."""
     names = trained(" ")
-    data = tmp_path / "trl.jsonl"
-    lines = (
-        json.dumps({"prompt": prompt, "completion": f" {answer}"}) for prompt, answer in PROBLEMS
-    )
-    data.write_text("\n".join(lines))
-    assert measured(names, data)[0].fitness.separator == ""
-    assert (
-        parse_yaml(SearchConfig, draft_search(names, data).text, SearchError).fitness.separator
-        == ""
-    )
-
-
-def test_one_answer_with_a_space_decides_nothing(trained, tmp_path):
-    """Where one answer of many begins with a space, the form is measured as if it did not."""
-    names = trained(" ")
-    data = tmp_path / "one.jsonl"
-    lines = [{"prompt": prompt, "completion": answer} for prompt, answer in PROBLEMS]
-    lines[0]["completion"] = f" {lines[0]['completion']}"
-    data.write_text("\n".join(map(json.dumps, lines)))
-    assert measured(names, data)[0].fitness.separator == " "
+    records = [{**each, "answer": f" {each['answer']}"} for each in RECORDS[:spaced]]
+    data = write_lines(tmp_path / "spaced.jsonl", *records, *RECORDS[spaced:])
+    guess = parse_yaml(SearchConfig, draft_search(names, data).text, SearchError)
+    for config in (measured(names, data)[0], guess):
+        assert config.fitness.separator == separator
 
 
 def test_a_dry_run_warns_of_the_wrong_form(trained, tmp_path):
     """A file that says otherwise than the figures is told so, with both; the right one is not."""
     names = trained("", template=TEMPLATE)
     config, _ = measured(names, tmp_path / "problems.jsonl")
-    assert not any("separator" in line for line in plan_search(config).warnings)
-    wrong = config.model_copy(
+    spaced = config.model_copy(
         update={"fitness": config.fitness.model_copy(update={"separator": " "})}
     )
-    (line,) = (line for line in plan_search(wrong).warnings if "separator" in line)
-    assert line.startswith('right answers are likelier with separator: "", chat: false: -')
-    assert line.endswith('with separator: " ", chat: false; write separator: "", chat: false')
     chats = {split: spec.model_copy(update={"chat": True}) for split, spec in config.data.items()}
-    (line,) = (
-        line
-        for line in plan_search(config.model_copy(update={"data": chats})).warnings
-        if "separator" in line
-    )
-    assert line.endswith('with separator: "", chat: true; write separator: "", chat: false')
+    for search, form in (
+        (spaced, 'separator: " ", chat: false'),
+        (config.model_copy(update={"data": chats}), 'separator: "", chat: true'),
+    ):
+        (line,) = (line for line in plan_search(search).warnings if "separator" in line)
+        right = 'separator: "", chat: false'
+        assert line.startswith(f"right answers are likelier with {right}: -")
+        assert line.endswith(f"with {form}; write {right}")
+    assert not any("separator" in line for line in plan_search(config).warnings)
 
 
 def test_a_search_that_cannot_work_does_not_end_in_a_push(trained, tmp_path, monkeypatch):
@@ -117,16 +94,12 @@ def test_a_search_that_cannot_work_does_not_end_in_a_push(trained, tmp_path, mon
     names = [Path(name).name for name in trained("", "characters")]
     monkeypatch.chdir(tmp_path)
     letters = random.Random(0)
-    answers = ["".join(letters.choices("abcdpqrs", k=8)) for _ in PROBLEMS]
-    pairs = zip(PROBLEMS, answers, strict=True)
-    lines = [json.dumps({"prompt": prompt, "answer": other}) for (prompt, _), other in pairs]
-    Path("wrong.jsonl").write_text("\n".join(lines))
-    config, _ = measured(names, Path("wrong.jsonl"))
+    records = ({**each, "answer": "".join(letters.choices("abcdpqrs", k=8))} for each in RECORDS)
+    config, _ = measured(names, write_lines(Path("wrong.jsonl"), *records))
     config.save("search.yaml")
     nothing = "search examples no model answers one right"
     assert any(nothing in line for line in plan_search(config).warnings)
-    words = ["search", "search.yaml", "--out", "study", "--workers", "0"]
-    done = CliRunner().invoke(cli.app, words)
+    done = invoke("search", "search.yaml", "--out", "study", "--workers", "0")
     assert done.exit_code == 0, done.output
     assert nothing in done.stderr
     assert "look at what it answers" in done.stderr
@@ -136,13 +109,8 @@ def test_a_search_that_cannot_work_does_not_end_in_a_push(trained, tmp_path, mon
 def test_choices_are_measured_too(trained, tmp_path):
     """What stands before a choice is measured as what stands before an answer."""
     names = trained("")
-    data = tmp_path / "choices.jsonl"
-    records = (
-        {"prompt": prompt, "choices": [answer, prompt], "answer": answer}
-        for prompt, answer in PROBLEMS
-    )
-    data.write_text("\n".join(map(json.dumps, records)))
-    config, _ = measured(names, data)
+    records = ({**each, "choices": [each["answer"], each["prompt"]]} for each in RECORDS)
+    config, _ = measured(names, write_lines(tmp_path / "choices.jsonl", *records))
     assert (config.fitness.task, config.fitness.separator) == ("multiple_choice", "")
 
 
@@ -174,13 +142,13 @@ def test_the_command_measures_unless_told_not_to(trained, tmp_path, monkeypatch)
     names = [Path(name).name for name in trained("")]
     monkeypatch.chdir(tmp_path)
     words = ["init", *names, "--data", "problems.jsonl"]
-    done = CliRunner().invoke(cli.app, words)
+    done = invoke(*words)
     assert done.exit_code == 0, done.output
     assert "right answers are likeliest" in done.stdout
     assert SearchConfig.load("search.yaml").fitness.separator == ""
     for name in names:
-        shutil.move(tmp_path / name / "model.safetensors", tmp_path / name / "weights.safetensors")
-    guessed = CliRunner().invoke(cli.app, [*words, "--no-measure", "--out", "guessed.yaml"])
+        (tmp_path / name / "model.safetensors").rename(tmp_path / name / "weights.safetensors")
+    guessed = invoke(*words, "--no-measure", "--out", "guessed.yaml")
     assert guessed.exit_code == 0, guessed.output
     assert SearchConfig.load("guessed.yaml").fitness.separator == " "
 

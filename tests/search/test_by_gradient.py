@@ -10,13 +10,15 @@ from searches import BY_BOTH, BY_GRADIENT, GRADIENT, facts
 from slowly import slow_beyond
 from watch import killed
 
-from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge import Recipe, plan_search, resume_search, run_search
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.stages import STAGES
-from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results.show import describe_study
-from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
+
+
+def _whole(trials):
+    return [trial for trial in trials if trial.scores.values.size == 5]
 
 
 @pytest.mark.parametrize("name", slow_beyond(["ps", "dfs", "terms"], BY_GRADIENT))
@@ -32,23 +34,20 @@ def test_a_search_by_gradient(name, search_config, tmp_path):
         assert sum(trial.cost for trial in trials) <= stage.evaluations + 1e-9
         steps = [trial for trial in trials if trial.scores.gradient is not None]
         assert len(steps) > 2
-        assert all(trial.scores.gradient.shape == trial.genome.shape for trial in steps)  # type: ignore[union-attr]
-        whole = [trial for trial in trials if trial.scores.values.size == 5]
+        assert {trial.scores.gradient.size for trial in steps} == {trials[0].genome.size}
+        whole = _whole(trials)
         assert trials[-1] is whole[-1]
-        for trial in (whole[-1], *(trial for trial in steps if trial.scores.values.size == 5)):
-            again = evaluator.evaluate(study.recipe(trial.recipe_key or ""))
+        for trial in (whole[-1], *_whole(steps)):
+            again = evaluator.evaluate(study.recipe(trial.recipe_key))
             assert np.allclose(again.values, trial.scores.values, rtol=1e-3, atol=1e-4)
     for row in (row for row in result.rows if row.stage in STAGES):
-        counted = (
-            study.trials() if name == "hybrid" and row.stage == "dfs" else study.trials(row.stage)
-        )
-        assert row.evaluations == round(sum(trial.cost for trial in counted), 2)
+        first = None if name == "hybrid" and row.stage == "dfs" else row.stage
+        assert row.evaluations == round(sum(trial.cost for trial in study.trials(first)), 2)
     assert name != "terms" or any("+" in hop for hop in result.winner.flow.path)
     if name not in ("dfs", "terms"):
-        start = evaluator.evaluate(
-            study.recipe(study.trials(config.stages[0].name)[0].recipe_key or "")
-        ).mean
-        assert study.best(config.stages[0].name)[0].fitness > start  # type: ignore[operator]
+        stage = config.stages[0].name
+        start = evaluator.evaluate(study.recipe(study.trials(stage)[0].recipe_key))
+        assert study.best(stage)[0].fitness > start.mean
 
 
 def test_finalists_of_a_gradient_were_scored_whole(search_config, tmp_path):
@@ -60,8 +59,7 @@ def test_finalists_of_a_gradient_were_scored_whole(search_config, tmp_path):
     )
     run_search(config, tmp_path, build=False)
     study = Study.open(tmp_path)
-    whole = [trial for trial in study.trials("ps") if trial.scores.values.size == 5]
-    whole.sort(key=lambda trial: -(trial.fitness or 0.0))
+    whole = sorted(_whole(study.trials("ps")), key=lambda trial: -trial.fitness)
     asked = {label for label, split in study.evaluated() if split == "validation"}
     assert asked == {trial.recipe_key for trial in whole[:3]}
     plan = {phase.name: phase.text for phase in plan_search(config).phases}
@@ -75,15 +73,14 @@ def test_groups_by_name(groups, search_config, tmp_path):
     config = search_config("ps", merge={"groups": groups}, optimize=[GRADIENT])
     result = run_search(config, tmp_path)
     names = result.winner.merge.parameters[0]["weight"]
-    assert list(names) == groups or (
-        groups == "tensor" and "model.layers.1.mlp.up_proj.weight" in names
-    )
-    assert {picture.name for picture in (tmp_path / "plots").iterdir()} == {
-        "fitness.png",
-        "weights.png",
-    }
+    assert list(names) == groups or "model.layers.1.mlp.up_proj.weight" in names
+    assert _pictures(tmp_path) == {"fitness.png", "weights.png"}
     assert "task_arithmetic" in describe_study(tmp_path)
     assert Recipe.load(tmp_path / "model" / "recipe.yaml") == result.winner
+
+
+def _pictures(folder):
+    return {picture.name for picture in (folder / "plots").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -97,21 +94,18 @@ def test_gradient_first_then_evolution(space, dies_in, search_config, tmp_path):
         **BY_BOTH[space],
         fitness={"task": "generation", "extract": "all", "max_new_tokens": 2},
     )
-    result = run_search(config, tmp_path / "whole", build=False)
-    study = Study.open(tmp_path / "whole")
+    whole = tmp_path / "whole"
+    result = run_search(config, whole, build=False)
+    study = Study.open(whole)
     first = study.trials(f"{space}-first")
     then = study.trials(space)
     assert sum(trial.scores.gradient is not None for trial in first) > 2
-    assert all((trial.fitness or 0) < 0 for trial in first)
+    assert all(trial.fitness < 0 for trial in first)
     assert {value for trial in then for value in trial.scores.values.tolist()} <= {0.0, 1.0}
     assert then[0].recipe_key == study.best(f"{space}-first")[0].recipe_key
     assert [row.stage for row in result.rows[-2:]] == [f"{space}-first", space]
-    pictures = {picture.name for picture in (tmp_path / "whole" / "plots").iterdir()}
-    assert pictures == {
-        "fitness.png",
-        "fitness-first.png",
-        "weights.png" if space == "ps" else "path.png",
-    }
+    of_winner = "weights.png" if space == "ps" else "path.png"
+    assert _pictures(whole) == {"fitness.png", "fitness-first.png", of_winner}
     killed(
         lambda seen: seen.phase == dies_in and seen.fresh >= 3,
         run_search,
@@ -119,7 +113,7 @@ def test_gradient_first_then_evolution(space, dies_in, search_config, tmp_path):
         tmp_path / "killed",
     )
     resume_search(tmp_path / "killed", build=False)
-    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
+    assert facts(tmp_path / "killed") == facts(whole)
 
 
 def test_only_some_layers_move_by_gradient(search_config, tmp_path):
@@ -128,9 +122,8 @@ def test_only_some_layers_move_by_gradient(search_config, tmp_path):
     merge = {"groups": ["blocks.1"], "parameters": {"weight": weight}}
     run_search(search_config(merge=merge, optimize=[GRADIENT]), tmp_path)
     recipe = Recipe.load(tmp_path / "recipe.yaml")
-    assert all(set(each["weight"]) == {"blocks.1", "default"} for each in recipe.merge.parameters)
-    base = load_file(Path(str(recipe.base.model)) / "model.safetensors")
+    assert {*recipe.merge.parameters[0]["weight"]} == {"blocks.1", "default"}
+    base = load_file(Path(recipe.base.model) / "model.safetensors")
     merged = load_file(tmp_path / "model" / "model.safetensors")
-    moved = {name for name, tensor in merged.items() if not torch.equal(tensor, base[name])}
-    assert moved
-    assert all(".layers.1." in name for name in moved)
+    moved = [name for name, tensor in merged.items() if not torch.equal(tensor, base[name])]
+    assert moved == [name for name in merged if ".layers.1." in name]

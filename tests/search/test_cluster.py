@@ -12,13 +12,12 @@ from killing import EXAMPLES, KillingTask, harmless_jobs
 from searches import facts
 from watch import killed
 
+from hf_evomerge import EvoMergeError, open_source, run_search
 from hf_evomerge.checkpoints.digests import digest_source
-from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.errors import EvoMergeError, SearchError
+from hf_evomerge.errors import SearchError
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
 from hf_evomerge.search.evaluation.provenance import versions
-from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners import cluster as cluster_module
 from hf_evomerge.search.runners.cluster import ClusterEvaluator, RayRunner, RayWorker, _join
 from hf_evomerge.search.runners.job import Job
@@ -31,12 +30,9 @@ from hf_evomerge.search.study.study import Study
 def cluster():
     """A cluster on this machine, whose processes find this module; the runners join it."""
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    names = ("RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness", "RAY_ENABLE_UV_RUN_RUNTIME_ENV")
     with pytest.MonkeyPatch.context() as patch:
-        for name in (
-            "RAY_USAGE_STATS_ENABLED",
-            "RAY_worker_niceness",
-            "RAY_ENABLE_UV_RUN_RUNTIME_ENV",
-        ):
+        for name in names:
             patch.setenv(name, "0")
         ray.init(
             "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
@@ -46,13 +42,12 @@ def cluster():
         ray.shutdown()
 
 
+make = partial(Evaluator, task_factory=KillingTask, examples={"search": EXAMPLES})
+
+
 def _runner(config, workers=None, **more):
-    refs = {"base": config.base, "source:0": config.sources[0], "source:1": config.sources[1]}
-    files = {
-        label: digest_source(open_source(ref), {}) for label, ref in refs.items() if ref is not None
-    }
+    files = {label: digest_source(open_source(ref), {}) for label, ref in config.parents.items()}
     given = {"memory": 1, "files": files, "admit": lambda kind, where: None, **more}
-    make = partial(Evaluator, task_factory=KillingTask, examples={"search": EXAMPLES})
     return RayRunner(config, workers, make=make, **given)
 
 
@@ -65,11 +60,7 @@ def test_actors_give_the_scores_of_this_process(cluster, search_config):
     jobs = harmless_jobs(config)
     target = jobs[1].target
     jobs.append(Job(target, batch=(0, 1), slopes=slopes))
-    expected = dict(
-        LocalRunner(Evaluator(config, task_factory=KillingTask, examples={"search": EXAMPLES})).run(
-            jobs
-        )
-    )
+    expected = dict(LocalRunner(make(config)).run(jobs))
     assert all(scores.error is None for scores in expected.values())
     seen = []
 
@@ -77,10 +68,9 @@ def test_actors_give_the_scores_of_this_process(cluster, search_config):
         def of(self, job):
             return Limit(3.0) if job.batch == (4,) else Limit()
 
-    limits = Short(
-        config.compute.limits, examples={"search": len(EXAMPLES)}, layers=2, parents=lambda: []
-    )
-    runner = _runner(config, limits=limits, admit=lambda kind, where: seen.append((kind, where)))
+    sizes = {"search": len(EXAMPLES)}
+    limits = Short(config.compute.limits, examples=sizes, layers=2, parents=lambda: [])
+    runner = _runner(config, limits=limits, admit=lambda *kind: seen.append(kind))
     try:
         deadly, sleeping = (Job(target, batch=(number,)) for number in (2, 4))
         scores = {}
@@ -118,9 +108,8 @@ def test_a_study_is_the_same_and_goes_on(cluster, search_config, tmp_path):
     study.close()
     there = run_search(config, tmp_path / "there", build=False)
     assert there.winner == here.winner
-    assert any(
-        trial.scores.gradient is not None for trial in Study.open(tmp_path / "here").trials()
-    )
+    trials = Study.open(tmp_path / "here").trials()
+    assert any(trial.scores.gradient is not None for trial in trials)
     assert facts(tmp_path / "there") == facts(tmp_path / "here")
     assert Study.open(tmp_path / "there").meta("devices") == ["another GPU", *kinds]
 
@@ -129,9 +118,8 @@ def test_a_study_is_the_same_and_goes_on(cluster, search_config, tmp_path):
 def test_what_is_wrong_on_a_machine_names_it(cluster, search_config):
     """A source that a machine has not, or another file of it, and a device that no machine has."""
     config = search_config()
-    runner = _runner(
-        config, 1, files={"base": {}, "source:0": {"config.json": ["0" * 64]}, "source:1": {}}
-    )
+    other = {"base": {}, "source:0": {"config.json": ["0" * 64]}, "source:1": {}}
+    runner = _runner(config, 1, files=other)
     with pytest.raises(
         SearchError, match=r"^node [0-9.]+ \(.*\): .*config.json is not what the search stands on"
     ):

@@ -6,18 +6,15 @@ import shutil
 
 import numpy as np
 import pytest
+from commands import invoke
 from searches import minimal
-from typer.testing import CliRunner
 from watch import sql
 
-from hf_evomerge.cli import app
+from hf_evomerge import MergePart, Recipe, Scores, SourceRef, Trial, resume_search
 from hf_evomerge.errors import MachineError, SearchError
-from hf_evomerge.fitness import Scores
-from hf_evomerge.recipes.recipe import MergePart, Recipe, SourceRef
 from hf_evomerge.search.results.show import describe_study
-from hf_evomerge.search.run import resume_search
 from hf_evomerge.search.study.database import STUDY_FILE
-from hf_evomerge.search.study.study import Study, Trial
+from hf_evomerge.search.study.study import Study
 
 TRIALS = 40
 
@@ -34,19 +31,9 @@ def made(tmp_path_factory):
         for number in range(TRIALS):
             part = MergePart(method="linear", parameters=[{"weight": float(number)}])
             key = study.add_recipe(Recipe(sources=[SourceRef(model="a")], merge=part))
-            scores = Scores(
-                rng.standard_normal(4), outputs=[f"{number} "] * 4, seconds=float(number)
-            )
-            study.add_trial(
-                Trial(
-                    "ps",
-                    number,
-                    number // 4,
-                    rng.standard_normal(900 if number == 9 else 60),
-                    key,
-                    scores,
-                )
-            )
+            scores = Scores(rng.standard_normal(4), outputs=[f"{number} "] * 4)
+            genome = rng.standard_normal(900 if number == 9 else 60)
+            study.add_trial(Trial("ps", number, number // 4, genome, key, scores))
     return folder / "study"
 
 
@@ -56,44 +43,37 @@ def folder(made, tmp_path):
     return shutil.copytree(made, tmp_path / "study")
 
 
-def _patch(folder, change):
-    data = bytearray((folder / STUDY_FILE).read_bytes())
-    change(data)
-    (folder / STUDY_FILE).write_bytes(data)
+def _cut_off(folder):
+    os.truncate(folder / STUDY_FILE, (folder / STUDY_FILE).stat().st_size * 4 // 5)
 
 
-def _flip(data, of):
-    data[data.index(of)] ^= 1
+def _flip(of):
+    def damage(folder):
+        data = bytearray((folder / STUDY_FILE).read_bytes())
+        data[data.index(of)] ^= 1
+        (folder / STUDY_FILE).write_bytes(data)
+
+    return damage
+
+
+def _sql(statement):
+    return lambda folder: sql(folder, statement)
 
 
 DAMAGES = {
-    "cut off": (
-        lambda folder: _patch(
-            folder, lambda data: data.__delitem__(slice(len(data) * 4 // 5, None))
-        ),
-        "the file ",
-    ),
-    "schema": (
-        lambda folder: _patch(folder, lambda data: _flip(data, b"CREATE TABLE meta")),
-        "the file ",
-    ),
-    "a column": (
-        lambda folder: _patch(folder, lambda data: _flip(data, b"genome BLOB")),
-        "table trials",
-    ),
+    "cut off": (_cut_off, "the file "),
+    "schema": (_flip(b"CREATE TABLE meta"), "the file "),
+    "a column": (_flip(b"genome BLOB"), "table trials"),
     "the version": (
-        lambda folder: sql(folder, "UPDATE meta SET value = '{' WHERE key = 'schema_version'"),
+        _sql("UPDATE meta SET value = '{' WHERE key = 'schema_version'"),
         "schema_version",
     ),
     "no version": (
-        lambda folder: sql(folder, "DELETE FROM meta WHERE key = 'schema_version'"),
+        _sql("DELETE FROM meta WHERE key = 'schema_version'"),
         r"schema_version \(lost\)",
     ),
-    "a table": (lambda folder: sql(folder, "DROP TABLE evaluations"), r"table evaluations \(lost"),
-    "settings": (
-        lambda folder: sql(folder, "DELETE FROM meta WHERE key = 'settings'"),
-        r"settings \(lost\)",
-    ),
+    "a table": (_sql("DROP TABLE evaluations"), r"table evaluations \(lost"),
+    "settings": (_sql("DELETE FROM meta WHERE key = 'settings'"), r"settings \(lost\)"),
 }
 
 
@@ -103,15 +83,12 @@ def test_one_line_says_what_is_damaged(folder, name):
     damage, what = DAMAGES[name]
     damage(folder)
     for command in ("show", "search"):
-        told = CliRunner().invoke(app, [command, str(folder)])
+        told = invoke(command, folder)
         assert (told.exit_code, told.output.count("\n")) == (1, 1)
         assert re.search(rf"study\.db: .*{what}.* is damaged; put a copy in its", told.output)
 
 
-LOSSES = ["examples", "files:base", "files:source:0", "task"]
-
-
-@pytest.mark.parametrize("key", LOSSES)
+@pytest.mark.parametrize("key", ["examples", "files:base", "files:source:0", "task"])
 def test_a_study_that_does_not_know_its_sources_does_not_go_on(hybrid_search, tmp_path, key):
     """Where it is lost what scores stand on, the study is shown, and does not go on."""
     folder = shutil.copytree(hybrid_search, tmp_path / "study")
@@ -128,14 +105,14 @@ def test_a_study_of_another_schema_is_not_called_damaged(folder):
         study.set_meta("versions", {"hf-evomerge": "0.0.7"})
         study.set_meta("schema_version", 1)
     sql(folder, "DROP TABLE objectives")
-    for command in (["show"], ["search"], ["export", "--csv", str(folder / "x.csv")], ["eval"]):
-        told = CliRunner().invoke(app, [command[0], str(folder), *command[1:]])
+    for command, *words in (["show"], ["search"], ["export", "--csv", folder / "x.csv"], ["eval"]):
+        told = invoke(command, folder, *words)
         assert (told.exit_code, told.output.count("\n")) == (1, 1)
-        assert (
-            "study.db: written by hf_evomerge 0.0.7 with schema 1, and this version reads schema"
-            in told.output
-        )
-        assert "its models are fine" in told.output
+        for said in (
+            "study.db: written by hf_evomerge 0.0.7 with schema 1, and this version reads schema",
+            "its models are fine",
+        ):
+            assert said in told.output
         assert "damaged" not in told.output
 
 

@@ -1,102 +1,109 @@
 """A first search file: what it is made from, that it is one, and what it cannot be made from."""
 
-import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
-from classes import CLASSES, random_class
+from classes import CLASSES, edit_json, random_class
+from commands import invoke
+from searches import write_lines
 from tiny_adapters import save_adapter
 from transformers import BertConfig, BertForMaskedLM
-from typer.testing import CliRunner
 from vlms import WORDS, tokenizer
 
-from hf_evomerge import cli
+from hf_evomerge import SearchConfig, SourceRef, plan_search
 from hf_evomerge.errors import FitnessError, SearchError, SourceError
-from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.recipes.strict_yaml import parse_yaml, validate
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.file.scaffold import AnswerForm, _named, draft_search
-from hf_evomerge.search.plan import plan_search
 
 
 def _data(folder, *records, count=80):
     """A file with the records, and more of the kind of the last."""
-    more = [
-        {**records[-1], next(iter(records[-1])): f"{next(iter(records[-1].values()))} {n} ?"}
-        for n in range(count)
-    ]
-    file = folder / "my problems.jsonl"
-    file.write_text(
-        "\n".join(json.dumps(record, ensure_ascii=False) for record in [*records, *more]),
-        encoding="utf-8",
-    )
-    return file
+    key, text = next(iter(records[-1].items()))
+    more = [{**records[-1], key: f"{text} {n} ?"} for n in range(count)]
+    return write_lines(folder / "my problems.jsonl", *records, *more)
 
 
-def _drafted(tiny, data, *names, base="base"):
-    sources = [str(tiny / name) for name in names or ("a", "b")]
-    draft = draft_search(sources, data, base=str(tiny / base) if base else None)
-    return parse_yaml(SearchConfig, draft.text, SearchError), draft.text
+PLAIN = {"prompt": "w1 w2", "answer": "w3"}
 
 
-def test_models_of_one_depth_are_merged(tiny, tmp_path):
+def _drafted(names, data, **more):
+    draft = draft_search([*map(str, names)], data, **more)
+    return parse_yaml(SearchConfig, draft.text, SearchError), draft
+
+
+@pytest.fixture
+def pair(tiny):
+    """The fine-tunes."""
+    return [tiny / "a", tiny / "b"]
+
+
+@pytest.fixture
+def base(tiny):
+    """Their base."""
+    return str(tiny / "base")
+
+
+@pytest.fixture
+def tiny_copy(tiny, tmp_path):
+    """Models that a test may change."""
+    return shutil.copytree(tiny, tmp_path / "tiny")
+
+
+def test_models_of_one_depth_are_merged(pair, base, tmp_path):
     """A draft is a quick search for weights over slices that do not overlap, with comments for what
     comes after it."""
     data = _data(tmp_path, {"question": "w1 w2", "answer": 3}, count=1000)
-    config, text = _drafted(tiny, data)
+    config, draft = _drafted(pair, data, base=base)
     assert (config.space, config.merge.groups) == ("ps", "rows")
     assert [(step.by, step.evaluations) for step in config.optimize] == [("gradient", 48)]
-    assert "\noptimize: quick\n" in text
-    assert [source.model for source in config.sources] == [str(tiny / "a"), str(tiny / "b")]
-    assert config.base is not None
+    assert "\noptimize: quick\n" in draft.text
+    assert [source.model for source in config.sources] == [*map(str, pair)]
+    assert config.base == SourceRef(model=base)
     assert config.compare.baselines == ("average", "prompt", "alone")
-    assert "by itself, 2 times its cost; does the result need them all?" in text
-    splits = [
-        (spec.start, spec.count, spec.prompt_field, spec.shuffle_seed)
-        for spec in config.data.values()
-    ]
-    assert splits == [(0, 128, "question", 0), (128, 200, "question", 0), (328, 400, "question", 0)]
+    assert "by itself, 2 times its cost; does the result need them all?" in draft.text
+    specs = config.data.values()
+    assert [(spec.start, spec.count) for spec in specs] == [(0, 128), (128, 200), (328, 400)]
+    assert {(spec.prompt_field, spec.shuffle_seed) for spec in specs} == {("question", 0)}
     assert config.fitness.separator == " "
-    after = text.split("# After the quick look")[1].replace("\n# ", "\n")
-    assert "# task: generation" in text
+    after = draft.text.split("# After the quick look")[1].replace("\n# ", "\n")
+    assert "# task: generation" in draft.text
     assert "merge: {groups: 2} # 2 x 2 weights" in after
     assert re.search(r"^optimize: \[{by: gradient, evaluations: 150}\] # ", after, re.MULTILINE)
 
 
-def test_choices_are_chosen_from(tiny, tmp_path):
+def test_choices_are_chosen_from(pair, base, tmp_path):
     """Records with choices make a search for the right one, by its log-probability, which also says
     how often it is right."""
-    config, text = _drafted(
-        tiny, _data(tmp_path, {"question": "w1", "choices": ["w2", "w3"], "answer": 1})
-    )
+    data = _data(tmp_path, {"question": "w1", "choices": ["w2", "w3"], "answer": 1})
+    config, draft = _drafted(pair, data, base=base)
     assert (config.fitness.task, config.fitness.unit) == ("multiple_choice", "nats per answer")
-    assert [spec.choices for spec in config.data.values()] == ["choices"] * 3
+    assert {spec.choices for spec in config.data.values()} == {"choices"}
     assert config.optimize[0].by == "cma"
-    assert "gradient" not in text
+    assert "gradient" not in draft.text
 
 
-def test_models_of_other_depths_and_without_a_base(tiny, tmp_path):
-    """Where depths differ the search is for a path; without a base the merge is a mean, which
-    begins at the average alone."""
-    data = _data(tmp_path, {"prompt": "w1", "answer": "w2"})
-    config, text = _drafted(tiny, data, "a", "deep")
+def test_models_of_other_depths(tiny, base, tmp_path):
+    """Where depths differ the search is for a path."""
+    names = [tiny / name for name in ("a", "deep")]
+    config, draft = _drafted(names, _data(tmp_path, PLAIN), base=base)
     assert config.space == "dfs"
-    assert "which are 2, 3, 2" in text
-    draft = draft_search([str(tiny / name) for name in ("a", "deep")], data)
-    assert re.match("2 models: a has 2 layers and .*M; deep has 3 layers and .*M", draft.found[0])
-    assert "a path through their layers is searched (space: dfs)" in draft.found[1]
-    assert "# path: {kind: gates, repetitions: 2}" in text
+    assert "which are 2, 3, 2" in draft.text
+    assert re.match("3 models: a has 2 layers and .*M; deep has 3 layers and .*M", draft.found[0])
+    assert "a path through their layers is searched (space: dfs)" in "".join(draft.found)
+    assert "# path: {kind: gates, repetitions: 2}" in draft.text
     assert config.compare.baselines == ("average", "prompt", "alone")
-    config, text = _drafted(tiny, data, base=None)
+
+
+def test_models_without_a_base(pair, tmp_path):
+    """Without a base the merge is a mean, which begins at the average alone."""
+    config, draft = _drafted(pair, _data(tmp_path, PLAIN))
     assert config.compare.baselines == ("average", "prompt")  # a mean of one model is that model
-    assert (config.merge.method, config.merge.starts, config.optimize[0].by) == (
-        "linear",
-        ["average", "sources"],
-        "gradient",
-    )
-    begin, _, after = text.partition(
+    assert (config.merge.method, config.merge.starts) == ("linear", ["average", "sources"])
+    assert config.optimize[0].by == "gradient"
+    begin, _, after = draft.text.partition(
         "# After the quick look, in place of optimize and merge above:\n"
     )
     kept = re.sub("^(optimize|merge): .*\n", "", begin, flags=re.MULTILINE)
@@ -110,77 +117,73 @@ def _says(folder, base, *, card=True):
     if card:
         (folder / "README.md").write_text(f"---\nbase_model:\n- {base}\n---\n# A fine-tune\n")
     else:
-        file = folder / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), "_name_or_path": base}))
+        edit_json(folder / "config.json", _name_or_path=base)
 
 
 def test_the_base_is_found(tiny_copy, tmp_path):
     """Without --base the one is taken that cards and configs name; where they name none, several or
     one that will not do, this is said, and what it costs."""
-    data = _data(tmp_path, {"prompt": "w1", "answer": "w2"})
-    names = [str(tiny_copy / name) for name in ("a", "b")]
+    data = _data(tmp_path, PLAIN)
+    a, b, base, deep = (tiny_copy / name for name in ("a", "b", "base", "deep"))
 
     def drafted():
-        draft = draft_search(names, data)
-        return parse_yaml(SearchConfig, draft.text, SearchError), "\n".join(draft.found)
+        config, draft = _drafted([a, b], data)
+        return config, "\n".join(draft.found)
 
     averaged = "weights are averaged (merge: {method: linear}); task vectors need --base"
     config, said = drafted()
     assert config.base is None
     assert f"warning: no base is known: {averaged}" in said
-    base = str(tiny_copy / "base")
-    _says(tiny_copy / "a", base)
-    _says(tiny_copy / "b", base, card=False)
+    _says(a, base)
+    _says(b, str(base), card=False)
     config, said = drafted()
-    assert (config.base, config.merge.method) == (SourceRef(model=base), "task_arithmetic")
+    assert (config.base.model, config.merge.method) == (str(base), "task_arithmetic")
     assert f"the base is the one that they name (a and b: {base})" in said
-    for other, why in {
-        str(tiny_copy / "deep"): f"a: {tiny_copy / 'deep'}; b: {base}",
-        "no/such": f"a: no/such; b: {base}",
-    }.items():
-        _says(tiny_copy / "a", other)
+    for other in (deep, "no/such"):
+        _says(a, other)
         config, said = drafted()
         assert config.base is None
-        assert f"warning: no base is known ({why}): {averaged}" in said
-    _says(tiny_copy / "b", "no/such")
+        assert f"warning: no base is known (a: {other}; b: {base}): {averaged}" in said
+    _says(b, "no/such")
     assert "which will not do: no/such: no folder in " in drafted()[1]
-    for name in ("a", "b"):
-        _says(tiny_copy / name, str(tiny_copy / "deep"))
+    for folder in (a, b):
+        _says(folder, deep)
     assert "of 3 layers): weights" in drafted()[1]
 
 
-def test_half_precision_is_for_gpus(tiny, tmp_path):
+def test_half_precision_is_for_gpus(tiny_copy, tmp_path):
     """Models of half precision are scored in float32 on a processor, as the file says; on a GPU
     they stay what they are."""
-    for name in ("a", "b"):
-        file = shutil.copytree(tiny / name, tmp_path / name) / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), "dtype": "bfloat16"}))
-    data = _data(tmp_path, {"prompt": "w1 w2", "answer": "w3"})
+    names = [tiny_copy / name for name in ("a", "b")]
+    for name in names:
+        edit_json(name / "config.json", dtype="bfloat16")
+    data = _data(tmp_path, PLAIN)
     for device, dtype in {"cpu": "float32", "cuda": None}.items():
-        text = draft_search([str(tmp_path / name) for name in ("a", "b")], data, device=device).text
-        assert parse_yaml(SearchConfig, text, SearchError).output.dtype == dtype
+        assert _drafted(names, data, device=device)[0].output.dtype == dtype
 
 
-def test_a_draft_is_ready_for_a_card(tiny, tmp_path):
+def test_a_draft_is_ready_for_a_card(pair, tmp_path):
     """The line that says what the model is for waits to be filled in; a gloss is taken where every
     record has one."""
-    record = {"prompt": "w1 w2", "answer": "w3", "english": "one two"}
-    config, text = _drafted(tiny, _data(tmp_path, record))
-    assert [spec.gloss_field for spec in config.data.values()] == ["english"] * 2
-    assert re.search("^# about: .*what the model is for", text, re.MULTILINE)
-    told = re.sub("^# about: .*$", "about: Adds in Japanese.", text, flags=re.MULTILINE)
-    assert parse_yaml(SearchConfig, told, SearchError).about == "Adds in Japanese."
+    record = {**PLAIN, "english": "one two"}
+    config, draft = _drafted(pair, _data(tmp_path, record))
+    assert {spec.gloss_field for spec in config.data.values()} == {"english"}
+
+    def filled(line):
+        text = re.sub("^# about: .*what the model is for.*$", line, draft.text, flags=re.MULTILINE)
+        return parse_yaml(SearchConfig, text, SearchError).about
+
+    assert filled("about: Adds in Japanese.") == "Adds in Japanese."
+    waiting = draft.text[draft.text.index("about:") :].split("\n")[0]
     for line, message in {
-        text[text.index("about:") :].split("\n")[0]: "about: still waits to be filled in",
-        "about: a sentence: two": "mapping values are not allowed here.*; put a text with a colon in it in quotes",  # noqa: E501
+        waiting: "about: still waits to be filled in",
+        "about: a sentence: two": "mapping values are not allowed here.*; put a text with a colon",
         f"about: {'x' * 301}": "about: must have at most 300 characters",
     }.items():
         with pytest.raises(SearchError, match=message):
-            parse_yaml(
-                SearchConfig, re.sub("^# about: .*$", line, text, flags=re.MULTILINE), SearchError
-            )
-    config, _ = _drafted(tiny, _data(tmp_path, {"prompt": "w4", "answer": "w3"}, record))
-    assert [spec.gloss_field for spec in config.data.values()] == [None] * 2
+            filled(line)
+    config, _ = _drafted(pair, _data(tmp_path, {**PLAIN, "prompt": "w4"}, record))
+    assert {spec.gloss_field for spec in config.data.values()} == {None}
 
 
 @pytest.mark.parametrize(
@@ -193,13 +196,11 @@ def test_a_draft_is_ready_for_a_card(tiny, tmp_path):
         ({"prompt": "2 + 3 =", "answer": " 5"}, ""),
     ],
 )
-def test_the_separator_is_guessed_from_the_writing(tiny, tmp_path, record, separator):
+def test_the_separator_is_guessed_from_the_writing(pair, tmp_path, record, separator):
     """Without a measurement: a space where words have spaces between them, and neither prompt nor
     answer has it."""
-    file = tmp_path / "problems.jsonl"
     records = ({**record, "prompt": f"{number} {record['prompt']}"} for number in range(8))
-    file.write_text("\n".join(map(json.dumps, records)))
-    config, _ = _drafted(tiny, file)
+    config, _ = _drafted(pair, write_lines(tmp_path / "problems.jsonl", *records))
     assert config.fitness.separator == separator
 
 
@@ -207,77 +208,59 @@ def test_chat_templates_are_used_where_all_have_one(tiny_copy, tmp_path):
     """With a template in every model the prompts are messages and no separator is written; with one
     in some it is remarked."""
     data = _data(tmp_path, {"instruction": "w1", "input": "w2", "output": "w " * 200})
-    (tiny_copy / "a" / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    config, text = _drafted(tiny_copy, data)
-    assert not any(spec.chat for spec in config.data.values())
-    assert "if all models have one" in text
-    for name in ("b", "base"):
-        (tiny_copy / name / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    config, _ = _drafted(tiny_copy, data)
-    assert all(
-        spec.chat and spec.template == "{instruction}\n{input}" for spec in config.data.values()
-    )
+    names = [tiny_copy / name for name in ("a", "b", "base")]
+
+    def drafted(with_template):
+        for name in with_template:
+            (name / "chat_template.jinja").write_text("{{ messages[0].content }}")
+        return _drafted(names[:2], data, base=str(names[2]))
+
+    config, draft = drafted(names[:1])
+    assert {spec.chat for spec in config.data.values()} == {False}
+    assert "if all models have one" in draft.text
+    config, _ = drafted(names)
+    specs = config.data.values()
+    assert {(spec.chat, spec.template) for spec in specs} == {(True, "{instruction}\n{input}")}
     assert (config.fitness.separator, config.fitness.normalize) == ("", "token")
 
 
-@pytest.fixture
-def tiny_copy(tiny, tmp_path):
-    """Models that a test may change."""
-    return shutil.copytree(tiny, tmp_path / "tiny")
-
-
 @pytest.mark.parametrize(
-    ("records", "message"),
+    ("record", "count", "message"),
     [
-        ([{"prompt": "a", "answer": "b"}] * 3, "3 records; a search needs 8 at least"),
+        (PLAIN, 3, "3 records; a search needs 8 at least"),
+        (PLAIN, 9, "1 prompts occur more than once, such as 'w1 w2'; keep one of each"),
+        ({"messages": []}, 9, "messages holds whole chats; write each problem as"),
         (
-            [{"prompt": "a", "answer": "b"}] * 9,
-            "1 prompts occur more than once, such as 'a'; keep one of each",
-        ),
-        ([{"messages": []}] * 9, "messages holds whole chats; write each problem as"),
-        (
-            [{"prompt": "a", "reply": "b"}] * 9,
+            {"prompt": "a", "reply": "b"},
+            9,
             "none of the fields prompt, reply looks like the answer; call it answer",
         ),
-        ([{"words": "a"}] * 9, "none of the fields words looks like the prompt"),
+        ({"words": "a"}, 9, "none of the fields words looks like the prompt"),
     ],
 )
-def test_data_that_does_not_do(tiny, tmp_path, records, message):
+def test_data_that_does_not_do(pair, tmp_path, record, count, message):
     """Too few records, repeated prompts, chats and unknown fields are one line that says what to
     do."""
-    file = tmp_path / "problems.jsonl"
-    file.write_text("\n".join(map(json.dumps, records)))
-    with pytest.raises(FitnessError) as caught:
-        draft_search([str(tiny / "a"), str(tiny / "b")], file)
-    assert message in str(caught.value)
+    with pytest.raises(FitnessError, match=message):
+        _drafted(pair, write_lines(tmp_path / "problems.jsonl", *[record] * count))
 
 
-def test_the_command_replaces_no_file_unasked(tiny, tmp_path, monkeypatch):
+def test_the_command_replaces_no_file_unasked(pair, base, tmp_path, monkeypatch):
     """The file is written once, names with spaces are quoted, and one source is refused."""
     monkeypatch.chdir(tmp_path)
-    data = _data(tmp_path, {"prompt": "w1", "answer": "w2"})
-    words = [
-        "init",
-        str(tiny / "a"),
-        str(tiny / "b"),
-        "--base",
-        str(tiny / "base"),
-        "--data",
-        data.name,
-    ]
-    done = CliRunner().invoke(cli.app, words)
+    data = _data(tmp_path, PLAIN).name
+    words = ["init", *pair, "--base", base, "--data", data]
+    done = invoke(*words)
     assert done.exit_code == 0, done.output
     assert (
         "81 problems in my problems.jsonl: 40 for search, 41 for test\neach search" in done.stdout
     )
     assert "hf-evomerge search search.yaml --out my-search --dry-run" in done.stdout
-    assert SearchConfig.load("search.yaml").data["search"].jsonl == data.name
-    assert CliRunner().invoke(cli.app, [*words, "--out", "new/search.yaml"]).exit_code == 0
-    again = CliRunner().invoke(cli.app, words)
+    assert SearchConfig.load("search.yaml").data["search"].jsonl == data
+    assert invoke(*words, "--out", "new/search.yaml").exit_code == 0
+    again = invoke(*words)
     assert (again.exit_code, again.stderr.count("exists already")) == (1, 1)
-    alone = CliRunner().invoke(
-        cli.app, ["init", str(tiny / "a"), "--data", data.name, "--out", "other.yaml"]
-    )
+    alone = invoke("init", pair[0], "--data", data, "--out", "other.yaml")
     assert "give the names of two fine-tunes of one model" in alone.stderr
 
 
@@ -292,17 +275,15 @@ def test_the_command_replaces_no_file_unasked(tiny, tmp_path, monkeypatch):
         (214, ["w2", "w3"], [64, 64, 86]),
     ],
 )
-def test_how_problems_are_split(count, choices, sizes, tiny, tmp_path):
+def test_how_problems_are_split(count, choices, sizes, pair, base, tmp_path):
     """With a gradient half are searched with, and validation has what a test of 200 leaves; without
     one it has as many as the search. The splits do not overlap, and what was chosen is said."""
-    record = {"question": "w1 w2", "answer": "w2"} | ({"choices": choices} if choices else {})
-    data = _data(tmp_path, record, count=count - 1)
-    config, _ = _drafted(tiny, data)
-    assert [spec.count for spec in config.data.values()] == sizes
+    record = PLAIN | ({"answer": "w2", "choices": choices} if choices else {})
+    config, draft = _drafted(pair, _data(tmp_path, record, count=count - 1), base=base)
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
-    assert [spec.start for spec in config.data.values()] == starts
-    found = draft_search([str(tiny / name) for name in ("a", "b")], data).found
-    why = next(line for line in found if "the test tells an accuracy" in line)
+    slices = [(spec.start, spec.count) for spec in config.data.values()]
+    assert slices == [*zip(starts, sizes, strict=True)]
+    why = next(line for line in draft.found if "the test tells an accuracy" in line)
     more = "more search examples may help (count)"
     assert why.startswith(more if sizes[0] == 128 else "each search example helps;")
     error = 0.5 / sizes[-1] ** 0.5
@@ -310,56 +291,42 @@ def test_how_problems_are_split(count, choices, sizes, tiny, tmp_path):
     assert ("validation guards against luck" in why) == (len(sizes) == 3)
 
 
-def test_adapters_are_sources(tiny, tmp_path):
+def test_adapters_are_sources(pair, base, tmp_path):
     """An adapter of the base that is given, by its folder; and one named with its base."""
-    lora = str(save_adapter(tiny / "base", tmp_path / "lora", 0))
-    data = _data(tmp_path, {"question": "w1 w2", "answer": 3})
-    draft = draft_search(
-        [lora, f"{tiny / 'a'}+{lora}", str(tiny / "b")], data, base=str(tiny / "base")
-    )
-    sources = parse_yaml(SearchConfig, draft.text, SearchError).sources
-    assert [(source.model, source.adapter) for source in sources] == [
-        (str(tiny / "base"), lora),
-        (str(tiny / "a"), lora),
-        (str(tiny / "b"), None),
-    ]
+    lora = str(save_adapter(Path(base), tmp_path / "lora", 0))
+    a, b = map(str, pair)
+    config, _ = _drafted([lora, f"{a}+{lora}", b], _data(tmp_path, PLAIN), base=base)
+    sources = [(source.model, source.adapter) for source in config.sources]
+    assert sources == [(base, lora), (a, lora), (b, None)]
 
 
-def test_a_folder_of_adapters(tiny, tmp_path):
+def test_a_folder_of_adapters(base, tmp_path):
     """A folder of adapters stands for all of them, and the base is the one that they name."""
     for seed, name in enumerate(("b", "a", "c")):
-        save_adapter(tiny / "base", tmp_path / "loras" / name, seed)
-    draft = draft_search(
-        [str(tmp_path / "loras")], _data(tmp_path, {"question": "w1 w2", "answer": 3})
-    )
-    config = parse_yaml(SearchConfig, draft.text, SearchError)
-    base = str(tiny / "base")
+        save_adapter(Path(base), tmp_path / "loras" / name, seed)
+    config, _ = _drafted([tmp_path / "loras"], _data(tmp_path, PLAIN))
     assert config.base == SourceRef(model=base)
-    assert [(source.model, source.adapter) for source in config.sources] == [
-        (base, str(tmp_path / "loras" / name)) for name in "abc"
-    ]
+    sources = [(source.model, source.adapter) for source in config.sources]
+    assert sources == [(base, str(tmp_path / "loras" / name)) for name in "abc"]
     assert config.merge.method == "task_arithmetic"
 
 
-def test_worked_solutions_are_scored_by_their_result(tiny, tmp_path):
+def test_worked_solutions_are_scored_by_their_result(pair, tmp_path):
     """Where every answer has its result after the mark of GSM8K, that is the answer, and the
     settings are explained."""
-    config, text = _drafted(
-        tiny, _data(tmp_path, {"question": "w1 w2", "answer": "w3 w4\n#### 43"})
-    )
-    assert [spec.answer_after for spec in config.data.values()] == ["####"] * 2
-    assert "# task: generation" in text
+    data = _data(tmp_path, {"question": "w1 w2", "answer": "w3 w4\n#### 43"})
+    config, draft = _drafted(pair, data)
+    assert {spec.answer_after for spec in config.data.values()} == {"####"}
+    assert "# task: generation" in draft.text
     for key in ("answer_after", "prompt_field", "shuffle_seed", "start", "count", "max_new_tokens"):
-        assert re.search(f"# .*{key}\\b", text), key
+        assert re.search(f"# .*{key}\\b", draft.text), key
 
 
 def _bert(folder, seed, *labels):
     """A tiny classifier of these labels, or without any a masked language model; returns its
     folder."""
-    named = {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
-    }
+    numbers = {label: number for number, label in enumerate(labels)}
+    named = {"id2label": dict(enumerate(labels)), "label2id": numbers}
     model = (
         random_class("bert", seed, **named)
         if labels
@@ -370,32 +337,38 @@ def _bert(folder, seed, *labels):
     return str(folder)
 
 
+def _berts(folder, *labels):
+    """Folders of classifiers, named after their seeds."""
+    return [_bert(folder / str(seed), seed, *each) for seed, each in enumerate(labels)]
+
+
+COLORS = ("red", "blue")
+
+
 def test_the_task_follows_the_class(tmp_path):
     """Classifiers are scored by labels, masked language models by what is near; no search scores
     these by likelihood."""
-    names = [_bert(tmp_path / name, seed, "red", "blue") for seed, name in enumerate(("a", "b"))]
+    *names, one, other = _berts(tmp_path, COLORS, COLORS, (), ())
     data = _data(tmp_path, {"prompt": "w1 w2", "answer": "red"}, {"prompt": "w3", "answer": "blue"})
-    draft = draft_search(names, data)
-    config = parse_yaml(SearchConfig, draft.text, SearchError)
+    config, _ = _drafted(names, data)
     assert config.fitness.task == "classification"
     assert config.sources[0].component is None
-    encoders = [_bert(tmp_path / name, seed) for seed, name in enumerate(("c", "d"))]
-    config = parse_yaml(SearchConfig, draft_search(encoders, data).text, SearchError)
+    config, _ = _drafted([one, other], data)
     assert config.fitness.task == "retrieval"
     settings = config.model_dump(exclude_unset=True) | {"fitness": {"task": "likelihood"}}
     with pytest.raises(
         SourceError,
-        match=r"c: BertForMaskedLM \(model type 'bert'\) is no model that the task likelihood",
+        match=r"2: BertForMaskedLM \(model type 'bert'\) is no model that the task likelihood",
     ):
         plan_search(validate(SearchConfig, settings, SearchError))
 
 
 def test_other_labels_are_for_a_file_by_hand(tmp_path):
     """Classifiers of other labels each need a head for each example: init says what to write."""
-    names = [_bert(tmp_path / "a", 0, "red", "blue"), _bert(tmp_path / "b", 1, "dark", "light")]
+    names = _berts(tmp_path, COLORS, ("dark", "light"))
     data = _data(tmp_path, {"prompt": "w1", "answer": "dark"})
     with pytest.raises(FitnessError, match="other labels each; write the search file by hand"):
-        draft_search(names, data)
+        _drafted(names, data)
 
 
 @pytest.mark.parametrize(
@@ -412,35 +385,31 @@ def test_other_labels_are_for_a_file_by_hand(tmp_path):
 def test_re_rankers_are_given_pairs(record, template, tmp_path):
     """Two texts and a label, by sentence-transformers' names, are pairs, and the file scores a
     source on them."""
-    names = [_bert(tmp_path / name, seed, "LABEL_0") for seed, name in enumerate(("a", "b"))]
-    records = [
-        {**record, next(name for name in record if name in template): f"w{n} w4"} for n in range(12)
-    ]
-    draft = draft_search(names, _data(tmp_path, *records, count=0))
-    config = parse_yaml(SearchConfig, draft.text, SearchError)
+    names = _berts(tmp_path, ["LABEL_0"], ["LABEL_0"])
+    first = template.partition("}")[0].removeprefix("{")
+    records = [{**record, first: f"w{n} w4"} for n in range(12)]
+    config, _ = _drafted(names, write_lines(tmp_path / "pairs.jsonl", *records))
     assert (config.fitness.task, config.fitness.pair_separator) == ("classification", "\t")
-    label = next(name for name in ("label", "score") if name in record)
-    assert [(spec.template, spec.answer_field) for spec in config.data.values()] == [
-        (template, label)
-    ] * 2
+    label = [*record][-1]
+    specs = config.data.values()
+    assert {(spec.template, spec.answer_field) for spec in specs} == {(template, label)}
     assert plan_search(config).phases
-    evaluator = Evaluator(config)
-    scores = evaluator.evaluate(config.sources[0])
+    scores = Evaluator(config).evaluate(config.sources[0])
     assert (scores.error, len(scores.values)) == (None, 6)
+    wrong = write_lines(tmp_path / "wrong.jsonl", *({**each, label: 8.3} for each in records))
     with pytest.raises(FitnessError, match=r"the model has no label '8\.3'; it has 0, 1"):
-        draft_search(names, _data(tmp_path, *({**each, label: 8.3} for each in records), count=0))
+        _drafted(names, wrong)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_the_one_source_without_a_head_is_named(order, tmp_path):
     """Beside classifiers, wherever it stands; the message says what to do."""
-    labelled = [_bert(tmp_path / name, seed, "red", "blue") for seed, name in enumerate(("a", "b"))]
-    names = [*labelled, _bert(tmp_path / "plain", 2)]
+    names = _berts(tmp_path, COLORS, COLORS, ())
     data = _data(tmp_path, {"prompt": "w1 w2", "answer": "red"})
     with pytest.raises(
-        SearchError, match=r"plain: BertForMaskedLM has no head, .* give it as the base"
+        SearchError, match=r"2: BertForMaskedLM has no head, .* give it as the base"
     ):
-        draft_search([names[at] for at in order], data)
+        _drafted([names[at] for at in order], data)
 
 
 def test_a_revision_is_written():
@@ -451,47 +420,33 @@ def test_a_revision_is_written():
 
 
 def _skill(folder, name, count):
-    file = folder / f"{name}.jsonl"
-    lines = (f'{{"prompt": "{name} w{i}", "answer": "w{i}"}}' for i in range(count))
-    file.write_text("\n".join(lines), encoding="utf-8")
-    return file
+    records = ({"prompt": f"{name} w{i}", "answer": f"w{i}"} for i in range(count))
+    return write_lines(folder / f"{name}.jsonl", *records)
 
 
-def test_one_file_for_each_skill(tiny, tmp_path):
+def test_one_file_for_each_skill(pair, base, tmp_path):
     """Every split has some of each skill, and a skill's weight is 1 over the gap that was
     measured."""
     files = [_skill(tmp_path, "sums", 80), _skill(tmp_path, "letters", 600)]
-    names = [str(tiny / name) for name in ("a", "b")]
-    gaps = {"sums": 8.0, "letters": 0.5}
-    draft = draft_search(
-        names,
-        files,
-        base=str(tiny / "base"),
-        measure=lambda config: (AnswerForm("", chat=False), gaps, []),
-    )
-    config = parse_yaml(SearchConfig, draft.text, SearchError)
+    measured = (AnswerForm("", chat=False), {"sums": 8.0, "letters": 0.5}, [])
+    config, _ = _drafted(pair, files, base=base, measure=lambda config: measured)
     assert list(config.data) == ["search", "test"]  # sums has none for validation to spare
     for split, spec in config.data.items():
         assert [each.weight for each in spec.sources.values()] == [0.125, 2.0], split
-    examples = Evaluator(config).tasks.examples("search")
-    assert {(each.source, each.weight) for each in examples} == {("sums", 0.125), ("letters", 2.0)}
-    prompts = [
-        each.prompt for split in config.data for each in Evaluator(config).tasks.examples(split)
-    ]
+    tasks = Evaluator(config).tasks
+    weights = {(each.source, each.weight) for each in tasks.examples("search")}
+    assert weights == {("sums", 0.125), ("letters", 2.0)}
+    prompts = [each.prompt for split in config.data for each in tasks.examples(split)]
     assert len(prompts) == len(set(prompts))
 
 
-def test_init_takes_a_file_for_each_skill(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [["letters.jsonl"], ["--data", "letters.jsonl"]])
+def test_init_takes_a_file_for_each_skill(more, pair, tmp_path, monkeypatch):
     """Files behind --data are data, whether the option is repeated or not."""
     monkeypatch.chdir(tmp_path)
     for name in ("sums", "letters"):
         _skill(tmp_path, name, 40)
-    models = [str(tiny / name) for name in ("a", "b")]
-    words = ["init", *models, "--no-measure", "--data", "sums.jsonl"]
-    for number, more in enumerate((["letters.jsonl"], ["--data", "letters.jsonl"])):
-        done = CliRunner().invoke(cli.app, [*words, *more, "--out", f"{number}.yaml"])
-        assert done.exit_code == 0, done.output
-        assert list(SearchConfig.load(f"{number}.yaml").data["search"].sources) == [
-            "sums",
-            "letters",
-        ]
+    done = invoke("init", *pair, "--no-measure", "--data", "sums.jsonl", *more)
+    assert done.exit_code == 0, done.output
+    search = SearchConfig.load("search.yaml").data["search"]
+    assert list(search.sources) == ["sums", "letters"]

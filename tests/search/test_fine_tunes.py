@@ -2,25 +2,24 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from classes import random_class
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_evomerge import Example, FlowPart, Recipe, Scores, SourceRef, run_search
 from hf_evomerge.errors import FitnessError
-from hf_evomerge.fitness import Example
-from hf_evomerge.fitness.scores import Scores
-from hf_evomerge.recipes.recipe import FlowPart, Recipe, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.phases.baselines import lora as lora_phase
 from hf_evomerge.search.phases.baselines import merge_lora
 from hf_evomerge.search.phases.baselines.finetune import Lora, LoraAscent, fine_tune
 from hf_evomerge.search.phases.baselines.lora import LoraTrainer, LoraTrainings
-from hf_evomerge.search.run import run_search
+from hf_evomerge.search.phases.phase import SearchRun
 from hf_evomerge.search.study.study import Study
 
 
@@ -43,22 +42,20 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
         "average": ("the average", tmp_path / "baselines" / "average" / "model"),
         "sum": ("the sum", tmp_path / "baselines" / "sum" / "model"),
     }
-    rates = (0.0001, 0.01)
     with Study.open(tmp_path) as study:
-
-        def fitness(start, rate, cost):
-            scores = study.evaluation(f"lora:{start}:{rate}:{cost}", "validation")
-            return None if scores is None else scores.mean
-
-        short = {start: fitness(start, 0.01, 2) for start in starts}
-        whole = {(start, rate): fitness(start, rate, 8) for start in starts for rate in rates}
-    tuned = {which: mean for which, mean in whole.items() if mean is not None}
+        fitness = {
+            label: study.evaluation(label, "validation").mean
+            for label, _ in study.evaluated()
+            if label.startswith("lora:")
+        }
+    short = {start: fitness.pop(f"lora:{start}:0.01:2") for start in starts}
     first, second, *_ = sorted(starts, key=lambda start: -short[start])
-    best = max(rates, key=lambda rate: tuned[first, rate])
-    assert tuned.keys() == {*((first, rate) for rate in rates), (second, best)}
-    start, rate = max(tuned, key=lambda which: tuned[which])
+    rates = [f"lora:{first}:{rate}:8" for rate in ("0.0001", "0.01")]
+    best = max(rates, key=fitness.__getitem__).split(":")[-2]
+    assert fitness.keys() == {*rates, f"lora:{second}:{best}:8"}
+    assert row.label == max(fitness, key=fitness.__getitem__)
+    start, rate = re.fullmatch("lora:(.*):(.*):8", row.label).groups()
     name, plain = starts[start]
-    assert row.label == f"lora:{start}:{rate}:8"
     assert (
         row.model
         == f"LoRA from {name}, rate {rate} (best of 3 on validation examples, 8 evaluations each)"
@@ -71,51 +68,41 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("best", "trained"), [(5e-4, []), (1e-3, [3e-3]), (3e-3, [3e-3, 1e-2]), (1e-2, [3e-3, 1e-2])]
+    ("best", "trained", "split"),
+    [
+        (5e-4, [], "validation"),
+        (1e-3, [3e-3], "test"),
+        (3e-3, [3e-3, 1e-2], "validation"),
+        (1e-2, [3e-3, 1e-2], "search"),
+    ],
 )
 def test_rates_go_on_while_the_highest_is_the_best(
-    best, trained, tmp_path, search_config, monkeypatch
+    best, trained, split, tmp_path, search_config, monkeypatch
 ):
-    """A higher rate is trained only where the highest one so far is the best on validation; the
-    row has whole evaluations."""
+    """A higher rate is trained only where the highest one so far is the best, on validation or
+    else on test examples; the row has whole evaluations."""
     monkeypatch.setattr(LoraTrainer, "_train", lambda *args: None)
     asked = []
 
-    def evaluate(models, split, phase, more=0):
+    def evaluate(models, ranked_on, phase, more=0):
+        assert ranked_on == split
         rates = [float(label.split(":")[-2]) for label in models]
         asked.extend(rates)
-        means = [-abs(math.log(rate / best)) for rate in rates]
-        return {label: Scores([mean]) for label, mean in zip(models, means, strict=True)}
+        means = [Scores([-abs(math.log(rate / best))]) for rate in rates]
+        return dict(zip(models, means, strict=True))
 
     config = search_config("ps")
-    run = SimpleNamespace(
-        config=config,
-        evaluator=Evaluator(config),
-        study=SimpleNamespace(folder=tmp_path),
-        sources=SimpleNamespace(layers=[]),
-        searched=7.88,
-        sizes={"search": 5, "validation": 6},
-        evaluate=evaluate,
-        report=lambda *args, **more: None,
-        rows=[],
-    )
+    sizes = {"search": 5, split: 5}
+    run = SearchRun(config, Study.create(tmp_path / "study", {}), None, SourceSummary([]), sizes)
+    run.evaluator = Evaluator(config)
+    run.evaluate = evaluate
+    monkeypatch.setattr(SearchRun, "searched", 7.88)
     LoraTrainings().run(run)
     assert [rate for rate in dict.fromkeys(asked) if rate > 1e-3] == trained
-    assert f"rate {best:g} " in run.rows[0].model
-    assert "on validation examples, 8 evaluations each" in run.rows[0].model
-
-
-@pytest.mark.parametrize(
-    ("splits", "split"),
-    [
-        (("search", "validation", "test"), "validation"),
-        (("search", "test"), "test"),
-        (("search",), "search"),
-    ],
-)
-def test_fine_tunes_are_not_ranked_on_what_they_learned(splits, split):
-    """Where there is no validation split, trainings are ranked on the test examples."""
-    assert lora_phase._ranked_on(dict.fromkeys(splits, 5)) == split
+    (row,) = run.rows
+    assert f"rate {best:g} " in row.model
+    assert f"on {split} examples" in row.model
+    assert "8 evaluations each" in row.model
 
 
 @pytest.mark.parametrize("of_adapters", [False, True])
@@ -132,47 +119,35 @@ def test_lora_learns_beside_a_merge(
     config = search_config(
         compare={"baselines": ["merge+lora"]}, **settings, **(adapters if of_adapters else {})
     )
-    result = run_search(config, tmp_path / "study", build=False)
+    study = tmp_path / "study"
+    result = run_search(config, study, build=False)
     row = result.row("together")
-    built = tmp_path / "study" / "model-with-lora"
+    built = study / "model-with-lora"
     assert (row.evaluations, row.scores.error) == (20, None)
-    assert not any(
-        "adapter says that it is of" in message or "no adapter" in message
-        for message in caplog.messages
-    )
+    assert not re.search("adapter says that it is of|no adapter", caplog.text)
     assert row.against.name == "itself with LoRA beside it"
     recipe = Recipe.load(built / "recipe.yaml")
     assert recipe.sources[:2] == list(config.sources)
-    assert (recipe.sources[2].model, recipe.merge.parameters[2]) == (
-        config.base.model,
-        {"weight": 1.0},
-    )
-    model = (
-        config.base.model_copy(update={"adapter": str(built)})
-        if of_adapters
-        else SourceRef(model=str(built))
-    )
-    assert Evaluator(config).evaluate(model, "test") == row.scores
-    assert (
-        Evaluator(config).evaluate(model).mean
-        > Evaluator(config).evaluate(result.winner).mean + 0.1
-    )
-    shutil.copytree(
-        tmp_path / "study", tmp_path / "moved", ignore=shutil.ignore_patterns("model-with-lora")
-    )
+    assert recipe.sources[2].model == config.base.model
+    assert recipe.merge.parameters[2] == {"weight": 1.0}
+    model = SourceRef(model=str(built))
+    if of_adapters:
+        model = config.base.model_copy(update={"adapter": str(built)})
+    evaluator = Evaluator(config)
+    assert evaluator.evaluate(model, "test") == row.scores
+    assert evaluator.evaluate(model).mean > evaluator.evaluate(result.winner).mean + 0.1
+    moved = tmp_path / "moved"
+    shutil.copytree(study, moved, ignore=shutil.ignore_patterns("model-with-lora"))
     monkeypatch.chdir(tmp_path)
     assert run_search(config, Path("moved"), build=False).rows == result.rows
-    assert (
-        tmp_path / "moved" / "model-with-lora" / "recipe.yaml"
-    ).exists()  # built again, where the study is now
-    assert not list(
-        (tmp_path / "study" / "baselines").rglob("README.md")
-    )  # with a path of this machine
-    run_search(config, tmp_path / "again", build=False)
+    # built again, where the study is now
+    assert (moved / "model-with-lora" / "recipe.yaml").exists()
+    # with a path of this machine
+    assert not list((study / "baselines").rglob("README.md"))
+    again = tmp_path / "again"
+    run_search(config, again, build=False)
     (weights,) = built.glob("*.safetensors")
-    assert (
-        tmp_path / "again" / "model-with-lora" / weights.name
-    ).read_bytes() == weights.read_bytes()
+    assert (again / "model-with-lora" / weights.name).read_bytes() == weights.read_bytes()
 
 
 def test_an_adapter_names_its_modules_in_order(tiny, tmp_path):
@@ -202,27 +177,19 @@ def test_a_classifier_is_trained_too(tiny, tmp_path, search_config):
     random_class("bert", 0).save_pretrained(tmp_path / "a")
     AutoTokenizer.from_pretrained(tiny / "a").save_pretrained(tmp_path / "a")
     ref = SourceRef(model=str(tmp_path / "a"))
-    examples = {
-        "search": [
-            Example(str(i), color, color) for i, color in enumerate(("red", "green", "blue"))
-        ]
-    }
+    colors = ("red", "green", "blue")
     config = search_config(
-        "ps",
         sources=[ref, ref],
         base=None,
         merge={"method": "linear"},
         fitness={"task": "classification"},
     )
+    examples = {"search": [Example(str(i), color, color) for i, color in enumerate(colors)]}
     evaluator = Evaluator(config, examples=examples)
     before = evaluator.evaluate(ref).mean
-    (tuned,) = (
-        LoraTrainer(evaluator, tmp_path / "tuned", lambda progress: None, 60)
-        .fine_tunes({"a": ("a", ref)}, [("a", 1e-2)], 60)
-        .values()
-    )
-    after = evaluator.evaluate(tuned.model).mean
-    assert after > before + 0.5
+    trainer = LoraTrainer(evaluator, tmp_path / "tuned", lambda progress: None, 60)
+    (tuned,) = trainer.fine_tunes({"a": ("a", ref)}, [("a", 1e-2)], 60).values()
+    assert evaluator.evaluate(tuned.model).mean > before + 0.5
 
 
 def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch, caplog):
@@ -233,59 +200,58 @@ def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch
             raise FitnessError("not finite")
 
     monkeypatch.setattr(LoraTrainer, "_train", train)
-    starts = {"source:0": ("a", SourceRef(model="x")), "source:1": ("b", SourceRef(model="y"))}
+    starts = {name: (name, SourceRef(model=name)) for name in ("x", "y")}
     pairs = [(start, rate) for start in starts for rate in lora_phase.RATES]
     trainer = LoraTrainer(Evaluator(search_config()), tmp_path, lambda progress: None, 68)
     tuned = trainer.fine_tunes(starts, pairs, 8.5)
     assert [each.rate for each in tuned.values()] == [1e-4, 3e-4, 5e-4]
-    adapter = str(tmp_path / "source-0" / "lora-0.0003-8.5")
-    assert tuned["lora:source:0:0.0003:8.5"].model == SourceRef(model="x", adapter=adapter)
-    warned = [
-        message for message in caplog.messages if message.startswith("the results have no LoRA")
-    ]
+    adapter = str(tmp_path / "x" / "lora-0.0003-8.5")
+    assert tuned["lora:x:0.0003:8.5"].model == SourceRef(model="x", adapter=adapter)
+    warned = [line for line in caplog.messages if line.startswith("the results have no LoRA")]
     assert len(warned) == 5
-    assert warned[0] == "the results have no LoRA from a, rate 0.001: not finite"
+    assert warned[0] == "the results have no LoRA from x, rate 0.001: not finite"
 
 
-def test_a_fine_tune_climbs(tiny, search_config):
-    """Training raises the score on what it is trained on, gives the same adapter again, and spends
-    what the cost pays for."""
+@pytest.fixture
+def tuned(tiny, search_config):
+    """Trains a source, and returns the model, the task, and its score before."""
     evaluator = Evaluator(search_config(output={"dtype": "float32"}))
     ref = SourceRef(model=str(tiny / "a"))
-    before = evaluator.evaluate(ref).mean
-    settings = Lora.for_cost(200, len(evaluator.tasks.examples("search")), rate=5e-3)
-    assert (settings.steps, settings.batch) == (66, 5)
-    assert Lora.for_cost(75, 128, rate=1e-3).steps == 400
     make_task = evaluator.tasks.differentiable_task
     given = (evaluator.tasks.examples("search"), evaluator.tasks.tokenizer(ref))
-    trained = []
-    for _ in range(2):
+
+    def train(settings, **more):
         plain = AutoModelForCausalLM.from_pretrained(tiny / "a", dtype=torch.float32)
         task = make_task()
         task.prepare(*given)
-        trained.append(task.evaluate(fine_tune(plain, make_task, *given, settings)))
-    assert trained[0].mean > before + 0.5
-    assert trained[0] == trained[1]
+        before = task.evaluate(plain)
+        return before, task.evaluate(fine_tune(plain, make_task, *given, settings, **more))
+
+    return train
+
+
+def test_a_fine_tune_climbs(tuned):
+    """Training raises the score on what it is trained on, gives the same adapter again, and spends
+    what the cost pays for."""
+    settings = Lora.for_cost(200, 5, rate=5e-3)
+    assert (settings.steps, settings.batch) == (66, 5)
+    assert Lora.for_cost(75, 128, rate=1e-3).steps == 400
+    before, after = tuned(settings)
+    assert after.mean > before.mean + 0.5
+    assert tuned(settings) == (before, after)
 
 
 @pytest.mark.parametrize(("steps", "peak"), [(4, 1), (30, 3)])
-def test_short_trainings_reach_their_rate(tiny, search_config, steps, peak):
+def test_short_trainings_reach_their_rate(tuned, steps, peak):
     """The rate rises over a tenth of the steps, and over one at least: Adam's first step is then as
     long as the rate."""
-    evaluator = Evaluator(search_config(output={"dtype": "float32"}))
-    examples = evaluator.tasks.examples("search")
-    tokenizer = evaluator.tasks.tokenizer(SourceRef(model=str(tiny / "a")))
     moved = []
 
     def after(step, model):
         if step == 1:  # Adam's first step moves each number by the rate
-            moved.extend(
-                float(value.detach().abs().max())
-                for name, value in model.named_parameters()
-                if "lora_B" in name
-            )
+            for name, value in model.named_parameters():
+                if "lora_B" in name:
+                    moved.append(float(value.detach().abs().max()))
 
-    plain = AutoModelForCausalLM.from_pretrained(tiny / "a", dtype=torch.float32)
-    make_task = evaluator.tasks.differentiable_task
-    fine_tune(plain, make_task, examples, tokenizer, Lora(1e-2, steps), after_step=after)
+    tuned(Lora(1e-2, steps), after_step=after)
     assert max(moved) == pytest.approx(1e-2 / peak, rel=1e-3)

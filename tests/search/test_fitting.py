@@ -1,16 +1,16 @@
 """Batches that fit: halved before the first scores of a kind of job count, and the same for whoever
 goes on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from searches import facts
 from watch import killed
 
-from hf_evomerge.fitness import Scores
+from hf_evomerge import FlowPart, MergePart, Recipe, Scores, resume_search, run_search
 from hf_evomerge.fitness.tasks.likelihood import LikelihoodTask
-from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe
 from hf_evomerge.search.evaluation.gradients import WeightSlopes
-from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runners.batch_size import FittedRunner, largest_batch
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.study.study import Study
@@ -21,35 +21,23 @@ class Room:
 
     def __init__(self, **room):
         self.room = room
-        self.asked = list[tuple[str, int | None]]()
+        self.asked = []
 
     def run(self, jobs):
         for index, job in reversed(list(enumerate(jobs))):
-            is_recipe = isinstance(job.target, Recipe)
-            kind = (
-                "gradient"
-                if job.slopes
-                else "model"
-                if not is_recipe
-                else "path"
-                if job.target.flow
-                else "merge"
-            )
-            if job.shots:
-                kind = "shots" if job.shots < 4 else "many"
-            if kind == "path" and len(job.target.flow.path) > 3:
-                kind = "long"
+            kind = self.kind(job)
             self.asked.append((kind, job.rows))
-            fits = job.rows <= self.room[kind]
-            yield (
-                index,
-                Scores([job.rows])
-                if fits
-                else Scores.failed("OutOfMemoryError: CUDA out of memory"),
-            )
+            scores = Scores.failed("OutOfMemoryError: CUDA out of memory")
+            yield index, Scores([job.rows]) if job.rows <= self.room[kind] else scores
 
-    def close(self):
-        """Nothing."""
+    def kind(self, job):
+        if job.shots:
+            return "shots" if job.shots < 4 else "many"
+        if not isinstance(job.target, Recipe):
+            return "model"
+        if job.target.flow is not None:
+            return "path" if len(job.target.flow.path) < 4 else "long"
+        return "gradient" if job.slopes else "merge"
 
 
 def test_batches_are_halved_until_they_fit(search_config, tmp_path):
@@ -64,31 +52,27 @@ def test_batches_are_halved_until_they_fit(search_config, tmp_path):
     study = Study.create(tmp_path / "study", {})
     room = Room(model=16, merge=5, gradient=1, path=8, long=0)
     runner = FittedRunner(room, study, 16)
-    assert dict(runner.run([Job(ref) for ref in config.sources])) == {
-        0: Scores([16]),
-        1: Scores([16]),
-    }
-    assert dict(runner.run([Job(merge)] * 3)) == dict.fromkeys(range(3), Scores([4]))
+    model = Job(config.sources[0])
+    merge = Job(merge)
+
+    def sizes(jobs, runner=runner):
+        scores = dict(runner.run(jobs))
+        return [scores[index].mean for index in range(len(jobs))]
+
+    assert sizes([model, Job(config.sources[1])]) == [16, 16]
+    assert sizes([merge] * 3) == [4, 4, 4]
     assert [rows for _, rows in room.asked] == [16, 16, 16, 8, 4, 4, 4]
-    assert dict(runner.run([Job(merge, slopes=slopes), Job(merge)])) == {
-        0: Scores([1]),
-        1: Scores([4]),
-    }
+    assert sizes([replace(merge, slopes=slopes), merge]) == [1, 4]
     room.room |= {"shots": 16, "many": 3}
-    shown = [Job(config.sources[0], "validation", shots=shots) for shots in (1, 4)]
-    assert dict(runner.run([*shown, Job(merge)])) == dict(enumerate(map(Scores, ([2], [2], [4]))))
+    assert sizes([replace(model, shots=1), replace(model, shots=4), merge]) == [2, 2, 4]
     assert [rows for kind, rows in room.asked if kind == "many"] == [16, 8, 4, 2]
-    found = dict(runner.run([Job(short), Job(long), Job(short)]))
-    assert (found[0], found[2]) == (Scores([8]), Scores([8]))
-    assert found[1].error == "OutOfMemoryError: CUDA out of memory"
-    sizes = {"model": 16, "merge": 4, "merge, gradient": 1, "model, shots": 2, "path": 8}
-    assert study.meta("rows") == sizes
-    again = Room(model=16, merge=16, gradient=16, path=16, long=16)
-    other = FittedRunner(again, study, 16)
-    jobs = [Job(merge), Job(long), Job(config.sources[0], "test"), Job(merge, "test")]
-    assert dict(other.run(jobs)) == dict(
-        enumerate([Scores([4]), Scores([8]), Scores([16]), Scores([4])])
-    )
+    # what fits at no size fails
+    assert sizes([Job(short), Job(long), Job(short)]) == [8, None, 8]
+    known = {"model": 16, "merge": 4, "merge, gradient": 1, "model, shots": 2, "path": 8}
+    assert study.meta("rows") == known
+    again = FittedRunner(Room(model=16, merge=16, long=16), study, 16)
+    jobs = [merge, Job(long), replace(model, split="test"), replace(merge, split="test")]
+    assert sizes(jobs, again) == [4, 8, 16, 4]
 
 
 @pytest.mark.slow
@@ -96,27 +80,27 @@ def test_a_search_with_little_memory(search_config, tmp_path, monkeypatch):
     """A search whose batches do not fit has the trials of one whose file says the smaller size,
     also where it is resumed."""
     evaluate = LikelihoodTask.evaluate
-    sizes = list[int]()
+    sizes = set()
     memory = [2]
 
     def little(task, model):
-        if task.spec.batch_size > memory[0]:
+        size = task.spec.batch_size
+        if size > memory[0]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        sizes.append(task.spec.batch_size)
+        sizes.add(size)
         return evaluate(task, model)
 
+    def config(size):
+        fitness = {"task": "likelihood", "separator": " ", "batch_size": size}
+        return search_config(fitness=fitness)
+
     monkeypatch.setattr(LikelihoodTask, "evaluate", little)
-    fitness = {"task": "likelihood", "separator": " "}
-    small = run_search(
-        search_config(fitness={**fitness, "batch_size": 2}), tmp_path / "small", build=False
-    )
-    config = search_config(fitness={**fitness, "batch_size": 11})
-    assert largest_batch(config) == 11
-    killed(
-        lambda seen: seen.phase == "ps" and seen.done == 5, run_search, config, tmp_path / "little"
-    )
-    assert Study.open(tmp_path / "little").meta("rows") == {"model": 2, "merge": 2}
+    small = run_search(config(2), tmp_path / "small", build=False)
+    assert largest_batch(config(11)) == 11
+    out = tmp_path / "little"
+    killed(lambda seen: seen.phase == "ps" and seen.done == 5, run_search, config(11), out)
+    assert Study.open(out).meta("rows") == {"model": 2, "merge": 2}
     memory[0] = 99
-    assert resume_search(tmp_path / "little", build=False).winner == small.winner
-    assert set(sizes) == {2}
-    assert facts(tmp_path / "little") == facts(tmp_path / "small")
+    assert resume_search(out, build=False).winner == small.winner
+    assert sizes == {2}
+    assert facts(out) == facts(tmp_path / "small")

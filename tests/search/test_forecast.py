@@ -1,8 +1,9 @@
 """The time that is left is that of all phases that are still to come."""
 
 import pytest
+from watch import Watch
 
-from hf_evomerge.search.callbacks import Progress, SearchCallback
+from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.phases.forecast import Forecast, PhasePlan
 from hf_evomerge.search.phases.phase import SearchRun
 from hf_evomerge.search.run import run_search
@@ -17,60 +18,41 @@ TITLES = {
 }
 
 
-def _forecast():
-    """A search whose gradient and LoRA take 600 and 1,200 scores, finalists and test 80 and 300."""
-    plans = [
-        PhasePlan("parents", "", 60),
-        PhasePlan("ps", "", 600),
-        PhasePlan("finalists", "", 80),
-        PhasePlan("lora", "", 1200),
-        PhasePlan("test", "", 300),
-    ]
-    return Forecast(TITLES, plans)
+WORK = {"parents": 60, "ps": 600, "finalists": 80, "lora": 1200, "test": 300}
 
 
 def test_what_is_to_come_has_the_quickest_pace():
     """Work that is to come takes as long as the quickest that was seen; the first phase, which
     loads models, says nothing."""
-    forecast = _forecast()
+    forecast = Forecast(TITLES, [PhasePlan(name, "", work) for name, work in WORK.items()])
     forecast.enter("parents")
     assert forecast.left("parents", 20, 20.0, rest=40) is None
     assert forecast.to_come == ("parameter space", "best", "LoRA", "test")
-    forecast.enter("ps")
-    assert forecast.left("ps", 0, 0.5, rest=600) is None
-    left = forecast.left("ps", 100, 20.0, rest=500)
-    assert left == pytest.approx(0.2 * (500 + 80 + 1200 + 300))
-    left = forecast.left("finalists", 20, 1.0, rest=60)
-    assert left == pytest.approx(0.05 * (60 + 1200 + 300)), "counted in the stage, and not again"
-    forecast.enter("lora")
-    assert forecast.to_come == ("test",)
-    left = forecast.left("finalists", 10, 5.0, rest=10, more=900)
-    assert left == pytest.approx(0.5 * 10 + 0.05 * (900 + 300))
-    forecast.enter("test")
-    assert forecast.left("test", 300, 30.0, rest=0) == 0
-
-
-class Reports(SearchCallback):
-    """Keeps what is reported."""
-
-    def __init__(self):
-        self.all = []
-
-    def on_progress(self, study, progress):
-        self.all.append(progress)
+    for phase, name, done, seconds, rest, more, left in (
+        ("ps", "ps", 0, 0.5, 600, 0, None),
+        ("ps", "ps", 100, 20.0, 500, 0, 0.2 * (500 + 80 + 1200 + 300)),
+        # counted in the stage, and not again
+        ("ps", "finalists", 20, 1.0, 60, 0, 0.05 * (60 + 1200 + 300)),
+        ("lora", "finalists", 10, 5.0, 10, 900, 0.5 * 10 + 0.05 * (900 + 300)),
+        ("test", "test", 300, 30.0, 0, 0, 0),
+    ):
+        forecast.enter(phase)
+        said = forecast.left(name, done, seconds, rest=rest, more=more)
+        assert said == (left and pytest.approx(left))
+    assert forecast.to_come == ()
 
 
 @pytest.mark.parametrize(("fresh", "seconds", "left"), [(1, 60, 110), (0.1, 60, 110), (0, 0, None)])
 def test_a_search_that_goes_on_keeps_its_pace(fresh, seconds, left, search_config):
     """After a resume the loading of models does not count as the time of one trial: the processes
     before tell the pace. What is only read again tells nothing."""
-    reports = Reports()
-    run = SearchRun(search_config("ps"), None, None, None, callbacks=[reports])
+    reports = []
+    run = SearchRun(search_config("ps"), None, None, None, callbacks=[Watch(reports.append)])
     run.forecast = Forecast({"parents": "", "ps": ""}, [PhasePlan("ps", "", 48)])
     run.forecast.enter("ps")
     progress = Progress("ps", 40, 50, seconds=seconds, seconds_before=380, fresh=fresh)
     run.report(progress, size=1)
-    assert reports.all[0].left == (left if left is None else pytest.approx(left))
+    assert reports[0].left == (left if left is None else pytest.approx(left))
 
 
 @pytest.mark.parametrize("by", ["gradient", "cma"])
@@ -86,9 +68,9 @@ def test_a_search_says_what_is_to_come(by, tmp_path, search_config, tiny):
             "retain": {"old": {"jsonl": str(tiny / "test.jsonl")}},
         },
     )
-    reports = Reports()
-    run_search(config, tmp_path, build=False, callbacks=[reports])
-    first, second, *others = reports.all
+    reports = []
+    run_search(config, tmp_path, build=False, callbacks=[Watch(reports.append)])
+    first, second, *others = reports
     assert (first.phase, first.done, first.left) == ("parents", 0, None)
     titles = ("parameter space", "random search", "best, validated", "contributions")
     assert second.to_come == (*titles, "held-out test")
@@ -96,6 +78,6 @@ def test_a_search_says_what_is_to_come(by, tmp_path, search_config, tiny):
     assert all(each.phase == "parents" or each.fresh < 1 for each in unknown)
     assert all(each.left for each in others if each.phase == "test"), "retained examples follow"
     assert (others[-1].left, others[-1].to_come) == (0, ())
-    again = Reports()
-    run_search(config, tmp_path, build=False, callbacks=[again])
-    assert not any(each.fresh for each in again.all)
+    again = []
+    run_search(config, tmp_path, build=False, callbacks=[Watch(again.append)])
+    assert not any(each.fresh for each in again)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
+from searches import write_lines
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -17,6 +17,7 @@ from hf_evomerge.search.file.scaffold import draft_search
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 PROBLEMS = [(f"say {first}{second}:", f"{second}{first}") for first in "abcd" for second in "pqrs"]
+RECORDS = [{"prompt": prompt, "answer": answer} for prompt, answer in PROBLEMS]
 TEXTS = [f"ask {prompt} tell {answer}" for prompt, answer in PROBLEMS]
 LETTERS = [*dict.fromkeys("".join(TEXTS))]
 TEMPLATE = "{% for m in messages %}ask {{ m['content'] }} tell{% endfor %}"
@@ -92,8 +93,7 @@ def make_pair(folder, separator, kind="characters", *, chat=False, template=None
     names = [str(folder / name) for name in ("upper", "twice")]
     for seed, name in enumerate(names):
         save_model(Path(name), TOKENIZERS[kind](), texts, seed, template)
-    lines = (json.dumps({"prompt": prompt, "answer": answer}) for prompt, answer in PROBLEMS)
-    (folder / "problems.jsonl").write_text("\n".join(lines))
+    write_lines(folder / "problems.jsonl", *RECORDS)
     return names
 
 

@@ -9,13 +9,11 @@ from typing import NamedTuple
 
 import pytest
 import warm
+from commands import invoke
 from faulty_hub import FaultyHub
 from huggingface_hub import HfApi, constants, hf_api
 from local_hub import LocalHub
 from transformers.utils import hub as transformers_hub
-from typer.testing import CliRunner
-
-from hf_evomerge.cli import app
 
 
 class Said(NamedTuple):
@@ -66,7 +64,7 @@ def command(lfs_api, caplog):
 
     def run(*words):
         caplog.clear()
-        done = CliRunner().invoke(app, list(map(str, words)))
+        done = invoke(*words)
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         return Said(done.exit_code, done.stdout, done.stderr, caplog.text)
 

@@ -1,5 +1,6 @@
 """Small searches and what they leave, for the tests of whole searches."""
 
+import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -53,6 +54,12 @@ def minimal(**more):
         "fitness": {"task": "likelihood"},
     }
     return validate(SearchConfig, {**settings, **more}, SearchError)
+
+
+def write_lines(file, *records):
+    """Write a file of JSON lines; returns its name."""
+    file.write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")
+    return file
 
 
 def facts(folder):

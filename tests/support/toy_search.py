@@ -25,22 +25,24 @@ def hardness(split):
     return np.random.default_rng(sum(map(ord, split))).normal(0, 0.05, EXAMPLES)
 
 
+def is_recipe(job):
+    """Whether a job scores a candidate, and no parent."""
+    return isinstance(job.target, Recipe)
+
+
 def toy_scores(job):
     """Scores of the toy task: a weight of 0.7 for each source, and a path of five hops with scales
     near 1.1, are best."""
     target = job.target
     value = -2.0
-    if isinstance(target, Recipe):
+    if is_recipe(job):
         value = 0.0
         if target.merge is not None:
-            value -= sum(
-                (float(mapping["weight"]) - 0.7) ** 2 for mapping in target.merge.parameters
-            )  # type: ignore[arg-type]
+            value -= sum((each["weight"] - 0.7) ** 2 for each in target.merge.parameters)
         if target.flow is not None:
             path = target.flow.to_path()
-            value -= (len(path) - 5) ** 2 / 10 + float(
-                np.mean([(scale - 1.1) ** 2 for scale in path.scales])
-            )
+            value -= (len(path) - 5) ** 2 / 10
+            value -= np.mean([(scale - 1.1) ** 2 for scale in path.scales])
     scores = value + hardness(job.split) + (10.0 if job.fitness is not None else 0.0)
     return scores if job.batch is None else scores[list(job.batch)]
 
@@ -66,15 +68,12 @@ class ToyRunner:
                 raise StoppedError
             self.jobs.append(jobs[index])
             if self.fails(jobs[index]):
-                yield index, Scores.failed("toy: this one fails", 0.5)
+                scores = Scores.failed("toy: this one fails", 0.5)
             else:
                 scores = self.scores(jobs[index])
-                yield (
-                    index,
-                    scores
-                    if isinstance(scores, Scores)
-                    else Scores(scores, correct=scores > 0, seconds=0.25),
-                )
+            if not isinstance(scores, Scores):
+                scores = Scores(scores, correct=scores > 0, seconds=0.25)
+            yield index, scores
 
     def close(self):
         """Nothing to free."""

@@ -19,12 +19,11 @@ from ...fitness import ChoiceTask, Scores
 from ...recipes.recipe import RECIPE_FILE, Recipe
 from ..checks import check_search
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.provenance import check_same_grounds, pin
+from ..evaluation.provenance import check_same_grounds
 from ..file.config import SearchConfig
-from ..folder import build_winner, known_pins, open_study
+from ..folder import build_winner, pinned
 from ..phases.stage_run import StageRun
 from ..study.files import MODEL_FOLDER
-from ..study.paths import rooted
 from ..study.study import Study
 
 CHOSEN_FOLDER = "chosen"
@@ -54,9 +53,7 @@ class Chooser:
     def __init__(self, config: SearchConfig, out: str | Path) -> None:
         self.out = Path(out)
         self._lock = Lock()
-        pins = known_pins(self.out)
-        written = rooted(config)
-        self.config = pin(written, pins)
+        self.config, open_study = pinned(config, self.out)
         _check(self.config)
         self.evaluator = Evaluator(self.config)
         self.examples = len(self.evaluator.tasks.examples("search"))
@@ -66,7 +63,7 @@ class Chooser:
                 f"{MOST} at most"
             )
         check_search(self.config, self.evaluator)
-        with open_study(self.config, self.out, pins, written) as study:
+        with open_study() as study:
             check_same_grounds(study, self.evaluator, None)
         self.pictures: list[Any] = []
         self._recipes: list[Recipe] = []
@@ -178,7 +175,7 @@ def _check(config: SearchConfig) -> None:
     if (
         config.space != "ps"
         or more
-        or config.has_front
+        or config.objectives
         or step.by != "cma"
         or step.batch not in (None, "all")
     ):

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 
 from ...errors import FitnessError, SearchError
 from ...fitness.scores import Scores
-from ..evaluation.provenance import pin
 from ..evaluation.sources import SearchSources
 from ..file.config import SearchConfig
 from ..file.stages import Stage
-from ..folder import known_pins, open_study
+from ..folder import pinned
 from ..phases.stage_run import Candidate, StageRun
-from ..study.paths import rooted
 from ..study.study import Study, Trial
 
 if TYPE_CHECKING:
@@ -67,18 +65,16 @@ class Search:
             EvoMergeError: A source cannot be read, the folder holds another search, or the search
                 cannot be scored by hand.
         """
-        pins = known_pins(Path(out))
-        written = rooted(config)
-        config = pin(written, pins)
+        config, open_study = pinned(config, Path(out))
         for stage in config.stages:
             if stage.algorithm == "gradient":
                 raise SearchError(
                     "optimize: by: gradient needs gradients, and tell takes scores; write by: cma"
                 )
-        if config.has_front:
+        if config.objectives:
             raise SearchError("objectives: tell takes one score of a candidate; leave them out")
         sources = SearchSources(config, trust_remote_code=trust_remote_code)
-        study = open_study(config, Path(out), pins, written)
+        study = open_study()
         search = cls(config, study, sources)
         search._held.callback(study.close)
         search._held.enter_context(study.exclusive())

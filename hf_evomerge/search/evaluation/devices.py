@@ -47,16 +47,17 @@ def device_memory(device: str) -> float:
     return free_memory()
 
 
-def check_device(device: str) -> None:
-    """Raise `SearchError` where a device is not there."""
+def check_devices(config: SearchConfig) -> None:
+    """Raise `SearchError` where a device of a search is not there."""
     import torch
 
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as cause:
-        raise SearchError(
-            f"compute.device: {device!r} cannot be used here: {cause}; auto is what there is"
-        ) from cause
+    for device in devices_of(config):
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as cause:
+            raise SearchError(
+                f"compute.device: {device!r} cannot be used here: {cause}; auto is what there is"
+            ) from cause
 
 
 def device_kind(device: str) -> str:

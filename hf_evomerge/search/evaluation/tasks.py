@@ -64,8 +64,8 @@ class SearchTasks:
         sources: SearchSources,
         models: ModelPool,
         *,
-        task_factory: Callable[[], Task] | None = None,
-        examples: Mapping[str, Sequence[Example]] | None = None,
+        task_factory: Callable[[], Task] | None,
+        examples: Mapping[str, Sequence[Example]] | None,
     ) -> None:
         self.config = config
         self.sources = sources
@@ -91,13 +91,11 @@ class SearchTasks:
     def examples(self, split: str) -> Sequence[Example]:
         """The examples of a split; raises `FitnessError` where the search file gives none."""
         if split not in self._examples:
-            spec = self.config.splits.get(split)
             fitness = self.config.fitness
-            if spec is None and split not in self._given:
-                raise FitnessError(f"data.{split}: not given; name a file or data set")
-            if spec is None or split in self._given:
-                own = self._given[split]
-            else:
+            own = self._given.get(split)
+            if own is None:
+                if (spec := self.config.splits.get(split)) is None:
+                    raise FitnessError(f"data.{split}: not given; name a file or data set")
                 own = load_examples(spec, trust_remote_code=self.sources.trust_remote_code)
             if (
                 isinstance(fitness, TermsSpec)
@@ -133,7 +131,7 @@ class SearchTasks:
                 raise  # it names the file of the example
             raise FitnessError(f"{self.sources[0]}: {error}") from error
 
-    def check_gradient(self, fitness: TaskSpec | None = None) -> None:
+    def check_gradient(self, fitness: TaskSpec | None) -> None:
         """Raise `FitnessError` unless the fitness, the search's own where None, has a gradient."""
         if not isinstance(self._new_task(fitness), DifferentiableTask):
             parts = (fitness or self.config.fitness).parts

@@ -146,11 +146,6 @@ class SearchConfig(StrictModel):
         task does not say one."""
         return {FITNESS: self.fitness.unit, **units(self.objectives, self.fitness)}
 
-    @property
-    def has_front(self) -> bool:
-        """True where the search optimises several metrics, and so ends in a front."""
-        return bool(self.objectives)
-
     def vector(self, scores: Scores) -> Vector:
         """The metrics of scores as numbers to be maximised, the fitness first; NaN where there is
         none."""
@@ -309,22 +304,15 @@ class SearchConfig(StrictModel):
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages in the order they run."""
-        return make_stages(
-            {space: self.steps(space) for space in self.spaces},
-            random="random" in self.compare.baselines,
-            controls=self._controls,
-        )
-
-    @property
-    def _controls(self) -> list[Control]:
-        """Searches that are run again to compare with."""
+        """The stages in the order they run: the search's own, a random one, and those that are run
+        again to compare with."""
         names = self.source_names
         lone = self.searched_sources if "alone" in self.compare.baselines else []
         controls = [Control(f"alone-{number}", f"{names[number]} alone", number) for number in lone]
         if "noise" in self.compare.baselines:
             controls.append(Control("noise", "noise"))
-        return controls
+        steps = {space: self.steps(space) for space in self.spaces}
+        return make_stages(steps, random="random" in self.compare.baselines, controls=controls)
 
     @property
     def searched_sources(self) -> list[int]:

@@ -21,7 +21,7 @@ from ...checkpoints.chat_template import most_common_template
 from ...checkpoints.checkpoint import Parent
 from ...checkpoints.compatibility import check_mergeable, compared_labels, head_labels
 from ...checkpoints.component import as_parts
-from ...checkpoints.open import config_name, open_source
+from ...checkpoints.open import config_name, is_adapter, open_source
 from ...checkpoints.source import Source
 from ...checkpoints.unchanged import twins
 from ...errors import FitnessError, SearchError, SourceError
@@ -172,7 +172,7 @@ def draft_search(
         said += figures
         text = _render(facts, form, gaps)
     found = (
-        *_of_sizes(opened if len(set(depths)) == 1 else everyone),
+        *_of_sizes(opened if merged else everyone),
         *(line for each in skills for line in each.in_words()),
         *said,
         *(
@@ -277,11 +277,7 @@ def _adapters_in(name: str) -> list[str]:
 def _named(name: str, base: str | None) -> SourceRef:
     """A source as it is named on a command line."""
     folder = Path(name)
-    if (
-        base is not None
-        and (folder / "adapter_config.json").is_file()
-        and not (folder / "config.json").exists()
-    ):
+    if base is not None and is_adapter(folder):
         return SourceRef(model=base, adapter=name)
     model, _, adapter = (name, "", "") if folder.exists() else name.partition("+")
     pairs = (

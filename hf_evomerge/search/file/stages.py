@@ -163,9 +163,22 @@ class Control:
     title: str
     source: int | None = None
 
+    def again(self, stage: Stage) -> Stage:
+        """A stage of the search itself, once more."""
+        before = f"{self.name}-"
+        return replace(
+            stage,
+            name=before + stage.name,
+            title=f"{self.title}, {stage.title}",
+            begins_at=stage.begins_at and before + stage.begins_at,
+            builds_on=stage.builds_on and before + stage.builds_on,
+            control=self.name,
+            source=self.source,
+        )
+
 
 def make_stages(
-    steps: Mapping[SpaceName, Sequence[Step]], *, random: bool, controls: Sequence[Control] = ()
+    steps: Mapping[SpaceName, Sequence[Step]], *, random: bool, controls: Sequence[Control]
 ) -> list[Stage]:
     """Make the stages of a search, in the order that they run.
 
@@ -174,55 +187,32 @@ def make_stages(
         random: Whether a random search is to be compared with.
         controls: What else the search is run again over, to compare with.
     """
-    stages: list[Stage] = []
+    own: list[Stage] = []
 
     def add(
-        name: str,
-        space: SpaceName,
-        role: Role,
-        step: Step,
-        begins_at: str | None = None,
-        control: Control | None = None,
+        name: str, space: SpaceName, role: Role, step: Step, begins_at: str | None = None
     ) -> None:
-        of = control or Control("", "")
-        before = f"{of.name}-" if control else ""
-        merged = space == "dfs" and "ps" in steps and role != "random"
-        number = sum(each.control == of.name for each in stages)
-        stages.append(
+        minutes = math.inf if step.minutes is None else step.minutes
+        merged = "ps" if space == "dfs" and "ps" in steps else None
+        title = STAGES[name]
+        number = len(own)
+        own.append(
             Stage(
-                f"{before}{name}",
-                f"{of.title}, {STAGES[name]}" if control else STAGES[name],
-                number,
-                space,
-                role,
-                step,
-                step.evaluations,
-                math.inf if step.minutes is None else step.minutes,
-                begins_at and f"{before}{begins_at}",
-                f"{before}ps" if merged else None,
-                of.name,
-                of.source,
+                name, title, number, space, role, step, step.evaluations, minutes, begins_at, merged
             )
         )
 
-    def add_all(control: Control | None = None) -> None:
-        for space, (*before, last) in steps.items():
-            for step in before:
-                add(_FIRST[space], space, "first", step, control=control)
-            begins_at = _FIRST[space] if before else None
-            add(space, space, "main", last, begins_at, control)
-
-    add_all()
+    for space, (*before, last) in steps.items():
+        for step in before:
+            add(_FIRST[space], space, "first", step)
+        add(space, space, "main", last, _FIRST[space] if before else None)
+    stages = list(own)
     if random:
-        space, (*_, own) = next(iter(steps.items()))
-        if (
-            own.by == "sweep"
-        ):  # a sweep starts from the full depth, which is no place for a random search
-            own = Step(by="random")
-        evaluations = sum(stage.evaluations for stage in stages)
-        minutes = sum(stage.minutes for stage in stages)
-        add("random", space, "random", own)
-        stages[-1] = replace(stages[-1], evaluations=evaluations, minutes=minutes)
-    for control in controls:
-        add_all(control)
-    return stages
+        space, (*_, step) = next(iter(steps.items()))
+        if step.by == "sweep":  # it starts from the full depth: no place for a random search
+            step = Step(by="random")
+        evaluations = sum(stage.evaluations for stage in own)
+        minutes = sum(stage.minutes for stage in own)
+        title = STAGES["random"]
+        stages.append(Stage("random", title, len(own), space, "random", step, evaluations, minutes))
+    return stages + [control.again(stage) for control in controls for stage in own]

@@ -277,9 +277,8 @@ class StageRun:
             algorithm = "random"  # of one number, which CMA-ES cannot search
         seed = self.config.compute.seed + self.stage.number
         if algorithm == "gradient":
-            price = self.space.price
             return GradientOptimizer(
-                start, price=price, budget=budget, share=shares[0], examples=count
+                start, price=self.space.price, budget=budget, share=shares[0], examples=count
             )
         if algorithm == "sweep":
             return sweep_over(start, size=sizes[0], examples=count, budget=budget)

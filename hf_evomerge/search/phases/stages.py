@@ -10,9 +10,10 @@ from typing import cast
 
 import numpy as np
 
+from ...building.noise import write_noise
 from ...errors import EvoMergeError, RecipeError, SearchError, SourceError
 from ...merging.registry import get_method
-from ...recipes.recipe import Recipe
+from ...recipes.recipe import Recipe, SourceRef
 from ..evaluation.evaluator import Evaluator
 from ..file.config import SearchConfig
 from ..file.stages import Stage
@@ -25,7 +26,6 @@ from ..runners.job import Job
 from ..spaces.parameter import ParameterSpace
 from ..spaces.space import Space, make_space, narrowed
 from ..study.database import DamagedStudyError
-from .noise_sources import with_noise
 from .phase import Findings, Phase, PhasePlan, Planner, SearchRun
 from .stage_run import StageRun
 from .winner import choose, most_finalists
@@ -94,11 +94,11 @@ class StagePhase(Phase):
         space = make_space(config, stage, planner.evaluator.sources.summary, planner.merge)
         start = space.start()
         schedule = _Schedule.of(stage, space, start, planner.sizes["search"])
-        first, second, seconds = _timed(stage, space, start, schedule, planner)
+        first, second, seconds = _timed(space, start, schedule, planner)
         if stage.name == "ps" and config.space == "hybrid":
             planner.merge = first.merge
         planner.rows += 1
-        if complaint := schedule.complaint(stage):
+        if complaint := schedule.complaint:
             planner.warnings.append(complaint)
         path = config.path
         scales = (
@@ -113,7 +113,7 @@ class StagePhase(Phase):
             longest = space.decode(np.where(np.isfinite(start.upper), start.upper, 1.0)).flow
             most = 0 if longest is None else len(longest.to_path())
             parts.append(f"paths of {len(second.flow.to_path())} to {most} hops")
-        parts.append(schedule.in_words(stage, planner.sizes["search"]))
+        parts.append(schedule.in_words(planner.sizes["search"]))
         return PhasePlan(self.name, ", ".join(parts), seconds, schedule.at_once)
 
     def _plan_again(self, planner: Planner) -> PhasePlan:
@@ -148,7 +148,7 @@ class StagePhase(Phase):
         """Run all generations, and note the winner; the names of the models that it began at."""
         stage = self.stage
         starts = StageRun(
-            with_noise(run) if stage.control == "noise" else run.config,
+            _with_noise(run) if stage.control == "noise" else run.config,
             run.study,
             run.sources,
             stage,
@@ -246,12 +246,14 @@ class _Schedule:
     """Generations, or gradient steps, that a budget buys.
 
     Attributes:
+        stage: The stage that spends it.
         budget: Evaluations that it will spend.
         population: Candidates of a generation.
         rounds: Generations, or gradient steps, on batches of each size.
         at_once: How many workers it has work for.
     """
 
+    stage: Stage
     budget: int
     population: int
     rounds: dict[int, float]
@@ -286,44 +288,42 @@ class _Schedule:
             rounds[size] = left / cost if size == sizes[-1] else min(GROWTH, left / cost)
             left -= rounds[size] * cost
         some = {size: number for size, number in rounds.items() if number > 0}
-        at_once = math.inf if sweep else population
-        return cls(budget, population, some, 1 if gradient else at_once)
+        return cls(stage, budget, population, some, math.inf if sweep else population)
 
-    def kind(self, stage: Stage) -> str:
+    @property
+    def kind(self) -> str:
         """Name of a round."""
-        return (
-            "gradient steps"
-            if stage.algorithm == "gradient"
-            else f"generations of {self.population}"
-        )
+        is_gradient = self.stage.algorithm == "gradient"
+        return "gradient steps" if is_gradient else f"generations of {self.population}"
 
-    def in_words(self, stage: Stage, count: int) -> str:
+    def in_words(self, count: int) -> str:
         """Rounds and sizes of batches, for people."""
         sizes = self.rounds
         span = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else f"{min(sizes)}"
-        if stage.algorithm == "sweep":
+        if self.stage.algorithm == "sweep":
             return f"every candidate on {span} of {count} examples at first"
-        return f"{sum(sizes.values()):.0f} {self.kind(stage)} on {span} of {count} examples"
+        return f"{sum(sizes.values()):.0f} {self.kind} on {span} of {count} examples"
 
-    def complaint(self, stage: Stage) -> str | None:
+    @property
+    def complaint(self) -> str | None:
         """A warning where the budget does for too few rounds."""
-        gradient = stage.algorithm == "gradient"
+        stage = self.stage
         total = sum(self.rounds.values())
-        least = 20 if gradient else 2
+        least, what = (20, "batch") if stage.algorithm == "gradient" else (2, "population")
         if stage.role == "random" or stage.algorithm == "sweep" or total >= least:
             return None
         return (
-            f"{stage}: evaluations: {self.budget} do for {total:.1f} {self.kind(stage)}, and "
-            "fewer than "
-            f"{least} hardly move; give more, or a smaller {'batch' if gradient else 'population'}"
+            f"{stage}: evaluations: {self.budget} do for {total:.1f} {self.kind}, and fewer than "
+            f"{least} hardly move; give more, or a smaller {what}"
         )
 
 
 def _timed(
-    stage: Stage, space: Space, start: Start, schedule: _Schedule, planner: Planner
+    space: Space, start: Start, schedule: _Schedule, planner: Planner
 ) -> tuple[Recipe, Recipe, float]:
     """The recipe of the start, another as good, and the seconds that all rounds of it would
     take."""
+    stage = schedule.stage
     # The second recipe is a hundredth of a step away, up and down in turn: another recipe, so
     # nothing is answered from a cache, and as expensive as the first.
     step = np.where(np.arange(start.mean.size) % 2, 0.01, -0.01) * start.sigma
@@ -396,3 +396,26 @@ def _check_gradient(
                     )
                 return [f"ps: a gradient moves no {names}: those numbers stay at their start"]
     return []
+
+
+def _with_noise(run: SearchRun) -> SearchConfig:
+    """The search with noise for its sources.
+
+    Its seed is another one too, for a recipe's key does not say what its sources are: the same
+    numbers of noise and of the sources are two recipes.
+
+    Raises:
+        SourceError: A source cannot be read.
+    """
+    config = run.config
+    assert run.evaluator is not None  # the search has been checked
+    base = run.evaluator.sources.base
+    assert base is not None  # as well
+    seed = config.compute.seed + 1
+    sources = list[SourceRef]()
+    for number, source in enumerate(run.evaluator.sources):
+        folder = run.study.noise_folder(number)
+        folder.parent.mkdir(exist_ok=True)
+        sources.append(write_noise(source, base, folder, seed=seed, number=number))
+    compute = config.compute.model_copy(update={"seed": seed})
+    return config.model_copy(update={"sources": sources, "compute": compute})

@@ -36,8 +36,12 @@ class Winner(Phase):
 
     def run(self, run: SearchRun) -> None:
         """Choose the winner, and mark its row."""
-        run.winner = self._choose(run)
-        main = {stage.name for stage in run.main_stages if stage.searches}
+        stages = [stage for stage in run.main_stages if stage.searches]
+        if keys := finalists(run.config, run.study):
+            run.winner = choose(run, keys)
+        else:
+            run.winner = run.winners[best_of(run, stages).name]
+        main = {stage.name for stage in stages}
         for at, row in enumerate(run.rows):
             if row.stage in main and row.label == run.winner:
                 run.rows[at] = replace(row, winner=True)
@@ -45,14 +49,8 @@ class Winner(Phase):
         # it may be on the front of all stages, and of none the knee
         name = "knee of the whole front"
         target = run.study.recipe(run.winner)
-        stage = run.config.spaces[-1]
-        run.rows.append(Row(stage, name, label=run.winner, target=target, winner=True))
-
-    def _choose(self, run: SearchRun) -> str:
-        if keys := finalists(run.config, run.study):
-            return choose(run, keys)
-        stages = [stage for stage in run.main_stages if stage.searches]
-        return run.winners[best_of(run, stages).name]
+        space = run.config.spaces[-1]
+        run.rows.append(Row(space, name, label=run.winner, target=target, winner=True))
 
 
 def most_finalists(config: SearchConfig, stage: Stage, examples: int) -> int:
@@ -82,7 +80,7 @@ def choose(run: SearchRun, keys: Sequence[str]) -> str:
     Of equals, and where there is no such split, it is the first. Where the search has a front, it
     is the knee of these recipes' front, on the search split where there is no other.
     """
-    if len(keys) == 1 or not (run.config.has_front or "validation" in run.sizes):
+    if len(keys) == 1 or not (run.config.objectives or "validation" in run.sizes):
         return keys[0]
     scores = _scores(run, keys, run.chosen_on)
     return keys[best_point([run.config.vector(scores[key]) for key in keys])]

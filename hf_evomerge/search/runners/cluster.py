@@ -23,7 +23,7 @@ from typing import Any
 
 from ...errors import MachineError, SearchError, one_line, optional
 from ...fitness import Scores
-from ..evaluation.devices import check_device, device_kind, devices_of, on_device
+from ..evaluation.devices import check_devices, device_kind, devices_of, on_device
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.memory import workers_that_fit
 from ..evaluation.provenance import Files, check_files, version_of, versions
@@ -77,8 +77,7 @@ class ClusterEvaluator:
         # Only after the versions were compared: an object of another version may not unpickle, and
         # the error would not say why.
         config, make, files = pickle.loads(message)
-        for device in devices_of(config):
-            check_device(device)
+        check_devices(config)
         self._evaluator = make(config)
         self._evaluator.models.loading = self._load
         check_files(self._evaluator, files)
@@ -107,10 +106,11 @@ class ClusterEvaluator:
 
 @dataclass(frozen=True)
 class _Node:
-    """A machine of the cluster: Ray's id, and a name for people."""
+    """A machine of the cluster: Ray's id, a name for people, and what it has."""
 
     id: str
     name: str
+    resources: Mapping[str, float]
 
 
 # The time of a job is known to the actor alone, which sees when models load. This side waits until
@@ -234,10 +234,9 @@ class RayWorker:
             raise kind(f"{self.node.name}: {one_line(error.cause, 500)}") from error
         except ray.exceptions.RayError as error:
             self.end()
-            if (
-                isinstance(error, ray.exceptions.ActorUnavailableError)
-                or self.node.id not in _alive()
-            ):
+            if isinstance(error, ray.exceptions.ActorUnavailableError) or self.node.id not in {
+                node.id for node in _alive()
+            }:
                 raise MachineLostError from error
             raise EOFError from error
         self.ref = None
@@ -273,7 +272,7 @@ class RayRunner(PoolRunner[RayWorker]):
         files: Mapping[str, Files],
         admit: Callable[[str, str], None],
         limits: Limits | None = None,
-        make: MakeEvaluator = Evaluator,
+        make: MakeEvaluator,
     ) -> None:
         super().__init__(limits)
         self._ray = require_ray()
@@ -285,7 +284,7 @@ class RayRunner(PoolRunner[RayWorker]):
         self._threads = config.compute.threads
         self._admit = admit
         nodes = _alive()
-        gpus = sum(resources.get("GPU", 0.0) for _, resources in nodes.values())
+        gpus = sum(node.resources.get("GPU", 0.0) for node in nodes)
         named = given if isinstance(given := config.compute.device, str) else given[0]
         on_gpu = named.startswith("cuda") or (named == "auto" and gpus > 0)
         # Ray hands out fractions of a GPU: with more workers than GPUs each takes 1 / per_gpu of
@@ -303,7 +302,7 @@ class RayRunner(PoolRunner[RayWorker]):
         self._looked = self._asked = self._alive_at = time.monotonic()
         self._follow(nodes)
         if not self.workers:
-            names = ", ".join(node.name for node, _ in nodes.values())
+            names = ", ".join(node.name for node in nodes)
             what = "a GPU"
             if not on_gpu:
                 what = (
@@ -356,19 +355,17 @@ class RayRunner(PoolRunner[RayWorker]):
         if self._own:
             self._ray.shutdown()
 
-    def _follow(self, nodes: Mapping[str, tuple[_Node, Mapping[str, float]]]) -> None:
+    def _follow(self, nodes: Sequence[_Node]) -> None:
         """Have workers on the machines that there are, and forget those of machines that are
         gone."""
-        for worker in [
-            worker
-            for worker in self.workers
-            if worker.node.id not in nodes and worker.index is None
-        ]:
-            worker.end()
-            self.workers.remove(worker)
+        there = {node.id for node in nodes}
+        for worker in list(self.workers):
+            if worker.node.id not in there and worker.index is None:
+                worker.end()
+                self.workers.remove(worker)
         known = {worker.node.id for worker in self.workers}
-        for node, resources in nodes.values():
-            count = 0 if node.id in known else self._count(resources)
+        for node in nodes:
+            count = 0 if node.id in known else self._count(node.resources)
             room = count if self._wanted is None else min(count, self._wanted - len(self.workers))
             self.workers += [
                 RayWorker(node, self._maker(node), self._first, self._admit) for _ in range(room)
@@ -439,14 +436,17 @@ def _last_started() -> str:
     return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
-def _alive() -> dict[str, tuple[_Node, Mapping[str, float]]]:
-    """The machines of the cluster and what they have, by Ray's id."""
-    nodes = {}
-    for node in require_ray().nodes():
-        if node["Alive"]:
-            name = f"node {node['NodeManagerAddress']} ({node['NodeManagerHostname']})"
-            nodes[node["NodeID"]] = _Node(node["NodeID"], name), node["Resources"]
-    return nodes
+def _alive() -> list[_Node]:
+    """The machines of the cluster."""
+    return [
+        _Node(
+            node["NodeID"],
+            f"node {node['NodeManagerAddress']} ({node['NodeManagerHostname']})",
+            node["Resources"],
+        )
+        for node in require_ray().nodes()
+        if node["Alive"]
+    ]
 
 
 def _is_there(ref: Any) -> bool:
