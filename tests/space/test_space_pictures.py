@@ -353,7 +353,7 @@ def test_a_perfect_score_is_no_dare():
     """Where the model solved every unseen problem, nobody is asked to do better."""
     problems = [Problem(prompt="q", answer="1")]
 
-    def said(accuracy: float) -> str:
+    def said(accuracy):
         row = Row(stage="ps", model="evolved", accuracy=accuracy, winner=True)
         results = Results(examples=144, rows=[row])
         settings = Settings(fitness={"task": "generation", "extract": "all"})

@@ -15,7 +15,7 @@ from pathlib import Path
 from .hub import LocalHub
 
 
-def main() -> None:
+def main():
     """Serve until Ctrl-C, or until the command ends."""
     parser = argparse.ArgumentParser(prog="python -m local_hub", description=__doc__)
     parser.add_argument(

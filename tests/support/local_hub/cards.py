@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import yaml
 
@@ -38,14 +36,14 @@ TEXTS = (
 )
 
 
-def front_matter(text: str) -> str | None:
+def front_matter(text):
     """Find the YAML between the two `---` lines at the top of a README; None where there is
     none."""
     match = re.match(r"\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", text, re.DOTALL)
     return match[1] if match else None
 
 
-def read_card(data: bytes) -> dict[str, Any]:
+def read_card(data):
     """Read the metadata of a README; metadata that cannot be read is empty.
 
     Args:
@@ -66,7 +64,7 @@ def read_card(data: bytes) -> dict[str, Any]:
     return card if isinstance(card, dict) else {}
 
 
-def check_card(text: str, kind: str) -> tuple[list[str], list[str]]:
+def check_card(text, kind):
     """Check the metadata of a README.
 
     Args:
@@ -90,7 +88,7 @@ def check_card(text: str, kind: str) -> tuple[list[str], list[str]]:
     return list(_mistakes(card, kind)), warnings
 
 
-def _mistakes(card: dict[str, Any], kind: str) -> Iterator[str]:
+def _mistakes(card, kind):
     for key in TEXTS:
         value = card.get(key)
         if value is not None and not all(
@@ -123,7 +121,7 @@ def _mistakes(card: dict[str, Any], kind: str) -> Iterator[str]:
         yield '"short_description" length must be less than or equal to 60 characters long'
 
 
-def card_tags(card: dict[str, Any]) -> list[str]:
+def card_tags(card):
     """The tags that a repository has because of its card."""
     bases = _texts(card.get("base_model"))
     relation = card.get("base_model_relation") or ("merge" if len(bases) > 1 else "finetune")
@@ -139,7 +137,7 @@ def card_tags(card: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(tags))
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value):
     """Normalise a string or a list to a list of strings."""
     return [
         item

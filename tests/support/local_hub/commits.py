@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
 from typing import Any
 
-from .access import NO_WRITE, Call
-from .repository import SINGULAR, Commit, Repository, Tree, now
+from .access import NO_WRITE
+from .repository import SINGULAR, Commit, now
 from .store import LARGE_ENDINGS
 from .wire import Refusal, Response
 
@@ -17,7 +16,7 @@ LARGEST_REGULAR = 10_000_000  # bytes; larger files are kept out of git
 Operation = tuple[str, dict[str, Any]]
 
 
-def preupload(call: Call, kind: str, repo_id: str, revision: str) -> Response:
+def preupload(call, kind, repo_id, revision):
     """Say for each file that a client is about to commit: into git or not, and what is there
     now."""
     repository = _writable(call, kind, repo_id, revision)
@@ -26,20 +25,20 @@ def preupload(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     for file in call.request.json()["files"]:
         path = file["path"]
         mode = "lfs" if _is_large(path, file) else "regular"
-        answer: dict[str, Any] = {"path": path, "uploadMode": mode, "shouldIgnore": False}
+        answer = {"path": path, "uploadMode": mode, "shouldIgnore": False}
         if path in there.tree:
             answer["oid"] = there.tree[path].etag
         answers.append(answer)
     return Response(200, {"files": answers, "commitOid": there.id})
 
 
-def _is_large(path: str, file: dict[str, Any]) -> bool:
+def _is_large(path, file):
     ending = path.rsplit("/", 1)[-1].rpartition(".")[2].lower()
     sample = base64.b64decode(file.get("sample") or "")
     return ending in LARGE_ENDINGS or file["size"] > LARGEST_REGULAR or b"\0" in sample
 
 
-def _writable(call: Call, kind: str, repo_id: str, revision: str) -> Repository:
+def _writable(call, kind, repo_id, revision):
     """The repository, if the user may commit to this revision, or propose to: anybody may."""
     repository = call.repository(kind, repo_id)
     user = call.user()
@@ -53,7 +52,7 @@ def _writable(call: Call, kind: str, repo_id: str, revision: str) -> Repository:
     return repository
 
 
-def commit(call: Call, kind: str, repo_id: str, revision: str) -> Response:
+def commit(call, kind, repo_id, revision):
     """Make a commit of the operations in the body, one a line, and move the branch to it, or open a
     pull request."""
     repository = _writable(call, kind, repo_id, revision)
@@ -84,7 +83,7 @@ def commit(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     return Response(200, answer)
 
 
-def _apply(call: Call, tree: Tree, operations: Iterable[Operation]) -> Tree:
+def _apply(call, tree, operations):
     """The tree after the operations; raises `Refusal` where one cannot be."""
     tree = dict(tree)
     for key, value in operations:
@@ -110,7 +109,7 @@ def _apply(call: Call, tree: Tree, operations: Iterable[Operation]) -> Tree:
     return tree
 
 
-def history(call: Call, kind: str, repo_id: str, revision: str) -> Response:
+def history(call, kind, repo_id, revision):
     """The commits of a revision, the newest first."""
     repository = call.repository(kind, repo_id)
     return Response(
@@ -128,13 +127,13 @@ def history(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     )
 
 
-def pull_requests(call: Call, kind: str, repo_id: str) -> Response:
+def pull_requests(call, kind, repo_id):
     """List the pull requests."""
     shown = call.repository(kind, repo_id).state.requests[::-1]
     return Response(200, {"discussions": shown, "count": len(shown), "start": 0})
 
 
-def _open_pull(call: Call, repository: Repository, head: Commit, title: str) -> int:
+def _open_pull(call, repository, head, title):
     """Open a pull request of a commit, and return its number. The caller holds the lock, and
     saves."""
     state = repository.state

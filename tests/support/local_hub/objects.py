@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable
-from pathlib import Path
 
 from .wire import Refusal
 
@@ -17,30 +15,30 @@ class Objects:
         root: The folder of the hub, whose `objects/` holds the contents.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self.folder = root / "objects"
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def path(self, sha256: str) -> Path:
+    def path(self, sha256):
         """Where a content is, or would be."""
         return self.folder / sha256
 
-    def size(self, sha256: str) -> int | None:
+    def size(self, sha256):
         """The size of a content in bytes; None where it is not here."""
         path = self.path(sha256)
         return path.stat().st_size if path.exists() else None
 
-    def read(self, sha256: str) -> bytes:
+    def read(self, sha256):
         """Read a small content."""
         return self.path(sha256).read_bytes()
 
-    def add(self, data: bytes) -> str:
+    def add(self, data):
         """Keep a small content, and return its SHA-256."""
         sha256 = hashlib.sha256(data).hexdigest()
         self.receive(sha256, [data])
         return sha256
 
-    def receive(self, sha256: str, pieces: Iterable[bytes]) -> None:
+    def receive(self, sha256, pieces):
         """Keep a content that arrives in pieces; raises `Refusal` where it is not the one that was
         announced."""
         digest = hashlib.sha256()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from .access import Call
 from .cards import card_tags, check_card, read_card
-from .repository import KINDS, SINGULAR, Commit, Entry, Repository, State
+from .repository import KINDS, SINGULAR, State
 from .wire import Refusal, Response
 
 
-def whoami(call: Call) -> Response:
+def whoami(call):
     """The user behind the token."""
     user = call.user()
     orgs = [
@@ -29,7 +26,7 @@ def whoami(call: Call) -> Response:
     return Response(200, {**about, "emailVerified": True, "orgs": orgs, "auth": token})
 
 
-def validate_yaml(call: Call) -> Response:
+def validate_yaml(call):
     """Check the metadata of a README that is about to be committed."""
     kind = call.request.json().get("repoType") or "model"
     errors, warnings = check_card(call.request.json()["content"], kind)
@@ -40,7 +37,7 @@ def validate_yaml(call: Call) -> Response:
     return Response(400 if errors else 200, shown)
 
 
-def create(call: Call) -> Response:
+def create(call):
     """Create a repository."""
     user = call.user()
     wanted = call.request.json()
@@ -64,14 +61,14 @@ def create(call: Call) -> Response:
     return Response(200, {"url": url, "name": repo_id})
 
 
-def delete(call: Call) -> Response:
+def delete(call):
     """Delete a repository."""
     kind, _, repo_id = _names(call)
     call.store.delete(call.repository(kind, repo_id, write=True))
     return Response(200, b"OK")
 
 
-def _names(call: Call) -> tuple[str, str, str]:
+def _names(call):
     """Kind, namespace and id of the repository that a body names."""
     wanted = call.request.json()
     user = call.user()
@@ -80,7 +77,7 @@ def _names(call: Call) -> tuple[str, str, str]:
     return kind, owner, f"{owner}/{wanted['name']}"
 
 
-def describe(call: Call, kind: str, repo_id: str, revision: str = "main") -> Response:
+def describe(call, kind, repo_id, revision="main"):
     """What a repository is at a revision: files, tags, card."""
     repository = call.repository(kind, repo_id)
     return Response(
@@ -88,7 +85,7 @@ def describe(call: Call, kind: str, repo_id: str, revision: str = "main") -> Res
     )
 
 
-def _facts(call: Call, repository: Repository, commit: Commit, *, sizes: bool) -> dict[str, Any]:
+def _facts(call, repository, commit, *, sizes):
     state = repository.state
     readme = commit.tree.get("README.md")
     card = read_card(call.store.objects.read(readme.sha256)) if readme and not readme.lfs else {}
@@ -118,15 +115,15 @@ def _facts(call: Call, repository: Repository, commit: Commit, *, sizes: bool) -
     }
 
 
-def _sizes(entry: Entry) -> dict[str, Any]:
+def _sizes(entry):
     return {"size": entry.size, "blobId": entry.oid, **entry.lfs_facts("sha256")}
 
 
-def refs(call: Call, kind: str, repo_id: str) -> Response:
+def refs(call, kind, repo_id):
     """Branches, tags and the refs of pull requests."""
     state = call.repository(kind, repo_id).state
 
-    def shown(names: dict[str, str], prefix: str) -> list[dict[str, str]]:
+    def shown(names, prefix):
         return [
             {"name": name, "ref": prefix + name, "targetCommit": oid}
             for name, oid in list(names.items())
@@ -139,7 +136,7 @@ def refs(call: Call, kind: str, repo_id: str) -> Response:
     return Response(200, {**answer, "converts": [], "pullRequests": shown(state.pulls, "")})
 
 
-def branch(call: Call, kind: str, repo_id: str, name: str) -> Response:
+def branch(call, kind, repo_id, name):
     """Create a branch, or delete it."""
     if call.request.method == "DELETE" and name == "main":
         raise Refusal(403, "the default branch cannot be deleted")
@@ -148,16 +145,16 @@ def branch(call: Call, kind: str, repo_id: str, name: str) -> Response:
     )
 
 
-def tag(call: Call, kind: str, repo_id: str, revision: str) -> Response:
+def tag(call, kind, repo_id, revision):
     """Create a tag at a revision, or delete the tag of that name."""
     name = revision if call.request.method == "DELETE" else call.request.json()["tag"]
     return _ref(call, "tags", kind, repo_id, name, revision)
 
 
-def _ref(call: Call, which: str, kind: str, repo_id: str, name: str, revision: str) -> Response:
+def _ref(call, which, kind, repo_id, name, revision):
     repository = call.repository(kind, repo_id, write=True)
     with repository.lock:
-        names: dict[str, str] = getattr(repository.state, which)
+        names = getattr(repository.state, which)
         if call.request.method == "DELETE":
             if names.pop(name, None) is None:
                 raise Refusal(404, f"Invalid rev id: {name}", code="RevisionNotFound")

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import unquote
 
 from . import commits, files, repos
-from .access import Call
 from .wire import Refusal, Response
 
 logger = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ NAMES = {
     "sha256": "[0-9a-f]{64}",
 }
 API = "/api/{kind}/{repo_id}"
-ENDPOINTS: list[tuple[str, str, Endpoint]] = [
+ENDPOINTS = [
     ("GET", "/api/whoami-v2", repos.whoami),
     ("POST", "/api/validate-yaml", repos.validate_yaml),
     ("POST", "/api/repos/create", repos.create),
@@ -47,13 +46,13 @@ ENDPOINTS: list[tuple[str, str, Endpoint]] = [
     ("GET", API, repos.describe),
 ]
 # Below the address of a repository, which for models has no `models/`.
-PAGES: list[tuple[str, str, Endpoint]] = [
+PAGES = [
     ("POST", "/{repo_id}.git/info/lfs/objects/batch", files.batch),
     ("GET HEAD", "/{repo_id}/resolve/{revision}/{path}", files.resolve),
 ]
 
 
-def _route(methods: str, path: str, endpoint: Endpoint, **fixed: str) -> Route:
+def _route(methods, path, endpoint, **fixed):
     pattern = re.sub(r"\{(\w+)\}", lambda name: f"(?P<{name[1]}>{NAMES[name[1]]})", path)
     return set(methods.split()), re.compile(pattern + "/?"), fixed, endpoint
 
@@ -67,7 +66,7 @@ ROUTES += [
 ]
 
 
-def answer(call: Call) -> Response:
+def answer(call):
     """Answer a request. One that cannot be read, and a fault of this program, is logged and
     answered with 500."""
     try:
@@ -81,7 +80,7 @@ def answer(call: Call) -> Response:
         return Refusal(500, "the hub failed on this request; see its log").to_response()
 
 
-def _dispatch(call: Call) -> Response:
+def _dispatch(call):
     request = call.request
     allowed = set[str]()
     for methods, pattern, fixed, endpoint in ROUTES:

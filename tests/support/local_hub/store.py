@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 import threading
-from pathlib import Path
 
 from .objects import Objects
-from .repository import SINGULAR, STATE, Commit, Entry, Repository, State, git_id, pointer
+from .repository import SINGULAR, STATE, Commit, Entry, Repository, git_id, pointer
 from .wire import Refusal
 
 _LARGE = """
@@ -27,20 +26,20 @@ class Store:
         root: The folder; made if it is not there.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self.objects = Objects(root)
         self._folder = root / "repositories"
-        self._repositories: dict[tuple[str, str], Repository] = {}
+        self._repositories = {}
         self._lock = threading.Lock()
         for state in sorted(self._folder.glob(f"*/*/*/{STATE}")):
             repository = Repository(state.parent)
             self._repositories[repository.state.kind, repository.id] = repository
 
-    def get(self, kind: str, repo_id: str) -> Repository | None:
+    def get(self, kind, repo_id):
         """The repository, if it is there."""
         return self._repositories.get((kind, repo_id))
 
-    def create(self, state: State, *, author: str) -> Repository:
+    def create(self, state, *, author):
         """Make a repository with its first commit, as the Hub does; raises `Refusal` (409) where it
         is there already."""
         with self._lock:
@@ -56,17 +55,17 @@ class Store:
             self._repositories[state.kind, state.id] = repository
             return repository
 
-    def delete(self, repository: Repository) -> None:
+    def delete(self, repository):
         """Remove a repository. Contents stay: others may have the same."""
         with self._lock:
             self._repositories.pop((repository.state.kind, repository.id), None)
             shutil.rmtree(repository.folder)
 
-    def regular(self, data: bytes) -> Entry:
+    def regular(self, data):
         """Keep a content, and give the entry of a file that has it."""
         return Entry(self.objects.add(data), len(data), git_id(data))
 
-    def large(self, sha256: str) -> Entry | None:
+    def large(self, sha256):
         """The entry of a large file that was uploaded before; None where it was not."""
         size = self.objects.size(sha256)
         return (

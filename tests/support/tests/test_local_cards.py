@@ -1,17 +1,15 @@
 """Card metadata: what the hub on loopback takes, what it refuses, and the tags that follow."""
 
-from typing import Any
-
 import pytest
 import yaml
 from local_hub.cards import card_tags, check_card
 
 
-def _card(**metadata: Any) -> str:
+def _card(**metadata):
     return f"---\n{yaml.safe_dump(metadata)}---\n# m\n"
 
 
-GOOD: dict[str, tuple[str, dict[str, Any]]] = {
+GOOD = {
     "nothing else": ("model", {"license": "mit"}),
     "several parents": (
         "model",
@@ -26,7 +24,7 @@ GOOD: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "a Space": ("space", {"sdk": "gradio", "sdk_version": 6.3, "title": "t", "pinned": False}),
 }
-BAD: dict[str, tuple[str, dict[str, Any], str]] = {
+BAD = {
     "license": ("model", {"license": "Apache 2"}, '"license" must be one of'),
     "license of several": ("model", {"license": ["mit", "mine"]}, '"license" must be one of'),
     "license as a number": ("model", {"license": 2}, '"license" must be a string'),

@@ -1,9 +1,7 @@
 """The hub on loopback answers the real client as the Hub does."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import _CACHED_NO_EXIST, HfApi, try_to_load_from_cache
@@ -32,7 +30,7 @@ WEIGHTS = os.urandom(300_000)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """A model's folder: card, config, weights, and a file in a sub-folder."""
     folder = tmp_path / "model"
     (folder / "sub").mkdir(parents=True)
@@ -46,14 +44,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def repo(api: HfApi, folder: Path) -> str:
+def repo(api, folder):
     """A repository with that folder in it."""
     api.create_repo("acme/m")
     api.upload_folder(repo_id="acme/m", folder_path=folder)
     return "acme/m"
 
 
-def _status(call: Callable[[], Any], kind: type[HfHubHTTPError] = HfHubHTTPError) -> int:
+def _status(call, kind=HfHubHTTPError):
     """The status of a call that the hub has to refuse, with exactly this kind of error."""
     with pytest.raises(kind) as refused:
         call()

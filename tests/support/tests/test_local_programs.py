@@ -20,7 +20,7 @@ def test_the_hf_command(hub, tmp_path):
     environment = {**os.environ, **hub.environment()}
     del environment["HF_TOKEN"]
 
-    def hf(*arguments: str) -> str:
+    def hf(*arguments):
         command = [str(Path(sys.executable).with_name("hf")), *arguments]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path

@@ -4,12 +4,9 @@ import hashlib
 import http.client
 import json
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from faulty_hub import FaultyHub
-from huggingface_hub import HfApi
 
 Answer = tuple[int, dict[str, str], bytes]
 Send = Callable[..., Answer]
@@ -17,12 +14,10 @@ WEIGHTS = bytes(range(256)) * 40
 
 
 @pytest.fixture
-def send(hub: FaultyHub) -> Send:
+def send(hub):
     """Sends a request as it is given, without following redirects; `token=None` for nobody's."""
 
-    def go(
-        method: str, target: str, body: Any = None, *, token: str | None = hub.token, **headers: str
-    ) -> Answer:
+    def go(method, target, body=None, *, token=hub.token, **headers):
         connection = http.client.HTTPConnection(
             "127.0.0.1", int(urlsplit(hub.endpoint).port or 0), timeout=10
         )
@@ -44,7 +39,7 @@ def send(hub: FaultyHub) -> Send:
 
 
 @pytest.fixture
-def repo(api: HfApi) -> str:
+def repo(api):
     """A repository with a text and weights, which are `WEIGHTS`."""
     api.create_repo("acme/m")
     api.upload_file(path_or_fileobj=WEIGHTS, path_in_repo="w.bin", repo_id="acme/m")
@@ -84,7 +79,7 @@ def test_redirects(send, repo, api):
     assert {name: headers[name] for name in expected} == expected
 
 
-def _content(send: Send) -> str:
+def _content(send):
     location = urlsplit(send("HEAD", "/acme/m/resolve/main/w.bin")[1]["location"])
     return location.path
 
@@ -114,7 +109,7 @@ def test_ranges(send, repo, asked, status, expected):
         assert headers["content-range"] == f"bytes {start}-{stop - 1}/10240"
 
 
-def _commit(send: Send, *operations: tuple[str, dict[str, Any]]) -> Answer:
+def _commit(send, *operations):
     lines = [
         {"key": "header", "value": {"summary": "x"}},
         *({"key": key, "value": value} for key, value in operations),

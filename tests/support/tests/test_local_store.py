@@ -3,19 +3,18 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from faulty_hub import Fault
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd
 from huggingface_hub.errors import HfHubHTTPError
 
 WEIGHTS = os.urandom(200_000)
 
 
-def _everything(api: HfApi) -> dict[str, Any]:
+def _everything(api):
     """All that the client can ask for about two repositories."""
-    facts: dict[str, Any] = {"me": api.whoami()["name"]}
+    facts = {"me": api.whoami()["name"]}
     for revision in ("main", "dev", "v1", "refs/pr/1"):
         facts[revision] = api.model_info("acme/m", revision=revision, files_metadata=True)
     facts["commits"] = api.list_repo_commits("acme/m", revision="dev")
@@ -25,7 +24,7 @@ def _everything(api: HfApi) -> dict[str, Any]:
     return facts
 
 
-def _fill(api: HfApi) -> None:
+def _fill(api):
     api.create_repo("acme/m", private=True)
     api.upload_file(path_or_fileobj=WEIGHTS, path_in_repo="w.safetensors", repo_id="acme/m")
     api.create_branch("acme/m", branch="dev")
@@ -59,7 +58,7 @@ def test_commits_at_the_same_time(api):
     of them is."""
     api.create_repo("acme/m")
 
-    def upload(number: int, parent: str | None = None) -> int:
+    def upload(number, parent=None):
         files = [CommitOperationAdd(f"{number}.txt", b"x")]
         try:
             api.create_commit("acme/m", files, commit_message="x", parent_commit=parent)
