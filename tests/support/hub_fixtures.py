@@ -2,7 +2,6 @@
 of its own."""
 
 import os
-from collections.abc import Callable
 from itertools import zip_longest
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -11,7 +10,6 @@ import pytest
 import warm
 from faulty_hub import FaultyHub
 from huggingface_hub import HfApi, constants, hf_api
-from local_hub import LocalHub
 from transformers.utils import hub as transformers_hub
 from typer.testing import CliRunner
 
@@ -25,10 +23,6 @@ class Said(NamedTuple):
     stdout: str
     stderr: str
     log: str
-
-
-Program = Callable[..., str]
-Connect = Callable[[LocalHub], HfApi]
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Who may do what: the account with its token, and private repositories."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from .store import Store

@@ -1,12 +1,11 @@
 """The metadata on top of a README: read, checked as the Hub checks it, and turned into the tags of
 a repository."""
 
-from __future__ import annotations
-
 import json
 import re
 
 import yaml
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 _LICENSES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
@@ -37,30 +36,19 @@ TEXTS = (
 
 
 def front_matter(text):
-    """Find the YAML between the two `---` lines at the top of a README; None where there is
+    """Find the YAML between the two `---` lines at the top of a README; empty where there is
     none."""
-    match = re.match(r"\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", text, re.DOTALL)
-    return match[1] if match else None
+    match = REGEX_YAML_BLOCK.match(text)
+    return match[2] if match else ""
 
 
 def read_card(data):
-    """Read the metadata of a README; metadata that cannot be read is empty.
-
-    Args:
-        data: The file's content.
-    """
-    block = front_matter(data.decode("utf-8", "replace"))
+    """Read the metadata in the content of a README; metadata that cannot be read is empty."""
     try:
-        card = json.loads(
-            json.dumps(yaml.safe_load(block) if block else {}, default=str)
-        )  # JSON has no dates
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        RecursionError,
-    ):  # no YAML, or not a thing that JSON could say
-        card = {}
+        card = yaml.safe_load(front_matter(data.decode("utf-8", "replace")))
+        card = json.loads(json.dumps(card, default=str))  # JSON has no dates
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return {}
     return card if isinstance(card, dict) else {}
 
 
@@ -74,9 +62,8 @@ def check_card(text, kind):
     Returns:
         Errors, which forbid a commit, and warnings, which do not.
     """
-    block = front_matter(text)
     try:
-        card = yaml.safe_load(block) if block else None
+        card = yaml.safe_load(front_matter(text))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         return [f"invalid YAML: {' '.join(str(error).split())}"], []
     if card is None:
@@ -90,10 +77,7 @@ def check_card(text, kind):
 
 def _mistakes(card, kind):
     for key in TEXTS:
-        value = card.get(key)
-        if value is not None and not all(
-            isinstance(item, str) for item in (value if isinstance(value, list) else [value])
-        ):
+        if not all(isinstance(item, str) for item in _listed(card.get(key))):
             # `language: [no]` is a boolean to YAML
             yield f'"{key}" must be a string or an array of strings'
     if isinstance(card.get("tags"), str):
@@ -130,17 +114,19 @@ def card_tags(card):
         for key in ("library_name", "pipeline_tag", "tags", "language", "sdk")
         for tag in _texts(card.get(key))
     ]
-    tags += [f"base_model:{name}" for name in bases] + [
-        f"base_model:{relation}:{name}" for name in bases
-    ]
+    tags += [f"base_model:{name}" for name in bases]
+    tags += [f"base_model:{relation}:{name}" for name in bases]
     tags += [f"license:{name}" for name in _texts(card.get("license"))]
     return list(dict.fromkeys(tags))
 
 
+def _listed(value):
+    """Normalise a value or a list to a list; None is an empty one."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
 def _texts(value):
-    """Normalise a string or a list to a list of strings."""
-    return [
-        item
-        for item in (value if isinstance(value, list) else [value])
-        if isinstance(item, str) and item
-    ]
+    """The strings of a value or a list."""
+    return [item for item in _listed(value) if isinstance(item, str) and item]

@@ -1,19 +1,13 @@
-"""The endpoints that change and list history: what goes where, commits, and pull requests of one
-commit."""
-
-from __future__ import annotations
+"""The endpoints that change and list history: what goes where, and commits."""
 
 import base64
 import json
-from typing import Any
 
-from .access import NO_WRITE
-from .repository import SINGULAR, Commit, now
+from .repository import Commit
 from .store import LARGE_ENDINGS
 from .wire import Refusal, Response
 
 LARGEST_REGULAR = 10_000_000  # bytes; larger files are kept out of git
-Operation = tuple[str, dict[str, Any]]
 
 
 def preupload(call, kind, repo_id, revision):
@@ -39,22 +33,16 @@ def _is_large(path, file):
 
 
 def _writable(call, kind, repo_id, revision):
-    """The repository, if the user may commit to this revision, or propose to: anybody may."""
-    repository = call.repository(kind, repo_id)
-    user = call.user()
-    if call.request.flag("create_pr"):
-        return repository
+    """The repository, if the user may commit to this revision."""
+    repository = call.repository(kind, repo_id, write=True)
     repository.resolve(revision)
-    if not user.owns(repository.owner):
-        raise Refusal(403, NO_WRITE)
     if revision.removeprefix("refs/heads/") not in repository.state.branches:
         raise Refusal(400, f"commits go to a branch, and {revision} is none")
     return repository
 
 
 def commit(call, kind, repo_id, revision):
-    """Make a commit of the operations in the body, one a line, and move the branch to it, or open a
-    pull request."""
+    """Make a commit of the operations in the body, one a line, and move the branch to it."""
     repository = _writable(call, kind, repo_id, revision)
     lines = [json.loads(line) for line in call.request.body().splitlines() if line.strip()]
     (_, header), *operations = ((line["key"], line["value"]) for line in lines)
@@ -62,7 +50,6 @@ def commit(call, kind, repo_id, revision):
     message = header.get("description") or ""
     with repository.lock:
         base = repository.at(revision)
-        state = repository.state
         if header.get("parentCommit") not in (None, base.id):
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         tree = _apply(call, base.tree, operations)
@@ -74,11 +61,7 @@ def commit(call, kind, repo_id, revision):
             "commitOid": made.id,
             "commitUrl": call.web_url(kind, repo_id, f"/commit/{made.id}"),
         }
-        if call.request.flag("create_pr"):
-            number = _open_pull(call, repository, made, title)
-            answer["pullRequestUrl"] = call.web_url(kind, repo_id, f"/discussions/{number}")
-        else:
-            state.branches[revision.removeprefix("refs/heads/")] = made.id
+        repository.state.branches[revision.removeprefix("refs/heads/")] = made.id
         repository.save()
     return Response(200, answer)
 
@@ -125,27 +108,3 @@ def history(call, kind, repo_id, revision):
             for one in repository.log(repository.resolve(revision))
         ],
     )
-
-
-def pull_requests(call, kind, repo_id):
-    """List the pull requests."""
-    shown = call.repository(kind, repo_id).state.requests[::-1]
-    return Response(200, {"discussions": shown, "count": len(shown), "start": 0})
-
-
-def _open_pull(call, repository, head, title):
-    """Open a pull request of a commit, and return its number. The caller holds the lock, and
-    saves."""
-    state = repository.state
-    number = len(state.requests) + 1
-    about = {
-        "num": number,
-        "title": title,
-        "status": "open",
-        "isPullRequest": True,
-        "createdAt": now(),
-    }
-    repo = {"name": repository.id, "type": SINGULAR[state.kind]}
-    state.requests.append({**about, "author": {"name": call.user().name}, "repo": repo})
-    state.pulls[f"refs/pr/{number}"] = head.id
-    return number

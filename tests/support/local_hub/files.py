@@ -1,7 +1,5 @@
 """The endpoints of files: tree, facts about paths, download with its redirect, LFS upload."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from urllib.parse import parse_qs
@@ -123,8 +121,6 @@ def _range(header, size):
 def batch(call, kind, repo_id):
     """Say for each content where to upload it; one that is here already needs no upload."""
     call.repository(kind, repo_id)
-    # whoever can see it: a content may be for a pull request, and shows only where a commit names
-    # it
     call.user()
     answers = []
     for item in call.request.json()["objects"]:

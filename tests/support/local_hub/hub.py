@@ -1,15 +1,13 @@
 """The hub as a whole: a folder, a port, an account, and the environment that points clients at
 it."""
 
-from __future__ import annotations
-
 import shlex
 import threading
 from pathlib import Path
 
 from .access import Account, Call
 from .routes import answer
-from .server import Server
+from .server import Handler, Server
 from .store import Store
 
 TOKEN = "hf_local"
@@ -36,6 +34,8 @@ class LocalHub:
             print(HfApi(endpoint=hub.endpoint, token=hub.token).list_repo_files("local/my-model"))
         ```
     """  # noqa: E501
+
+    handler = Handler
 
     def __init__(self, root, port=0, *, user="local", orgs=()):
         self._account = Account(user, TOKEN, tuple(orgs))
@@ -91,10 +91,8 @@ class LocalHub:
     def start(self):
         """Begin to serve, in threads of this process."""
         self.root.mkdir(parents=True, exist_ok=True)
-        store = Store(self.root)
-        self._server = self._listen(
-            self._port, lambda request: answer(Call(request, store, self._account, self.endpoint))
-        )
+        self._store = Store(self.root)
+        self._server = Server(self._port, self)
         self._port = self._server.server_port
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -102,8 +100,9 @@ class LocalHub:
         self._thread.start()
         return self
 
-    def _listen(self, port, respond):
-        return Server(port, respond)
+    def respond(self, request):
+        """Make the answer to a request."""
+        return answer(Call(request, self._store, self._account, self.endpoint))
 
     def stop(self):
         """Stop serving. `start` begins again at the same port."""
@@ -111,12 +110,6 @@ class LocalHub:
             self._server.close()
             self._thread.join()
             self._server = self._thread = None
-
-    def wait(self):
-        """Serve until the program is interrupted."""
-        thread = self._thread
-        while thread is not None and thread.is_alive():
-            thread.join(timeout=0.5)
 
     def __enter__(self):
         return self.start()

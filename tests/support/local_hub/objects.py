@@ -1,7 +1,5 @@
 """File contents on disk, by their SHA-256."""
 
-from __future__ import annotations
-
 import hashlib
 import uuid
 

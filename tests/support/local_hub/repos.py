@@ -1,40 +1,31 @@
 """The endpoints of whole repositories: who am I, create, delete, describe, branches and tags."""
 
-from __future__ import annotations
-
 from .cards import card_tags, check_card, read_card
-from .repository import KINDS, SINGULAR, State
+from .repository import KINDS, State
 from .wire import Refusal, Response
 
 
 def whoami(call):
     """The user behind the token."""
     user = call.user()
-    orgs = [
-        {"type": "org", "id": name, "name": name, "fullname": name, "roleInOrg": "admin"}
-        for name in user.orgs
-    ]
-    token = {"type": "access_token", "accessToken": {"displayName": "local", "role": "write"}}
     about = {
         "type": "user",
-        "id": user.name,
         "name": user.name,
-        "fullname": user.name,
-        "isPro": False,
-        "canPay": False,
+        "orgs": [{"name": name} for name in user.orgs],
+        "auth": {"accessToken": {"displayName": "local", "role": "write"}},
     }
-    return Response(200, {**about, "emailVerified": True, "orgs": orgs, "auth": token})
+    return Response(200, about)
 
 
 def validate_yaml(call):
     """Check the metadata of a README that is about to be committed."""
     kind = call.request.json().get("repoType") or "model"
     errors, warnings = check_card(call.request.json()["content"], kind)
-    answer = {"errors": errors, "warnings": warnings}
-    shown = {
-        name: [{"message": message} for message in messages] for name, messages in answer.items()
+    answer = {
+        "errors": [{"message": message} for message in errors],
+        "warnings": [{"message": message} for message in warnings],
     }
-    return Response(400 if errors else 200, shown)
+    return Response(400 if errors else 200, answer)
 
 
 def create(call):
@@ -43,21 +34,13 @@ def create(call):
     wanted = call.request.json()
     kind, owner, repo_id = _names(call)
     if not user.owns(owner):
-        what = (
-            f'You don\'t have the rights to create a {SINGULAR[kind]} under the namespace "{owner}"'
-        )
-        raise Refusal(403, what)
+        raise Refusal(403, f'You don\'t have the rights to create a repo under "{owner}"')
     private = bool(wanted.get("private")) or wanted.get("visibility") in ("private", "protected")
-    state = State(kind, repo_id, private=private)
-    if kind == "spaces":
-        state.sdk = wanted.get("sdk")
+    state = State(kind, repo_id, private=private, sdk=wanted.get("sdk"))
     url = call.web_url(kind, repo_id)
-    try:
-        call.store.create(state, author=user.name)
-    except (
-        Refusal
-    ) as refusal:  # the client reads the address where it was told that the repository may exist
-        raise Refusal(refusal.status, refusal.message, body={"url": url}) from None
+    if not call.store.create(state, author=user.name):
+        # the client reads the address where it was told that the repository may exist
+        raise Refusal(409, f"You already created this repo: {repo_id}", body={"url": url})
     return Response(200, {"url": url, "name": repo_id})
 
 
@@ -80,39 +63,24 @@ def _names(call):
 def describe(call, kind, repo_id, revision="main"):
     """What a repository is at a revision: files, tags, card."""
     repository = call.repository(kind, repo_id)
-    return Response(
-        200, _facts(call, repository, repository.at(revision), sizes=call.request.flag("blobs"))
-    )
-
-
-def _facts(call, repository, commit, *, sizes):
+    commit = repository.at(revision)
     state = repository.state
     readme = commit.tree.get("README.md")
     card = read_card(call.store.objects.read(readme.sha256)) if readme and not readme.lfs else {}
-    return {
+    facts = {
         "id": repository.id,
-        "author": repository.owner,
         "sha": commit.id,
-        "createdAt": state.created,
-        "lastModified": commit.date,
         "private": state.private,
-        "gated": False,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
         "tags": card_tags(card),
         "cardData": card or None,
         "siblings": [
-            {"rfilename": path, **(_sizes(entry) if sizes else {})}
+            {"rfilename": path, **(_sizes(entry) if call.request.flag("blobs") else {})}
             for path, entry in commit.tree.items()
         ],
-        **{
-            key: card.get(key)
-            for key in ("library_name", "pipeline_tag", "model-index")
-            if state.kind == "models"
-        },
-        **({"sdk": card.get("sdk", state.sdk)} if state.kind == "spaces" else {}),
+        **{key: card.get(key) for key in ("library_name", "pipeline_tag", "model-index")},
+        "sdk": card.get("sdk", state.sdk),
     }
+    return Response(200, facts)
 
 
 def _sizes(entry):
@@ -120,20 +88,20 @@ def _sizes(entry):
 
 
 def refs(call, kind, repo_id):
-    """Branches, tags and the refs of pull requests."""
+    """Branches and tags."""
     state = call.repository(kind, repo_id).state
 
     def shown(names, prefix):
         return [
-            {"name": name, "ref": prefix + name, "targetCommit": oid}
-            for name, oid in list(names.items())
+            {"name": name, "ref": prefix + name, "targetCommit": oid} for name, oid in names.items()
         ]
 
     answer = {
         "branches": shown(state.branches, "refs/heads/"),
         "tags": shown(state.tags, "refs/tags/"),
+        "converts": [],
     }
-    return Response(200, {**answer, "converts": [], "pullRequests": shown(state.pulls, "")})
+    return Response(200, answer)
 
 
 def branch(call, kind, repo_id, name):

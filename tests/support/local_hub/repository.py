@@ -1,26 +1,18 @@
 """One repository: its commits, its refs and its settings, in a folder. A commit is a file; moving a
 ref rewrites another."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
+import secrets
 import threading
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from .wire import Refusal
 
 KINDS = {"model": "models", "dataset": "datasets", "space": "spaces"}
-SINGULAR = {kind: name for name, kind in KINDS.items()}
 STATE = "repository.json"
-
-
-def now():
-    """The time, as the Hub writes it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def git_id(data):
@@ -60,15 +52,10 @@ class Entry:
     def lfs_facts(self, name):
         """What the API says of a large file, the SHA-256 under this name; nothing of a regular
         file."""
+        if not self.lfs:
+            return {}
         pointer_size = len(pointer(self.sha256, self.size))
-        return (
-            {"lfs": {name: self.sha256, "size": self.size, "pointerSize": pointer_size}}
-            if self.lfs
-            else {}
-        )
-
-
-Tree = dict[str, Entry]
+        return {"lfs": {name: self.sha256, "size": self.size, "pointerSize": pointer_size}}
 
 
 @dataclass(frozen=True)
@@ -81,23 +68,14 @@ class Commit:
     message: str
     date: str
     author: str
-    tree: Tree
+    tree: dict[str, Entry]
 
     @classmethod
     def make(cls, tree, parent, *, title, message="", author):
-        """Make a commit, named by what is in it."""
-        rest = {
-            "parent": parent,
-            "title": title,
-            "message": message,
-            "date": now(),
-            "author": author,
-        }
-        files = sorted((path, entry.oid) for path, entry in tree.items())
-        name = hashlib.sha1(json.dumps([files, rest]).encode(), usedforsecurity=False).hexdigest()
-        return cls(
-            name, parent, title, message, str(rest["date"]), author, dict(sorted(tree.items()))
-        )
+        """Make a commit."""
+        date = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        tree = dict(sorted(tree.items()))
+        return cls(secrets.token_hex(20), parent, title, message, date, author, tree)
 
     @classmethod
     def from_json(cls, data):
@@ -114,22 +92,17 @@ class State:
     Attributes:
         kind: `models`, `datasets` or `spaces`.
         id: `owner/name`.
-        created: When it was made.
         private: Whether it is hidden from everybody but its owner.
         sdk: A Space's SDK.
-        branches, tags, pulls: Commit ids by name; a pull request's name is `refs/pr/N`.
-        requests: The pull requests, as the API shows them; the first is number 1.
+        branches, tags: Commit ids by name.
     """
 
     kind: str
     id: str
-    created: str = field(default_factory=now)
     private: bool = False
     sdk: str | None = None
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    pulls: dict[str, str] = field(default_factory=dict)
-    requests: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Repository:
@@ -177,13 +150,9 @@ class Repository:
         return commit
 
     def resolve(self, revision):
-        """The commit id of a branch, a tag, a pull request, or the beginning of an id (seven
-        digits); raises `Refusal`."""
-        names = (
-            (self.state.branches, "refs/heads/"),
-            (self.state.tags, "refs/tags/"),
-            (self.state.pulls, ""),
-        )
+        """The commit id of a branch, a tag, or the beginning of an id (seven digits); raises
+        `Refusal`."""
+        names = ((self.state.branches, "refs/heads/"), (self.state.tags, "refs/tags/"))
         for refs, prefix in names:
             if (oid := refs.get(revision.removeprefix(prefix))) is not None:
                 return oid

@@ -1,25 +1,19 @@
 """The table of endpoints, and the way from a request to its answer."""
 
-from __future__ import annotations
-
 import logging
 import re
-from collections.abc import Callable
-from typing import Any
 from urllib.parse import unquote
 
 from . import commits, files, repos
-from .wire import Refusal, Response
+from .wire import Refusal
 
 logger = logging.getLogger(__name__)
-Endpoint = Callable[..., Response]
-Route = tuple[set[str], re.Pattern[str], dict[str, Any], Endpoint]
 
 # What the names in a path match, in the path as it is sent, still quoted.
 NAMES = {
     "kind": "models|datasets|spaces",
     "repo_id": "[^/]+(?:/[^/]+)?",
-    "revision": r"refs/pr/\d+|[^/]+",
+    "revision": "[^/]+",
     "name": ".+",
     "path": ".+",
     "sha256": "[0-9a-f]{64}",
@@ -42,7 +36,6 @@ ENDPOINTS = [
     ("GET", API + "/commits/{revision}", commits.history),
     ("POST", API + "/preupload/{revision}", commits.preupload),
     ("POST", API + "/commit/{revision}", commits.commit),
-    ("GET", API + "/discussions", commits.pull_requests),
     ("GET", API, repos.describe),
 ]
 # Below the address of a repository, which for models has no `models/`.
@@ -82,18 +75,11 @@ def answer(call):
 
 def _dispatch(call):
     request = call.request
-    allowed = set[str]()
     for methods, pattern, fixed, endpoint in ROUTES:
         match = pattern.fullmatch(request.path)
-        if match is None:
-            continue
-        if request.method in methods:
-            return endpoint(
-                call, **fixed, **{name: unquote(value) for name, value in match.groupdict().items()}
-            )
-        allowed |= methods
-    if allowed:
-        raise Refusal(405, "Method Not Allowed", headers={"Allow": ", ".join(sorted(allowed))})
+        if match is not None and request.method in methods:
+            names = {name: unquote(value) for name, value in match.groupdict().items()}
+            return endpoint(call, **fixed, **names)
     if request.path.startswith("/api/"):
         what = f"{request.method} {request.path[:200]}"
         raise Refusal(501, f"the hub on loopback does not imitate {what}")

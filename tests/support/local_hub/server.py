@@ -1,7 +1,5 @@
 """HTTP on a socket: reads requests, writes answers, keeps connections open."""
 
-from __future__ import annotations
-
 import logging
 import socket
 from contextlib import suppress
@@ -24,7 +22,6 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     disable_nagle_algorithm = True
     timeout = IDLE_SECONDS
-    server: Server
 
     def handle(self):
         """Serve requests until either side has enough."""
@@ -44,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     def serve(self):
         """Answer one request."""
         length = int(self.headers.get("Content-Length") or 0)
-        request = Request(self.command, self.path, self.headers, self.rfile, length)  # type: ignore[arg-type]
+        request = Request(self.command, self.path, self.headers, self.rfile, length)
         response = self.answer(request)
         for _ in request.pieces():
             pass  # the next request begins behind this body
@@ -54,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, request):
         """Make the answer to a request."""
-        return self.server.respond(request)
+        return self.server.hub.respond(request)
 
     def send(self, response):
         """Write an answer."""
@@ -69,12 +66,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_body(self, payload):
         """Write the body of an answer, which is not empty."""
-        if isinstance(payload, bytes):
-            self.wfile.write(payload)
-            return
-        self.wfile.flush()
-        with payload.path.open("rb") as file:
-            self.connection.sendfile(file, payload.start, payload.length)
+        self.wfile.write(payload if isinstance(payload, bytes) else payload.read())
 
 
 class Server(ThreadingHTTPServer):
@@ -82,16 +74,15 @@ class Server(ThreadingHTTPServer):
 
     Args:
         port: The port; 0 for any that is free.
-        respond: Makes the answer to a request.
-        handler: What serves a connection.
+        hub: Makes the answer to a request, and says what serves a connection.
     """
 
     daemon_threads = True
 
-    def __init__(self, port, respond, handler=Handler):
-        self.respond = respond
+    def __init__(self, port, hub):
+        self.hub = hub
         self._connections = set()
-        super().__init__(("127.0.0.1", port), handler)
+        super().__init__(("127.0.0.1", port), hub.handler)
 
     def process_request(self, request, client_address):
         """Serve a connection, and know that it is open."""

@@ -1,13 +1,10 @@
 """All repositories of a hub, on disk: created, found again after a restart, deleted."""
 
-from __future__ import annotations
-
 import shutil
 import threading
 
 from .objects import Objects
-from .repository import SINGULAR, STATE, Commit, Entry, Repository, git_id, pointer
-from .wire import Refusal
+from .repository import STATE, Commit, Entry, Repository, git_id, pointer
 
 _LARGE = """
 7z arrow bin bz2 ckpt ftz gguf gz h5 joblib mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt pth rar safetensors
@@ -40,13 +37,11 @@ class Store:
         return self._repositories.get((kind, repo_id))
 
     def create(self, state, *, author):
-        """Make a repository with its first commit, as the Hub does; raises `Refusal` (409) where it
-        is there already."""
+        """Make a repository with its first commit, as the Hub does; gives None where it is there
+        already."""
         with self._lock:
             if (state.kind, state.id) in self._repositories:
-                raise Refusal(
-                    409, f"You already created this {SINGULAR[state.kind]} repo: {state.id}"
-                )
+                return None
             repository = Repository(self._folder / state.kind / state.id, state)
             tree = {".gitattributes": self.regular(ATTRIBUTES)}
             commit = repository.add(Commit.make(tree, None, title="initial commit", author=author))

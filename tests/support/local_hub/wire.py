@@ -1,8 +1,6 @@
 """What travels over HTTP: the request that an endpoint reads, the response it gives, and the
 refusal it raises."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +97,12 @@ class Slice:
 
     def __len__(self):
         return self.length
+
+    def read(self):
+        """Read these bytes."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.length)
 
 
 @dataclass
