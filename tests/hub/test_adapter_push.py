@@ -2,13 +2,11 @@
 whoever rebuilds it."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from classes import edit_json
 from hub_fixtures import upload_models
-from huggingface_hub import hf_hub_download
 from recipes import merge_of
 from safetensors.torch import save_file
 from slowly import slow_beyond
@@ -19,8 +17,6 @@ from hf_evomerge.building.build import build_model
 from hf_evomerge.building.folded import fold
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import HubError
-from hf_evomerge.hub.push import preview_push, push_model
-from hf_evomerge.hub.push_plan import PushOptions
 from hf_evomerge.hub.reproduce import reproduce
 from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.run import run_search
@@ -60,11 +56,13 @@ def adapter_of(published, out, **fields):
 
 
 @pytest.mark.parametrize("rank", slow_beyond([None], [None, 5]))
-def test_an_adapter_is_published_as_one(rank, published, lfs_api, tmp_path, program, command):
+def test_an_adapter_is_published_as_one(
+    rank, published, lfs_api, tmp_path, program, command, push, published_text
+):
     """It names its base by repository and commit, loads where this package is not, and is rebuilt
     to the same bits."""
     folder = adapter_of(published, tmp_path / "out", rank=rank)
-    push_model(folder, "local/merge", PushOptions(published=published), api=lfs_api)
+    push(folder, published=published)
     assert {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -72,7 +70,7 @@ def test_an_adapter_is_published_as_one(rank, published, lfs_api, tmp_path, prog
         "README.md",
         "tokenizer.json",
     } <= set(lfs_api.list_repo_files("local/merge"))
-    config = json.loads(Path(hf_hub_download("local/merge", "adapter_config.json")).read_text())
+    config = json.loads(published_text("adapter_config.json"))
     assert (config["base_model_name_or_path"], config["revision"]) == (
         "local/base",
         lfs_api.model_info("local/base").sha,
@@ -98,19 +96,14 @@ def test_an_adapter_is_published_as_one(rank, published, lfs_api, tmp_path, prog
 
 
 @pytest.mark.slow
-def test_the_card_says_what_it_is(published, lfs_api, tmp_path, program):
+def test_the_card_says_what_it_is(published, lfs_api, tmp_path, program, push, published_text):
     """The card is of peft's library, of the base alone, names the merged adapters, and its code
     runs as it stands."""
-    push_model(
-        adapter_of(published, tmp_path / "out"),
-        "local/merge",
-        PushOptions(published=published),
-        api=lfs_api,
-    )
+    push(adapter_of(published, tmp_path / "out"), published=published)
     data = lfs_api.model_info("local/merge").card_data
     found = (data.library_name, data.base_model, data["base_model_relation"], data.pipeline_tag)
     assert found == ("peft", "local/base", "adapter", "text-generation")
-    card = Path(hf_hub_download("local/merge", "README.md")).read_text()
+    card = published_text()
     for name in ("ja", "maths"):
         assert (
             f"[local/base](https://huggingface.co/local/base) with adapter [local/{name}]" in card
@@ -126,16 +119,18 @@ def test_the_card_says_what_it_is(published, lfs_api, tmp_path, program):
     )
 
 
-def test_a_path_is_published_as_an_adapter(published, lfs_api, tmp_path):
+def test_a_path_is_published_as_an_adapter(
+    published, lfs_api, tmp_path, push, preview, published_text
+):
     """The card of an adapter that moves layers says who reads it and how to fold it; it is rebuilt
     to the same bits, and no Space is made of it."""
     base = next(iter(published))
     fields = {"sources": [{"model": base}], "flow": {"path": "0:1, 0:0-1"}, "adapter": "auto"}
     folder = build_model(Recipe.model_validate(fields), tmp_path / "out")
     with pytest.raises(HubError, match=r"moves layers, .* push it without --space"):
-        preview_push(folder, "local/p", PushOptions(published=published, space=True), api=lfs_api)
-    push_model(folder, "local/path", PushOptions(published=published), api=lfs_api)
-    card = Path(hf_hub_download("local/path", "README.md")).read_text()
+        preview(folder, published=published, space=True)
+    push(folder, "local/path", published=published)
+    card = published_text(repo_id="local/path")
     assert "AutoPeftModelForCausalLM" in card
     assert "vLLM, SGLang and llama.cpp do not read that key" in card
     assert "hf-evomerge fold local/path --out path-plain" in card
@@ -145,43 +140,43 @@ def test_a_path_is_published_as_an_adapter(published, lfs_api, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(plain).config.num_hidden_layers == 3
 
 
-def test_a_search_over_adapters_is_pushed(published, lfs_api, tmp_path, search_config):
+def test_a_search_over_adapters_is_pushed(
+    published, lfs_api, tmp_path, search_config, push, published_text
+):
     """The winner of a search goes up with the record of the search, its card as an adapter's."""
     base, *adapters = published
     run_search(
         search_config("ps", sources=[{"model": base, "adapter": adapter} for adapter in adapters]),
         tmp_path / "out",
     )
-    push_model(
-        tmp_path / "out", "local/merge", PushOptions(published=published, examples=1), api=lfs_api
-    )
+    push(tmp_path / "out", published=published, examples=1)
     assert {"adapter_model.safetensors", "study.json", "trials.parquet"} <= set(
         lfs_api.list_repo_files("local/merge")
     )
-    card = Path(hf_hub_download("local/merge", "README.md")).read_text()
+    card = published_text()
     assert "library_name: peft" in card
     assert "This adapter is a merge of the weights of" in card
 
 
-def test_a_base_that_nobody_has_is_refused(published, lfs_api, tmp_path):
+def test_a_base_that_nobody_has_is_refused(published, tmp_path, preview):
     """An adapter of a folder on this machine would load nowhere."""
     folder = adapter_of(published, tmp_path / "out")
     with pytest.raises(
         HubError,
         match=r"base: the adapter's base is on this machine only, .* or merge again with --whole",
     ):
-        preview_push(folder, "local/merge", api=lfs_api)
+        preview(folder)
 
 
-def test_a_changed_adapter_is_not_the_same(published, lfs_api, tmp_path):
+def test_a_changed_adapter_is_not_the_same(published, tmp_path, preview):
     """A file that is not what was built is refused by the record of the build."""
     folder = adapter_of(published, tmp_path / "out")
     edit_json(folder / "adapter_config.json", lora_alpha=9)
     with pytest.raises(HubError, match=r"adapter_config\.json is not what was built"):
-        preview_push(folder, "local/merge", PushOptions(published=published), api=lfs_api)
+        preview(folder, published=published)
 
 
-def test_a_lora_of_a_pipeline_is_published(tmp_path, lfs_api):
+def test_a_lora_of_a_pipeline_is_published(tmp_path, lfs_api, push, published_text):
     """Its card is of diffusers and loads the base first; it is opened by its name alone and rebuilt
     to the same bits; a Space is refused."""
     pipelines = pytest.importorskip("pipelines")
@@ -197,9 +192,9 @@ def test_a_lora_of_a_pipeline_is_published(tmp_path, lfs_api):
     published = upload_models(lfs_api, *folders)
     folder = adapter_of(published, tmp_path / "out", adapter="auto")
     with pytest.raises(HubError, match="a LoRA of a pipeline, which a Space cannot show"):
-        push_model(folder, "local/lora", PushOptions(published=published, space=True), api=lfs_api)
-    push_model(folder, "local/lora", PushOptions(published=published), api=lfs_api)
-    card = Path(hf_hub_download("local/lora", "README.md")).read_text()
+        push(folder, "local/lora", published=published, space=True)
+    push(folder, "local/lora", published=published)
+    card = published_text(repo_id="local/lora")
     assert "library_name: diffusers" in card
     assert "base_model: local/base" in card
     loads = (

@@ -3,7 +3,6 @@ was downloaded."""
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -57,7 +56,7 @@ def merged(made, tmp_path):
 
 
 @pytest.fixture
-def pushed(made, hub, lfs_api):
+def pushed(made, hub):
     """The merge, which is on the hub as local/merge, as its sources are."""
     hub.stop()
     shutil.copytree(made / "hub", hub.root, dirs_exist_ok=True)
@@ -87,7 +86,7 @@ def test_a_published_merge_is_rebuilt_bit_for_bit(pushed, lfs_api, tmp_path, com
     assert "the same bits, every weights file" in command("reproduce", "local/merge").stdout
 
 
-def test_modules_after_an_encoder_are_rebuilt(lfs_api, tmp_path):
+def test_modules_after_an_encoder_are_rebuilt(lfs_api, tmp_path, push):
     """A Dense layer in a folder of its own is published, and comes out the same; another one is
     told."""
     tokenizer = word_tokenizer(["<pad>", "<bos>", "<eos>", "<unk>", "one"])
@@ -96,7 +95,7 @@ def test_modules_after_an_encoder_are_rebuilt(lfs_api, tmp_path):
         lfs_api.create_repo(f"local/{name}")
         lfs_api.upload_folder(folder_path=tmp_path / name, repo_id=f"local/{name}")
     recipe = merge_of("local/german", "local/spanish")
-    push_model(build_model(recipe, tmp_path / "merged"), "local/merge", api=lfs_api)
+    push(build_model(recipe, tmp_path / "merged"))
     assert reproduce("local/merge", out=tmp_path / "again", api=lfs_api).same
     dense = "2_Dense/model.safetensors"
     assert (tmp_path / "again" / dense).read_bytes() == (tmp_path / "merged" / dense).read_bytes()
@@ -109,7 +108,9 @@ def test_modules_after_an_encoder_are_rebuilt(lfs_api, tmp_path):
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1"])
-def test_what_was_merged_is_what_is_published(revision, published, lfs_api, tmp_path, command):
+def test_what_was_merged_is_what_is_published(
+    revision, published, lfs_api, tmp_path, command, push
+):
     """A source that moves between the merge and the push, also in the cache, is published by the
     commit that was merged."""
     lfs_api.create_tag("local/a", tag="v1")
@@ -125,7 +126,7 @@ def test_what_was_merged_is_what_is_published(revision, published, lfs_api, tmp_
         lfs_api.delete_tag("local/a", tag="v1")
         lfs_api.create_tag("local/a", tag="v1", revision=head)
     lfs_api.snapshot_download("local/a", revision=revision)
-    push_model(tmp_path / "merged", "local/merge", api=lfs_api)
+    push(tmp_path / "merged")
     assert (
         Recipe.load(lfs_api.hf_hub_download("local/merge", "recipe.yaml")).sources[0].revision
         == commit
@@ -134,7 +135,7 @@ def test_what_was_merged_is_what_is_published(revision, published, lfs_api, tmp_
     assert reproduce("local/merge", api=lfs_api).same
 
 
-def test_sources_that_bring_code_need_consent(tiny, lfs_api, tmp_path):
+def test_sources_that_bring_code_need_consent(tiny, lfs_api, tmp_path, push):
     """Code that comes with the sources is not run to rebuild a model, unless the caller says so; a
     push as such needs none."""
     for name in ("a", "b"):
@@ -149,7 +150,7 @@ def test_sources_that_bring_code_need_consent(tiny, lfs_api, tmp_path):
     with pytest.raises(SourceError, match="read it, and pass --trust-remote-code"):
         build_model(recipe, tmp_path / "merged")
     merged = build_model(recipe, tmp_path / "merged", trust_remote_code=True)
-    push_model(merged, "local/merge", PushOptions(), api=lfs_api)
+    push(merged)
     with pytest.raises(SourceError, match="read it, and pass --trust-remote-code"):
         reproduce("local/merge", api=lfs_api)
     assert reproduce("local/merge", api=lfs_api, trust_remote_code=True).same
@@ -181,7 +182,9 @@ def test_a_source_that_comes_in_part_is_not_built_from(hub, lfs_api, reset):
     assert ordered.hits == 1
 
 
-def test_a_model_that_is_not_what_its_recipe_gives_is_reported(merged, published, lfs_api, command):
+def test_a_model_that_is_not_what_its_recipe_gives_is_reported(
+    merged, published, lfs_api, command, push
+):
     """The tensors that differ are named, with how many numbers and by how much; the command ends
     with an error."""
     tensors = load_file(merged / "model.safetensors")
@@ -189,7 +192,7 @@ def test_a_model_that_is_not_what_its_recipe_gives_is_reported(merged, published
     tensors[name][0, 0] += 0.25
     save_file(tensors, merged / "model.safetensors", metadata={"format": "pt"})
     write_build_record(merged)  # a publisher who says what is not so
-    push_model(merged, "local/merge", PushOptions(published=published), api=lfs_api)
+    push(merged, published=published)
     result = reproduce("local/merge", api=lfs_api)
     assert not result.same
     (difference,) = result.differences
@@ -204,14 +207,14 @@ def test_a_model_that_is_not_what_its_recipe_gives_is_reported(merged, published
 
 @pytest.mark.parametrize("where", ["model.safetensors", "other/x.safetensors"])
 def test_weights_that_were_added_after_the_push_are_refused(
-    merged, published, lfs_api, tmp_path, where
+    merged, published, lfs_api, tmp_path, where, push
 ):
     """A file that transformers would load in place of the recipe's own does not go unnoticed, at
     the top or by the index."""
     parts = build_model(
         Recipe.load(merged / "recipe.yaml"), tmp_path / "parts", max_shard_size="20KB"
     )
-    push_model(parts, "local/merge", PushOptions(published=published), api=lfs_api)
+    push(parts, published=published)
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
     _put(lfs_api, where, tmp_path / "x.safetensors")
     if "/" in where:
@@ -226,10 +229,10 @@ def test_weights_that_were_added_after_the_push_are_refused(
 
 
 @pytest.mark.usefixtures("pushed")
-def test_a_config_that_the_recipe_does_not_give_is_reported(lfs_api):
+def test_a_config_that_the_recipe_does_not_give_is_reported(lfs_api, published_text):
     """The path, its scales and everything else that config.json decides are compared as the weights
     are."""
-    config = json.loads(Path(lfs_api.hf_hub_download("local/merge", "config.json")).read_text())
+    config = json.loads(published_text("config.json"))
     config["scales"][1] = 0.75
     config["text_config"]["rms_norm_eps"] = 0.5
     _put(lfs_api, "config.json", json.dumps(config).encode())
@@ -316,10 +319,10 @@ def test_names_from_a_repository_do_not_reach_the_terminal_raw():
     assert text.splitlines()[1] == "  x?[2J?y: 1 of 2 numbers differ, by at most 0.5"
 
 
-def test_what_cannot_be_rebuilt_is_refused(merged, lfs_api, hub):
+def test_what_cannot_be_rebuilt_is_refused(merged, lfs_api, hub, push):
     """A model without a recipe, with unpublished sources, or that is not there, is refused with the
     reason."""
-    push_model(merged, "local/merge", api=lfs_api)
+    push(merged)
     with pytest.raises(
         HubError, match=r"only its author can rebuild it: a, b and base cannot be had from the Hub"
     ):

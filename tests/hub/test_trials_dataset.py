@@ -10,8 +10,6 @@ from pyarrow import parquet
 
 from hf_evomerge import Study
 from hf_evomerge.errors import HubError
-from hf_evomerge.hub.push import preview_push, push_model
-from hf_evomerge.hub.push_plan import PushOptions
 
 
 def _card(api, kind):
@@ -19,9 +17,9 @@ def _card(api, kind):
     return open(file, encoding="utf-8").read()
 
 
-def test_the_trials_go_up_as_a_data_set_that_its_card_loads(hybrid_search, lfs_api, program):
+def test_the_trials_go_up_as_a_data_set_that_its_card_loads(hybrid_search, lfs_api, program, push):
     """Model and data set link to each other, and the card's own code reads a row for each trial."""
-    pushed = push_model(hybrid_search, "local/merge", PushOptions(trials=True), api=lfs_api)
+    pushed = push(hybrid_search, trials=True)
     assert pushed.trials is not None
     assert pushed.trials.url == f"{lfs_api.endpoint}/datasets/local/merge"
     card = _card(lfs_api, "dataset")
@@ -41,17 +39,17 @@ def test_the_card_describes_every_column(hybrid_search, lfs_api):
     assert set(parquet.read_table(file).column_names) <= described
 
 
-def test_a_dry_run_says_what_of_the_trials_goes_up(hybrid_search, lfs_api):
+def test_a_dry_run_says_what_of_the_trials_goes_up(hybrid_search, lfs_api, preview):
     """The plan names the data set's files, and makes none."""
-    plan = str(preview_push(hybrid_search, "local/merge", PushOptions(trials=True), api=lfs_api))
+    plan = str(preview(hybrid_search, trials=True))
     assert "data set local/merge: trials.parquet, README.md" in plan
     assert not lfs_api.repo_exists("local/merge", repo_type="dataset")
 
 
-def test_pushed_again_the_model_still_links_to_its_trials(hybrid_search, lfs_api):
+def test_pushed_again_the_model_still_links_to_its_trials(hybrid_search, lfs_api, push):
     """A later push without the trials keeps the link, and the data set has one commit of ours."""
-    push_model(hybrid_search, "local/merge", PushOptions(trials=True), api=lfs_api)
-    push_model(hybrid_search, "local/merge", PushOptions(about="Sums."), api=lfs_api)
+    push(hybrid_search, trials=True)
+    push(hybrid_search, about="Sums.")
     assert "(https://huggingface.co/datasets/local/merge)" in _card(lfs_api, "model")
     titles = lfs_api.list_repo_commits("local/merge", repo_type="dataset")
     assert len(titles) == 2
@@ -60,7 +58,7 @@ def test_pushed_again_the_model_still_links_to_its_trials(hybrid_search, lfs_api
 
 @pytest.mark.parametrize("private", [False, True])
 def test_a_data_set_of_somebody_else_is_refused_before_anything_is_sent(
-    private, hybrid_search, lfs_api
+    private, hybrid_search, lfs_api, push
 ):
     """Other files, or a public data set for a private push, are no place for the trials."""
     lfs_api.create_repo("local/merge", repo_type="dataset")
@@ -72,19 +70,17 @@ def test_a_data_set_of_somebody_else_is_refused_before_anything_is_sent(
     )
     complaint = "the data set exists and is public" if private else r"not pushed \(own.csv\)"
     with pytest.raises(HubError, match=complaint):
-        push_model(
-            hybrid_search, "local/merge", PushOptions(trials=True, private=private), api=lfs_api
-        )
+        push(hybrid_search, trials=True, private=private)
     with Study.open(hybrid_search) as study, pytest.raises(HubError, match=complaint):
         study.push_to_hub("local/merge", private=private, api=lfs_api)
     assert not lfs_api.repo_exists("local/merge")
 
 
-def test_a_model_without_a_search_has_no_trials(plain, tiny, lfs_api):
+def test_a_model_without_a_search_has_no_trials(plain, tiny, lfs_api, push):
     """A merge by hand is refused with what to leave out."""
     upload_models(lfs_api, tiny / "a", tiny / "b")
     with pytest.raises(HubError, match="no trials; leave out --trials"):
-        push_model(plain, "local/merge", PushOptions(trials=True), api=lfs_api)
+        push(plain, trials=True)
 
 
 def test_the_command_says_where_the_trials_are(hybrid_search, command):
