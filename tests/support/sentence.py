@@ -30,7 +30,7 @@ def sentence_folder(
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
     pooled = {"pooling_mode": pooling}
-    if pooling in OLD:
+    if pooling in [*OLD]:
         pooled = {f"pooling_mode_{name}": key == pooling for key, name in OLD.items()}
     modules = {"Pooling": ({"word_embedding_dimension": 16, **pooled}, {})}
     if size is not None:
