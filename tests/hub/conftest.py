@@ -6,9 +6,7 @@ import pytest
 from hub_fixtures import command, connect, hub, lfs_api, program, waits  # noqa: F401
 from recipes import merge_of
 
-from hf_evomerge.building.build import build_model
-from hf_evomerge.hub.push import preview_push, push_model
-from hf_evomerge.hub.push_plan import PushOptions
+from hf_evomerge import PushOptions, build_model, preview_push, push_model
 
 
 @pytest.fixture

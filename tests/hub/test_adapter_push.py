@@ -13,13 +13,8 @@ from slowly import slow_beyond
 from tiny_adapters import save_adapter
 from transformers import AutoModelForCausalLM
 
-from hf_evomerge.building.build import build_model
-from hf_evomerge.building.folded import fold
-from hf_evomerge.checkpoints.open import open_source
+from hf_evomerge import Recipe, build_model, fold, open_source, reproduce, run_search
 from hf_evomerge.errors import HubError
-from hf_evomerge.hub.reproduce import reproduce
-from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.run import run_search
 
 LOAD = """
 import json, sys

@@ -11,9 +11,9 @@ from hub_fixtures import commit_titles, upload_models
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_evomerge import Recipe, SourceRef
 from hf_evomerge.building.build_record import write_build_record
 from hf_evomerge.errors import HubError
-from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.record import Record
 from hf_evomerge.search.study.study import Study
 

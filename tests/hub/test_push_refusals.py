@@ -4,10 +4,10 @@ import pytest
 from hub_fixtures import upload_models
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from hf_evomerge.errors import EvoMergeError, HubError
+from hf_evomerge import EvoMergeError, PushOptions, push_model
+from hf_evomerge.errors import HubError
 from hf_evomerge.hub import push_plan
-from hf_evomerge.hub.push import check_push, push_model
-from hf_evomerge.hub.push_plan import PushOptions
+from hf_evomerge.hub.push import check_push
 from hf_evomerge.hub.target import check_login
 from hf_evomerge.search.study.study import Study
 

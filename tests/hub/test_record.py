@@ -7,20 +7,12 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+from hf_evomerge import Recipe, Scores, SearchConfig, SourceRef, Trial
 from hf_evomerge.errors import HubError, SearchError, SourceError
-from hf_evomerge.fitness import Scores
-from hf_evomerge.hub.record import (
-    IMAGES_FOLDER,
-    TRIALS_FILE,
-    _public_settings,
-    _without_folders,
-    write_record,
-)
-from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.hub.record import IMAGES_FOLDER, TRIALS_FILE, _public_settings, write_record
 from hf_evomerge.record import STUDY_JSON, Record
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_out, edited, open_study
-from hf_evomerge.search.study.study import Study, Trial
+from hf_evomerge.search.study.study import Study
 
 
 def test_the_record_says_what_the_study_holds(hybrid_search, tmp_path):
@@ -157,36 +149,28 @@ def test_the_example_that_tells_the_winner_from_the_others():
     assert record.telling is record.examples[2]
 
 
-def test_failed_trials_and_unfinished_searches_have_a_record(search_config, tmp_path):
-    """A search without results, with trials that failed, is recorded as it is, and errors name no
-    folder."""
-    scores = Scores.failed("/home/someone/model: cannot be read")
+@pytest.mark.parametrize(
+    ("error", "published"),
+    [
+        ("No such file: '/home/some one/a/x.safetensors'", "No such file: 'x.safetensors'"),
+        ("cannot open (/data/private/y), or ~/z/w; stop", "cannot open (y), or w; stop"),
+        (
+            "file=/home/me/q and/or https://hf.co/u/m at 3/4",
+            "file=q and/or https://hf.co/u/m at 3/4",
+        ),
+    ],
+)
+def test_failed_trials_and_unfinished_searches_have_a_record(
+    search_config, tmp_path, error, published
+):
+    """A search without results, with trials that failed, is recorded as it is. Wherever a path of
+    this machine stands in an error, only its last name is published; addresses stay."""
     settings = search_config().model_dump(mode="json")
     with Study.create(tmp_path / "study", settings) as study:
-        study.add_trial(Trial("ps", 0, 0, np.zeros(2), None, scores))
+        study.add_trial(Trial("ps", 0, 0, np.zeros(2), None, Scores.failed(error)))
     record = write_record(tmp_path / "study", tmp_path / "record")
     assert record.results is None
     assert record.stages[0].failed == 1
     (row,) = parquet.read_table(tmp_path / "record" / TRIALS_FILE).to_pylist()
-    assert (row["state"], row["error"]) == ("FAILED", "model: cannot be read")
+    assert (row["state"], row["error"]) == ("FAILED", published)
     assert {row[key] for key in ("fitness", "standard_error", "recipe")} == {None}
-
-
-@pytest.mark.parametrize(
-    ("error", "published"),
-    [
-        (
-            "[Errno 2] No such file: '/home/some one/a/x.safetensors'",
-            "[Errno 2] No such file: 'x.safetensors'",
-        ),
-        ("cannot open (/data/private/y), or ~/z/w; stop", "cannot open (y), or w; stop"),
-        (
-            "file=/home/me/q and/or https://huggingface.co/u/m at 3/4",
-            "file=q and/or https://huggingface.co/u/m at 3/4",
-        ),
-    ],
-)
-def test_errors_name_no_folder(error, published):
-    """Wherever a path of this machine stands in an error, only its last name is published;
-    addresses stay."""
-    assert _without_folders(error) == published

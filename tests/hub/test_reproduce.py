@@ -8,21 +8,25 @@ import pytest
 import torch
 from classes import edit_json
 from faulty_hub import Fault
-from hub_fixtures import upload_models, use_hub
-from local_hub import LocalHub
+from hub_fixtures import hub_in, upload_models
 from recipes import merge_of
 from safetensors.torch import load_file, save, save_file
 from sentence import sentence_folder
 from words import word_tokenizer
 
-from hf_evomerge.building.build import build_model
+from hf_evomerge import (
+    EvoMergeError,
+    PushOptions,
+    Recipe,
+    SourceRef,
+    build_model,
+    push_model,
+    reproduce,
+)
 from hf_evomerge.building.build_record import write_build_record
-from hf_evomerge.errors import EvoMergeError, HubError, SourceError
+from hf_evomerge.errors import HubError, SourceError
 from hf_evomerge.hub.compare import compare_code
-from hf_evomerge.hub.push import push_model
-from hf_evomerge.hub.push_plan import PushOptions
-from hf_evomerge.hub.reproduce import Reproduction, TensorDifference, reproduce
-from hf_evomerge.recipes.recipe import Recipe, SourceRef
+from hf_evomerge.hub.reproduce import Reproduction, TensorDifference
 
 
 @pytest.fixture
@@ -40,8 +44,7 @@ def made(tiny, tmp_path_factory):
     fields = {"method": "dare_ties", "base": tiny / "base", "merge": merge, "flow": flow, "seed": 3}
     folder = tmp_path_factory.mktemp("made")
     build_model(merge_of(tiny / "a", tiny / "b", **fields), folder / "merged")
-    with LocalHub(folder / "hub") as hub, pytest.MonkeyPatch.context() as patch:
-        api = use_hub(patch, hub, folder / "client")
+    with hub_in(folder) as (_, api):
         published = upload_models(api, *(tiny / name for name in ("a", "b", "base")))
         options = PushOptions(published=published)
         push_model(folder / "merged", "local/merge", options, api=api)

@@ -11,14 +11,13 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
-from hf_evomerge.errors import EvoMergeError
+from hf_evomerge import EvoMergeError, LayerPath
 from hf_evomerge.pictures.marks import Group, Line, Rect, Symbol, Text
 from hf_evomerge.pictures.matplotlib_painter import paint_figure, save_scenes
 from hf_evomerge.pictures.path import path_scene
 from hf_evomerge.pictures.scene import MIDDLE, WIDE, Axes, Panel, Scene
 from hf_evomerge.pictures.style import COLOURS, LETTERS, SHAPES, style_sheet
 from hf_evomerge.pictures.svg import paint_svg, responsive
-from hf_evomerge.recipes.layer_path import LayerPath
 
 ROOT = Path(__file__).parents[2]
 AXES = Axes(10, 20, 110, 120, (0, 10), (0, 5))

@@ -48,14 +48,6 @@ def test_answers_are_the_models(client, dfs, tiny):
     assert 0 < changed["tokens"] <= 8
 
 
-def test_known_answers_are_judged(client):
-    """An example's answer is marked right or wrong, any other prompt's is not."""
-    first, second, *_ = client.predict(api_name="/about")["examples"]
-    prompts = {first["prompt"]: True, second["prompt"]: False, PROMPT: None}
-    for prompt, right in prompts.items():
-        assert _answer(client, prompt, "evolved", 64)["right"] is right
-
-
 HOSTILE = [
     (["", "evolved", 8], "prompt is empty"),
     (["x" * 100_000, "evolved", 8], "100,000 characters"),

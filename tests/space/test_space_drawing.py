@@ -8,18 +8,22 @@ import pytest
 import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from hub_fixtures import upload_models, use_hub
+from hub_fixtures import hub_in, upload_models
 from huggingface_hub import ModelCard
-from local_hub import LocalHub
 from pipelines import loaded, save_dit
 from safetensors.torch import load_file
 
-from hf_evomerge import Example, FunctionTask, SearchConfig, run_search
+from hf_evomerge import (
+    Example,
+    FunctionTask,
+    PushOptions,
+    SearchConfig,
+    push_model,
+    reproduce,
+    run_search,
+)
 from hf_evomerge.errors import HubError
 from hf_evomerge.fitness import draw
-from hf_evomerge.hub.push import push_model
-from hf_evomerge.hub.push_plan import PushOptions
-from hf_evomerge.hub.reproduce import reproduce
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +94,7 @@ def published(tmp_path_factory):
     examples = {"search": [Example(str(number), "") for number in range(2)]}
     task = partial(FunctionTask, brightness)
     run_search(config, folder / "search", task_factory=task, examples=examples)
-    with pytest.MonkeyPatch.context() as patch, LocalHub(folder / "hub") as hub:
-        api = use_hub(patch, hub, folder / "client")
+    with hub_in(folder) as (_, api):
         options = PushOptions(published=upload_models(api, *parents), space=True)
         push_model(folder / "search", "local/bright", options, api=api)
         assert not push_model(folder / "search", "local/bright", options, api=api).model.changed

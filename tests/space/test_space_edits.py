@@ -14,8 +14,7 @@ from served import shown
 from showcase import Edit
 from texts import SpaceError
 
-from hf_evomerge.errors import EvoMergeError
-from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge import EvoMergeError, Recipe
 
 WAY = Route(("0:0", "0:1", "1:1", "0:2*0.5 + 1:2*-1.5"), (1.0, 0.9, 1.1, -0.5))
 SOURCES = [{"model": "user/a"}, {"model": "user/b"}]

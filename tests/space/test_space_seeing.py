@@ -14,21 +14,18 @@ import numpy as np
 import pytest
 import seeing
 from gradio_client.exceptions import AppError
-from hub_fixtures import use_hub
-from local_hub import LocalHub
+from hub_fixtures import hub_in
 from models import EVOLVED, AnswerJob
 from PIL import Image
 from slowly import slow_beyond
 from specialists.pictures import SIGHT, picture_config, write_picture_problems
 from texts import SpaceError
 
-from hf_evomerge import Recipe
+from hf_evomerge import EvoMergeError, Recipe, run_search
 from hf_evomerge.demo.publish import publish_demo
 from hf_evomerge.demo.quickstart import SPECIALISTS
-from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.sections import CompareConfig
-from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.paths import settings_in
 
 
@@ -48,9 +45,7 @@ def _ask(served, key=EVOLVED, tokens=8, **more):
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """The Hub that the client talks to."""
-    folder = tmp_path_factory.mktemp("hub")
-    with pytest.MonkeyPatch.context() as patch, LocalHub(folder / "hub", user="demo") as hub:
-        use_hub(patch, hub, folder / "client")
+    with hub_in(tmp_path_factory.mktemp("hub"), user="demo") as (hub, _):
         yield hub
 
 

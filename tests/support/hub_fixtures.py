@@ -2,6 +2,7 @@
 of its own."""
 
 import os
+from contextlib import contextmanager
 from itertools import zip_longest
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import pytest
 import warm
 from faulty_hub import FaultyHub
 from huggingface_hub import HfApi, constants, hf_api
+from local_hub import LocalHub
 from transformers.utils import hub as transformers_hub
 from typer.testing import CliRunner
 
@@ -87,6 +89,13 @@ def use_hub(patch, hub, home):
     patch.setenv("HF_TOKEN", hub.token)
     patch.setenv("NO_PROXY", "127.0.0.1,localhost")
     return HfApi(endpoint=hub.endpoint, token=hub.token)
+
+
+@contextmanager
+def hub_in(folder, **options):
+    """Run a hub in a folder and make the client of this process its; gives both."""
+    with LocalHub(folder / "hub", **options) as hub, pytest.MonkeyPatch.context() as patch:
+        yield hub, use_hub(patch, hub, folder / "client")
 
 
 @pytest.fixture

@@ -9,10 +9,8 @@ from hub_fixtures import commit_titles, upload_models
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from recipes import merge_of
 
-from hf_evomerge.building.build import build_model
+from hf_evomerge import PushOptions, build_model, push_model
 from hf_evomerge.errors import HubError
-from hf_evomerge.hub.push import push_model
-from hf_evomerge.hub.push_plan import PushOptions
 
 FAULTS = {
     "reset": {"action": "reset"},

@@ -5,8 +5,7 @@ import random
 import numpy as np
 from searches import minimal
 
-from hf_evomerge.fitness import Scores
-from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge import Recipe, Scores
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.phases.phase import SearchRun
 from hf_evomerge.search.run import run_phases

@@ -13,15 +13,20 @@ from every_type import tiny_config, tiny_source
 from tiny_models import logits_of, token_ids
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from hf_evomerge import (
+    EvoMergedConfig,
+    EvoMergedForCausalLM,
+    EvoMergeError,
+    FlowPart,
+    LayerPath,
+    LayerPool,
+    SourceRef,
+)
 from hf_evomerge.building.routed import Routed
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.checkpoints.writer import write_checkpoint
-from hf_evomerge.errors import EvoMergeError
-from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForCausalLM, check_alike
+from hf_evomerge.modeling import check_alike
 from hf_evomerge.modeling.layers_evo_merged import find_layers
-from hf_evomerge.recipes.layer_path import LayerPath
-from hf_evomerge.recipes.recipe import FlowPart, SourceRef
-from hf_evomerge.routing.pool import LayerPool
 
 # Two sources of four layers each.
 IDENTITY = LayerPath.parse("0:0-3")
