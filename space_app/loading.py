@@ -61,12 +61,9 @@ def load(
     )
     if torch.cuda.is_available():
         loaded = loaded.to("cuda")
-    # a processor's tokenizer is given its chat template
-    found = (
-        Loaded(loaded, SeeingTokenizer(encodes).tokenizer, encodes)
-        if sees
-        else Loaded(loaded, encodes)
-    )
+    found = Loaded(loaded, encodes)
+    if sees:  # a processor's tokenizer is given its chat template
+        found = Loaded(loaded, SeeingTokenizer(encodes).tokenizer, encodes)
     return found if adapter is None else use_adapter(found, adapter)
 
 

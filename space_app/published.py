@@ -100,17 +100,14 @@ class Published:
     @property
     def path(self) -> tuple[str, ...]:
         """The hops of the model; none where only weights were merged."""
-        return (
-            readable(self.config.get("path"))
-            if self.config.get("model_type") == "evo_merged"
-            else ()
-        )
+        has_path = self.config.get("model_type") == "evo_merged"
+        return readable(self.config.get("path")) if has_path else ()
 
     @property
     def scales(self) -> tuple[float, ...]:
         """The scale of each hop."""
-        scales = self.config.get("scales")
-        known = tuple(value for value in map(as_float, listing(scales)) if value is not None)
+        scales = map(as_float, listing(self.config.get("scales")))
+        known = tuple(value for value in scales if value is not None)
         return known if len(known) == len(self.path) else (1.0,) * len(self.path)
 
     @property
