@@ -408,9 +408,11 @@ def commands(published: Published) -> str:
         # a page at home may show links to the files of the folder that it was given
         model = str(real.parent)
     custom = ", trust_remote_code=True" if published.path else ""
-    library, kind = ("transformers", "AutoModelForCausalLM")
+    library = "transformers"
+    kind = "AutoModelForCausalLM"
     if published.base is not None:
-        library, kind = ("peft", "AutoPeftModelForCausalLM")
+        library = "peft"
+        kind = "AutoPeftModelForCausalLM"
     unpublished = listed(
         [parent.label for parent in published.parents if parent.missing and not here]
     )

@@ -158,9 +158,8 @@ def test_a_later_winner_replaces_the_earlier_one(
     assert fates["left"] == {*theirs, "README.md"}
     caplog.set_level("INFO", logger="hf_evomerge")
     push(plain, card=False)
-    assert {line.removeprefix("local/merge: ") for line in caplog.messages} & {*lines} >= {
-        line for line in lines if line.startswith((*fates,))
-    }
+    said = {line.removeprefix("local/merge: ") for line in caplog.messages}
+    assert said >= {line for line in lines if line.startswith((*fates,))}
     there = set(lfs_api.list_repo_files("local/merge"))
     assert there == fates["replaced"] | fates["left"] | {".gitattributes"}
     assert published_text() == card

@@ -45,6 +45,7 @@ def test_answers_are_the_models(client, dfs, tiny):
     scales = [0.7] * len(path)
     changed = _answer(client, PROMPT, "evolved", 8, None, path, scales)
     assert changed["text"] == greedy(dfs, PROMPT, path=path, scales=scales)
+    assert _answer(client)["text"] == greedy(dfs, PROMPT), "the published path is as it was"
     assert 0 < changed["tokens"] <= 8
 
 

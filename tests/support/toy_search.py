@@ -32,14 +32,12 @@ def toy_scores(job):
     if isinstance(target, Recipe):
         value = 0.0
         if target.merge is not None:
-            value -= sum(
-                (float(mapping["weight"]) - 0.7) ** 2 for mapping in target.merge.parameters
-            )  # type: ignore[arg-type]
+            weights = (float(mapping["weight"]) for mapping in target.merge.parameters)
+            value -= sum((weight - 0.7) ** 2 for weight in weights)
         if target.flow is not None:
             path = target.flow.to_path()
-            value -= (len(path) - 5) ** 2 / 10 + float(
-                np.mean([(scale - 1.1) ** 2 for scale in path.scales])
-            )
+            off = np.mean([(scale - 1.1) ** 2 for scale in path.scales])
+            value -= (len(path) - 5) ** 2 / 10 + float(off)
     scores = value + hardness(job.split) + (10.0 if job.fitness is not None else 0.0)
     return scores if job.batch is None else scores[list(job.batch)]
 
@@ -56,24 +54,21 @@ class ToyRunner:
         self.rounds = []
 
     def run(self, jobs):
-        order = list(range(len(jobs)))
+        order = list(enumerate(jobs))
         if self.rng is not None:
             self.rng.shuffle(order)
         self.rounds.append(list(jobs))
-        for index in order:
+        for index, job in order:
             if self.stop_after is not None and len(self.jobs) >= self.stop_after:
                 raise StoppedError
-            self.jobs.append(jobs[index])
-            if self.fails(jobs[index]):
-                yield index, Scores.failed("toy: this one fails", 0.5)
+            self.jobs.append(job)
+            if self.fails(job):
+                scores = Scores.failed("toy: this one fails", 0.5)
             else:
-                scores = self.scores(jobs[index])
-                yield (
-                    index,
-                    scores
-                    if isinstance(scores, Scores)
-                    else Scores(scores, correct=scores > 0, seconds=0.25),
-                )
+                scores = self.scores(job)
+            if not isinstance(scores, Scores):
+                scores = Scores(scores, correct=scores > 0, seconds=0.25)
+            yield index, scores
 
     def close(self):
         """Nothing to free."""
