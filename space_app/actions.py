@@ -1,8 +1,6 @@
 """Actions when something on the page is pressed: each method takes the values of components and
 gives new ones."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections.abc import AsyncIterator, Iterator

@@ -5,8 +5,6 @@ The owner sets the model: `EVOMERGE_MODEL=user/model python app.py`, or `space.j
 file.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import importlib.util

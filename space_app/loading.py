@@ -1,8 +1,6 @@
 """Puts a model into memory: from safetensors only, if it fits, and without running anybody else's
 code."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace

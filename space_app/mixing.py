@@ -1,8 +1,6 @@
 """Change of a merge's weights: how much of each parent is in each layer, in the recipe and in
 memory."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any

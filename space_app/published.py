@@ -1,8 +1,6 @@
 """Published model as it describes itself: configuration, recipe, study and trials. Read by
 `reading.py`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache

@@ -4,8 +4,6 @@ Only `config.json` must be there. Whatever else is missing or broken is left out
 says so.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

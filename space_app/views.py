@@ -1,8 +1,6 @@
 """Views of a published model, for each tab, as HTML and text. Pure functions; everything from the
 repository is escaped."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from contextlib import suppress

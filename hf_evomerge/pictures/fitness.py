@@ -1,7 +1,5 @@
 """Fitness over evaluations."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The front of a search by several metrics: every trial, and the models that nothing beats."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,8 +1,6 @@
 """Looks and how they are painted: in files, and on pages by the style sheet that is made of them
 here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 INK = "#1f2937"

@@ -1,7 +1,5 @@
 """Pairs of tiny models that have learnt to answer in one form, by tokenizers of three kinds."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
