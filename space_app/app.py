@@ -44,13 +44,13 @@ SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-as
 QUEUE = 64
 SESSIONS = 500  # visitors whose state is kept: 130 KB each, mostly Gradio's copy of the page
 # What the page calls is no part of the API. Gradio does not check what it is given: the state that
-# it would compare with
-# may be forgotten, and the functions say themselves what is wrong.
+# it would compare with may be forgotten, and the functions say themselves what is wrong.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
 MODEL: dict[str, Any] = {
     "concurrency_limit": 1,
     "concurrency_id": "model",
 }  # one pass at a time, of page and API together
+ASKING: dict[str, Any] = {**MODEL, **PRIVATE}
 FREE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
 # past the queue, which has one limit for all that is in it: where it is full, the page still opens
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
@@ -299,25 +299,17 @@ class Page:
         )
         answered = [
             pressed.then(
-                self.do.answer,
-                asked,
-                self.answers,
-                scroll_to_output=True,
-                **LATEST,
-                **MODEL,
-                **PRIVATE,
+                self.do.answer, asked, self.answers, scroll_to_output=True, **LATEST, **ASKING
             )
         ]
-        answered += [
-            one.then(self.do.answer_new, asked, self.answers, **MODEL, **PRIVATE) for one in chosen
-        ]
+        answered += [one.then(self.do.answer_new, asked, self.answers, **ASKING) for one in chosen]
         seen = [self.prompt, self.pictures]
         path = [self.path, self.look]
         for one in answered:
             one.failure(self.do.turned_away, outputs=self.answers, **AT_ONCE)
         for one in (rehearsed, *answered):
-            one.then(self.do.through_new, seen, path, show_progress="hidden", **MODEL, **PRIVATE)
-        self.look.click(self.do.through, seen, self.path, **MODEL, **PRIVATE)
+            one.then(self.do.through_new, seen, path, show_progress="hidden", **ASKING)
+        self.look.click(self.do.through, seen, self.path, **ASKING)
         self.stop.click(self.do.halt, **AT_ONCE)
 
         events = [
@@ -343,14 +335,10 @@ class Page:
         self.group.input(self.do.shown, [self.edit, self.group], self.shows, **AT_ONCE)
         asked = [self.prompt, self.pictures, self.edit, self.tokens]
         made = self.count.change(self.do.begin_edit, self.count, self.scored, **FREE)
-        made = made.success(
-            self.do.answer_changed, asked, self.answers2, **LATEST, **MODEL, **PRIVATE
-        )
+        made = made.success(self.do.answer_changed, asked, self.answers2, **LATEST, **ASKING)
         made.failure(self.do.turned_away, outputs=self.answers2, **AT_ONCE)
-        made.then(
-            self.do.score_new, self.edit, self.scored, show_progress="hidden", **MODEL, **PRIVATE
-        )
-        score = self.scoring.click(self.do.score, self.edit, self.scored, **MODEL, **PRIVATE)
+        made.then(self.do.score_new, self.edit, self.scored, show_progress="hidden", **ASKING)
+        score = self.scoring.click(self.do.score, self.edit, self.scored, **ASKING)
         score.failure(self.do.turned_away, outputs=self.scored, **AT_ONCE)
         self.stop2.click(self.do.halt, **AT_ONCE)
 

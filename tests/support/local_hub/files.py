@@ -92,7 +92,7 @@ def content(call, kind, repo_id, sha256):
 def _content(call, entry, headers):
     """A content, or the part of it that a Range header asks for; a header of another form is not
     heeded, as HTTP wants."""
-    path = call.store.objects.path(entry.sha256)
+    path = call.store.content(entry.sha256)
     headers = {**headers, "ETag": f'"{entry.etag}"', "Accept-Ranges": "bytes"}
     start, end = _range(call.request.headers.get("Range", ""), entry.size)
     if (start, end) == (0, entry.size):
@@ -127,7 +127,7 @@ def batch(call, kind, repo_id):
         sha256 = item["oid"]
         size = item["size"]
         answer = {"oid": sha256, "size": size, "authenticated": True}
-        if call.store.objects.size(sha256) != size:
+        if call.store.large(sha256) is None:
             answer["actions"] = {"upload": {"href": call.content_url(f"/lfs/{sha256}")}}
         answers.append(answer)
     return Response(
@@ -139,5 +139,5 @@ def batch(call, kind, repo_id):
 
 def upload(call, sha256):
     """Take a content; it shows only where a commit names it."""
-    call.store.objects.receive(sha256, call.request.pieces())
+    call.store.receive(sha256, call.request.pieces())
     return Response(200)

@@ -66,7 +66,9 @@ def describe(call, kind, repo_id, revision="main"):
     commit = repository.at(revision)
     state = repository.state
     readme = commit.tree.get("README.md")
-    card = read_card(call.store.objects.read(readme.sha256)) if readme and not readme.lfs else {}
+    card = {}
+    if readme is not None and not readme.lfs:
+        card = read_card(call.store.content(readme.sha256).read_bytes())
     facts = {
         "id": repository.id,
         "sha": commit.id,

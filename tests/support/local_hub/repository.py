@@ -32,7 +32,7 @@ class Entry:
     """A file of a commit.
 
     Attributes:
-        sha256: Its content, in `Objects`.
+        sha256: Its content, in `Store`.
         size: Bytes of the content.
         oid: git's name: of the content, or of the pointer where `lfs`.
         lfs: Whether it is kept out of git.

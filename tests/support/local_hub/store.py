@@ -1,10 +1,13 @@
-"""All repositories of a hub, on disk: created, found again after a restart, deleted."""
+"""All repositories of a hub on disk, which are found again after a restart, and the contents that
+they refer to, by their SHA-256."""
 
+import hashlib
 import shutil
 import threading
+import uuid
 
-from .objects import Objects
 from .repository import STATE, Commit, Entry, Repository, git_id, pointer
+from .wire import Refusal
 
 _LARGE = """
 7z arrow bin bz2 ckpt ftz gguf gz h5 joblib mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt pth rar safetensors
@@ -24,7 +27,8 @@ class Store:
     """
 
     def __init__(self, root):
-        self.objects = Objects(root)
+        self._contents = root / "objects"
+        self._contents.mkdir(parents=True, exist_ok=True)
         self._folder = root / "repositories"
         self._repositories = {}
         self._lock = threading.Lock()
@@ -58,11 +62,33 @@ class Store:
 
     def regular(self, data):
         """Keep a content, and give the entry of a file that has it."""
-        return Entry(self.objects.add(data), len(data), git_id(data))
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.receive(sha256, [data])
+        return Entry(sha256, len(data), git_id(data))
 
     def large(self, sha256):
         """The entry of a large file that was uploaded before; None where it was not."""
-        size = self.objects.size(sha256)
-        return (
-            None if size is None else Entry(sha256, size, git_id(pointer(sha256, size)), lfs=True)
-        )
+        if not self.content(sha256).exists():
+            return None
+        size = self.content(sha256).stat().st_size
+        return Entry(sha256, size, git_id(pointer(sha256, size)), lfs=True)
+
+    def content(self, sha256):
+        """Where a content is, or would be."""
+        return self._contents / sha256
+
+    def receive(self, sha256, pieces):
+        """Keep a content that arrives in pieces; raises `Refusal` where it is not the one that was
+        announced."""
+        digest = hashlib.sha256()
+        unfinished = self._contents / uuid.uuid4().hex
+        try:
+            with unfinished.open("wb") as file:
+                for piece in pieces:
+                    digest.update(piece)
+                    file.write(piece)
+            if digest.hexdigest() != sha256:
+                raise Refusal(400, "the content does not match the SHA-256 that was announced")
+            unfinished.replace(self.content(sha256))
+        finally:
+            unfinished.unlink(missing_ok=True)
