@@ -401,6 +401,8 @@ def test_bars_begin_at_0_and_end_at_their_value():
     assert sorted(y for _, y in bars["s0"].corners) == [-0.5, 0.0]
     assert sorted(y for _, y in bars["s1"].corners) == [0.0, 2.0]
     assert max(x for x, _ in bars["s0"].corners) < min(x for x, _ in bars["s1"].corners)
+    assert scene.panels[0].axes.y_range == (-0.75, 2.0), "room for the number below"
+    assert weights_scene(merged(2.0)).panels[0].axes.y_range == (0.0, 2.0)
 
 
 def test_a_layer_has_the_mean_of_its_matrices():
