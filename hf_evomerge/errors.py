@@ -1,8 +1,6 @@
 """The errors this package raises: one kind per thing that can be wrong, so that callers can tell
 them apart."""
 
-from __future__ import annotations
-
 import errno
 import re
 from collections.abc import Iterable, Iterator

@@ -1,8 +1,6 @@
 """Lines of text for people: broken between words in a terminal, and above a table that is drawn
 there live."""
 
-from __future__ import annotations
-
 import re
 import sys
 import textwrap

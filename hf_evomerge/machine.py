@@ -1,7 +1,5 @@
 """Cores and memory that this process may use, of the machine and its container."""
 
-from __future__ import annotations
-
 import math
 import os
 from pathlib import Path

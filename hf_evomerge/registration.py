@@ -8,8 +8,6 @@ importing transformers here takes seconds, transformers reads no entry points, a
 `importlib.util.LazyLoader` delays an import but tells nobody when it has happened.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from importlib import import_module

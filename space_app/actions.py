@@ -1,8 +1,6 @@
 """Actions when something on the page is pressed: each method takes the values of components and
 gives new ones."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections.abc import AsyncIterator, Iterator
@@ -120,18 +118,14 @@ class Actions:
 
     def _known(self, prompt: object, note: str = "") -> str:
         """The published model's answer to the problem for edits, where it is known in advance."""
-        example = self.show.published.problem(prompt) if self.show.published is not None else None
-        known = (
-            self.show.in_advance(example.prompt, example.pictures)[:1]
-            if example is not None
-            else []
-        )
-        shown = [
-            replace(card, name="as published", role="", note=note, solved=None)
-            for card in known
-            if card.state == "known"
-        ]
-        return cards(shown) if shown else ""
+        published = self.show.published
+        example = published.problem(prompt) if published is not None else None
+        if example is None:
+            return ""
+        card = self.show.in_advance(example.prompt, example.pictures)[0]
+        if card.state != "known":
+            return ""
+        return cards([replace(card, name="as published", role="", note=note, solved=None)])
 
     def follow_link(self, edit: Edit) -> Any:
         """1 where the page was opened with an edit, which then is answered."""
@@ -155,13 +149,11 @@ class Actions:
         if type(number) is not int or not 0 <= number < len(published.examples):
             raise gr.Error("There is no such problem here.", print_exception=False)
         example = published.examples[number]
-        prompt = example.prompt
-        known = cards(self.show.in_advance(example.prompt, example.pictures))
         return [
-            prompt,
-            *self.gloss(prompt),
-            known,
-            self._known(prompt),
+            example.prompt,
+            *self.gloss(example.prompt),
+            cards(self.show.in_advance(example.prompt, example.pictures)),
+            self._known(example.prompt),
             self.show.files(example.pictures),
         ]
 
@@ -270,10 +262,10 @@ class Actions:
             "drop": way.drop,
             "repeat": way.repeat,
             "scale": partial(way.scale, scale),
+            "earlier": partial(way.move, -1),
+            "later": partial(way.move, 1),
         }
-        return Edit(
-            (steps | {"earlier": partial(way.move, -1), "later": partial(way.move, 1)})[action]()
-        )
+        return Edit(steps[action]())
 
     def shown(self, edit: Edit, group: str, problem: str = "", *, moves: bool = False) -> list[Any]:
         """The edit and what shows it: picture, list and scale of hops, weights, a line about what

@@ -5,8 +5,6 @@ The owner sets the model: `EVOMERGE_MODEL=user/model python app.py`, or `space.j
 file.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import importlib.util
@@ -46,13 +44,13 @@ SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-as
 QUEUE = 64
 SESSIONS = 500  # visitors whose state is kept: 130 KB each, mostly Gradio's copy of the page
 # What the page calls is no part of the API. Gradio does not check what it is given: the state that
-# it would compare with
-# may be forgotten, and the functions say themselves what is wrong.
+# it would compare with may be forgotten, and the functions say themselves what is wrong.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
 MODEL: dict[str, Any] = {
     "concurrency_limit": 1,
     "concurrency_id": "model",
 }  # one pass at a time, of page and API together
+ASKING: dict[str, Any] = {**MODEL, **PRIVATE}
 FREE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
 # past the queue, which has one limit for all that is in it: where it is full, the page still opens
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
@@ -101,18 +99,14 @@ class Page:
         with gr.Blocks(
             title=f"{name}: an evolved merge", analytics_enabled=False, delete_cache=seeing.KEPT
         ) as blocks:
-            self.heading = gr.HTML(
-                '<div class="ev-heading"><h1>An evolved merge</h1></div>', elem_id="ev-heading"
-            )
-            self.status = gr.HTML(message("Starting …"), elem_id="ev-status", js_on_load=LIVE)
-            with gr.Tabs(elem_id="ev-tabs") as self.tabs:
+            self.heading = gr.HTML('<div class="ev-heading"><h1>An evolved merge</h1></div>')
+            self.status = gr.HTML(message("Starting …"), js_on_load=LIVE)
+            with gr.Tabs() as self.tabs:
                 with gr.Tab("Try", id="try"):
                     self._try_tab()
                 with gr.Tab("Path", id="path") as self.path_tab:
-                    self.path = gr.HTML(message("Reading …"), elem_id="ev-path")
-                    self.look = gr.Button(
-                        "What would it say after each step?", elem_id="ev-look", visible=False
-                    )
+                    self.path = gr.HTML(message("Reading …"))
+                    self.look = gr.Button("What would it say after each step?", visible=False)
                 with gr.Tab("Change it", id="change") as self.change_tab:
                     self._change_tab()
                 with gr.Tab("Evolution", id="evolution") as self.evolution:
@@ -127,14 +121,17 @@ class Page:
                     **(MODEL if runs_model else {"concurrency_limit": None}),
                 )
             self._events(blocks)
+        # Styles and tests find a part by its name here.
+        for name, part in vars(self).items():
+            if isinstance(part, gr.blocks.Block) and part.elem_id is None:
+                part.elem_id = f"ev-{name.replace('_', '-')}"
         return blocks
 
-    def _gallery(self, label: str, name: str) -> gr.Gallery:
+    def _gallery(self) -> gr.Gallery:
         """A gallery that takes files and follows no address. Only its value is ever updated: any
         more would make another."""
         gallery = gr.Gallery(
-            label=label,
-            elem_id=name,
+            label="Pictures beside the prompt",
             file_types=seeing.TYPES,
             interactive=True,
             height=160,
@@ -156,48 +153,31 @@ class Page:
 
     def _try_tab(self) -> None:
         with gr.Column(visible=False) as self.beside:
-            self.pictures = self._gallery("Pictures beside the prompt", "ev-pictures")
+            self.pictures = self._gallery()
         self.prompt = gr.Textbox(
-            label="Prompt",
-            lines=2,
-            max_lines=12,
-            elem_id="ev-prompt",
-            placeholder="Ask the model something",
+            label="Prompt", lines=2, max_lines=12, placeholder="Ask the model something"
         )
-        self.gloss = gr.HTML("", elem_id="ev-gloss")
+        self.gloss = gr.HTML("")
         with gr.Row():
-            self.ask = gr.Button("Ask", variant="primary", elem_id="ev-ask", scale=4, min_width=120)
-            self.another = gr.Button(
-                "Next problem", elem_id="ev-another", scale=1, min_width=150, visible=False
-            )
-            self.stop = gr.Button("Stop", elem_id="ev-stop", scale=1, min_width=80)
-        self.answers = gr.HTML("", elem_id="ev-answers", min_height=120, js_on_load=LIVE)
+            self.ask = gr.Button("Ask", variant="primary", scale=4, min_width=120)
+            self.another = gr.Button("Next problem", scale=1, min_width=150, visible=False)
+            self.stop = gr.Button("Stop", scale=1, min_width=80)
+        self.answers = gr.HTML("", min_height=120, js_on_load=LIVE)
         self.samples = gr.Dataset(
             components=[self.prompt],
             samples=[],
             samples_per_page=TO_TRY,
             type="index",
             label="Problems of the model's own task",
-            elem_id="ev-samples",
             visible=False,
         )
         with (
-            gr.Accordion(
-                "Which models, and how long an answer", open=False, elem_id="ev-options"
-            ) as self.options,
+            gr.Accordion("Which models, and how long an answer", open=False) as self.options,
             gr.Row(),
         ):
-            self.others = gr.CheckboxGroup(
-                [], label="Ask these too", visible=False, elem_id="ev-others", min_width=300
-            )
+            self.others = gr.CheckboxGroup([], label="Ask these too", visible=False, min_width=300)
             self.tokens = gr.Slider(
-                1,
-                MAX_TOKENS,
-                value=64,
-                step=1,
-                label="Longest answer, in tokens",
-                elem_id="ev-tokens",
-                min_width=300,
+                1, MAX_TOKENS, value=64, step=1, label="Longest answer, in tokens", min_width=300
             )
 
     def _change_tab(self) -> None:
@@ -210,23 +190,19 @@ class Page:
             with gr.Row(elem_id="ev-sides"):
                 with gr.Column(scale=3, min_width=340):
                     self.picture = gr.HTML("", js_on_load=SELECT_HOP, elem_id="ev-edit")
-                    self.problem = gr.HTML("", elem_id="ev-problem")
+                    self.problem = gr.HTML("")
                 with gr.Column(scale=2, min_width=320):
-                    with gr.Column(visible=False, elem_id="ev-of-path") as self.of_path:
+                    with gr.Column(visible=False) as self.of_path:
                         self._path_controls()
                     with gr.Column(visible=False) as self.of_weights:
                         self._weight_controls()
                     self._edit_buttons()
-                    self.said = gr.HTML("", elem_id="ev-said", js_on_load=LIVE)
-                    self.scored = gr.HTML("", elem_id="ev-scored", js_on_load=LIVE)
-                    self.answers2 = gr.HTML(
-                        "", elem_id="ev-answers2", min_height=120, js_on_load=LIVE
-                    )
-                    self.scoring = gr.Button(
-                        "Score it", elem_id="ev-scoring", visible=False, size="md"
-                    )
-                    self.stop2 = gr.Button("Stop", elem_id="ev-stop2", size="md")
-                    self.share = gr.HTML("", elem_id="ev-share")
+                    self.said = gr.HTML("", js_on_load=LIVE)
+                    self.scored = gr.HTML("", js_on_load=LIVE)
+                    self.answers2 = gr.HTML("", min_height=120, js_on_load=LIVE)
+                    self.scoring = gr.Button("Score it", visible=False, size="md")
+                    self.stop2 = gr.Button("Stop", size="md")
+                    self.share = gr.HTML("")
         self.shows = [
             self.edit,
             self.picture,
@@ -238,17 +214,11 @@ class Page:
         ]
 
     def _path_controls(self) -> None:
-        self.hop = gr.Dropdown(
-            [], label="Hop (or choose it in the picture)", elem_id="ev-hop", filterable=False
-        )
-        self.scale = gr.Slider(
-            -2, 2, value=1, step=0.01, label="Scale on the way into this hop", elem_id="ev-scale"
-        )
+        self.hop = gr.Dropdown([], label="Hop (or choose it in the picture)", filterable=False)
+        self.scale = gr.Slider(-2, 2, value=1, step=0.01, label="Scale on the way into this hop")
 
     def _weight_controls(self) -> None:
-        self.group = gr.Dropdown(
-            [mixing.ALL], value=mixing.ALL, label="Where", elem_id="ev-group", filterable=False
-        )
+        self.group = gr.Dropdown([mixing.ALL], value=mixing.ALL, label="Where", filterable=False)
         self.parts = [
             gr.Slider(
                 0, mixing.MAX_FACTOR, elem_id=f"ev-part-{at}", value=1, step=0.05, visible=False
@@ -270,39 +240,29 @@ class Page:
         with gr.Column(visible=False) as self.replayer:
             with gr.Row(equal_height=True):
                 self.moment = gr.Slider(
-                    1,
-                    2,
-                    value=1,
-                    step=1,
-                    label="Moment",
-                    elem_id="ev-moment",
-                    scale=3,
-                    min_width=240,
+                    1, 2, value=1, step=1, label="Moment", scale=3, min_width=240
                 )
-                self.play = gr.Button(
-                    "Replay", variant="primary", elem_id="ev-play", scale=1, min_width=110
-                )
-                self.pause = gr.Button("Stop", elem_id="ev-pause", scale=1, min_width=80)
-            self.film = gr.HTML("", elem_id="ev-film")
-            self.best = gr.HTML("", elem_id="ev-best")
-        self.fitness = gr.HTML(message("Reading …"), elem_id="ev-fitness")
+                self.play = gr.Button("Replay", variant="primary", scale=1, min_width=110)
+                self.pause = gr.Button("Stop", scale=1, min_width=80)
+            self.film = gr.HTML("")
+            self.best = gr.HTML("")
+        self.fitness = gr.HTML(message("Reading …"))
 
     def _recipe_tab(self) -> None:
-        self.recipe = self._code("yaml", "recipe.yaml", "ev-recipe", max_lines=30)
-        self.kept = gr.HTML("", elem_id="ev-kept")
-        self.commands = self._code("shell", "Load, rebuild, fold", "ev-commands")
-        self.licenses = gr.HTML("", elem_id="ev-licenses")
-        self._code("latex", "Citation", "ev-citation", value=views.CITATION)
+        self.recipe = self._code("yaml", "recipe.yaml", max_lines=30)
+        self.kept = gr.HTML("")
+        self.commands = self._code("shell", "Load, rebuild, fold")
+        self.licenses = gr.HTML("")
+        self.citation = self._code("latex", "Citation", value=views.CITATION)
 
     def _code(
-        self, language: Any, label: str, name: str, *, max_lines: int | None = None, value: str = ""
+        self, language: Any, label: str, *, max_lines: int | None = None, value: str = ""
     ) -> gr.Code:
         """Text to copy."""
         return gr.Code(
             value,
             language=language,
             label=label,
-            elem_id=name,
             max_lines=max_lines,
             show_line_numbers=False,
             buttons=["copy"],
@@ -339,25 +299,17 @@ class Page:
         )
         answered = [
             pressed.then(
-                self.do.answer,
-                asked,
-                self.answers,
-                scroll_to_output=True,
-                **LATEST,
-                **MODEL,
-                **PRIVATE,
+                self.do.answer, asked, self.answers, scroll_to_output=True, **LATEST, **ASKING
             )
         ]
-        answered += [
-            one.then(self.do.answer_new, asked, self.answers, **MODEL, **PRIVATE) for one in chosen
-        ]
+        answered += [one.then(self.do.answer_new, asked, self.answers, **ASKING) for one in chosen]
         seen = [self.prompt, self.pictures]
         path = [self.path, self.look]
         for one in answered:
             one.failure(self.do.turned_away, outputs=self.answers, **AT_ONCE)
         for one in (rehearsed, *answered):
-            one.then(self.do.through_new, seen, path, show_progress="hidden", **MODEL, **PRIVATE)
-        self.look.click(self.do.through, seen, self.path, **MODEL, **PRIVATE)
+            one.then(self.do.through_new, seen, path, show_progress="hidden", **ASKING)
+        self.look.click(self.do.through, seen, self.path, **ASKING)
         self.stop.click(self.do.halt, **AT_ONCE)
 
         events = [
@@ -383,14 +335,10 @@ class Page:
         self.group.input(self.do.shown, [self.edit, self.group], self.shows, **AT_ONCE)
         asked = [self.prompt, self.pictures, self.edit, self.tokens]
         made = self.count.change(self.do.begin_edit, self.count, self.scored, **FREE)
-        made = made.success(
-            self.do.answer_changed, asked, self.answers2, **LATEST, **MODEL, **PRIVATE
-        )
+        made = made.success(self.do.answer_changed, asked, self.answers2, **LATEST, **ASKING)
         made.failure(self.do.turned_away, outputs=self.answers2, **AT_ONCE)
-        made.then(
-            self.do.score_new, self.edit, self.scored, show_progress="hidden", **MODEL, **PRIVATE
-        )
-        score = self.scoring.click(self.do.score, self.edit, self.scored, **MODEL, **PRIVATE)
+        made.then(self.do.score_new, self.edit, self.scored, show_progress="hidden", **ASKING)
+        score = self.scoring.click(self.do.score, self.edit, self.scored, **ASKING)
         score.failure(self.do.turned_away, outputs=self.scored, **AT_ONCE)
         self.stop2.click(self.do.halt, **AT_ONCE)
 

@@ -1,8 +1,6 @@
 """The page of a diffusion pipeline: a prompt or the number of a class, a seed, and the picture that
 the model draws of them."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 

@@ -42,37 +42,35 @@ class Route:
     def select(self, index: object) -> Route:
         """The same route, looking at another hop; raises `SpaceError` where there is no such
         hop."""
-        if (
-            isinstance(index, bool)
-            or not isinstance(index, (int, float))
-            or index != index
-            or not 0 <= index < len(self)
-        ):
+        chosen = as_float(index)
+        if chosen is None or not 0 <= chosen < len(self):
             raise SpaceError(f"There is no hop {index!r:.40}; the path has {len(self)}.")
-        return replace(self, selected=int(index))
+        return replace(self, selected=int(chosen))
+
+    # Every edit changes the list of pairs (hop, scale), of which a route is made again.
+    @property
+    def _steps(self) -> list[tuple[str, float]]:
+        return list(zip(self.hops, self.scales, strict=True))
+
+    @classmethod
+    def _of(cls, steps: list[tuple[str, float]], selected: int) -> Route:
+        hops, scales = zip(*steps, strict=True)
+        return cls(hops, scales, selected)
 
     def drop(self) -> Route:
         """Drop the selected hop; raises `SpaceError` where it is the last one left."""
         if len(self) == 1:
             raise SpaceError("A path needs at least one hop; this is the last one.")
-        at = self.selected
-        return Route(
-            self.hops[:at] + self.hops[at + 1 :],
-            self.scales[:at] + self.scales[at + 1 :],
-            min(at, len(self) - 2),
-        )
+        steps = self._steps
+        del steps[self.selected]
+        return self._of(steps, min(self.selected, len(steps) - 1))
 
     def repeat(self) -> Route:
         """Repeat the selected hop, right after itself; raises `SpaceError` where the path is too
         long for that."""
-        at = self.selected + 1
-        hop = self.hops[at - 1]
-        scale = self.scales[at - 1]
-        longer = Route(
-            (*self.hops[:at], hop, *self.hops[at:]),
-            (*self.scales[:at], scale, *self.scales[at:]),
-            at,
-        )
+        steps = self._steps
+        steps.insert(self.selected, steps[self.selected])
+        longer = self._of(steps, self.selected + 1)
         if _layers_run(longer.path) > MAX_HOPS:
             raise SpaceError(f"A path runs at most {MAX_HOPS} layers here.")
         return longer
@@ -80,16 +78,15 @@ class Route:
     def move(self, by: int) -> Route:
         """Move the selected hop earlier or later, as far as there is room."""
         there = max(0, min(len(self) - 1, self.selected + by))
-        hops = list(self.hops)
-        scales = list(self.scales)
-        hops.insert(there, hops.pop(self.selected))
-        scales.insert(there, scales.pop(self.selected))
-        return Route(tuple(hops), tuple(scales), there)
+        steps = self._steps
+        steps.insert(there, steps.pop(self.selected))
+        return self._of(steps, there)
 
     def scale(self, value: object) -> Route:
         """Set another scale on the way into the selected hop."""
-        at = self.selected
-        return replace(self, scales=(*self.scales[:at], _scale(value, at), *self.scales[at + 1 :]))
+        scales = list(self.scales)
+        scales[self.selected] = _scale(value, self.selected)
+        return replace(self, scales=tuple(scales))
 
 
 def route(hops: object, scales: object = None, *, holds: Sequence[str] = ()) -> Route:
@@ -141,8 +138,8 @@ def difference(before: Route, after: Route, labels: Sequence[str]) -> str:
     matcher = SequenceMatcher(None, before.hops, after.hops, autojunk=False)
     for kind, a, b, c, d in matcher.get_opcodes():
         if kind != "equal":
-            gone = [*gone, *range(a, b)]
-            come = [*come, *range(c, d)]
+            gone += range(a, b)
+            come += range(c, d)
             continue
         for at, to in zip(range(a, b), range(c, d), strict=True):
             if before.scales[at] != (scale := after.scales[to]):

@@ -1,8 +1,6 @@
 """The named API: what `gradio_client` can call, and what an MCP client sees as tools. One pass at a
 time, as on the page."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable
 from functools import wraps

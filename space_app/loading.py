@@ -1,8 +1,6 @@
 """Puts a model into memory: from safetensors only, if it fits, and without running anybody else's
 code."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -61,12 +59,9 @@ def load(
     )
     if torch.cuda.is_available():
         loaded = loaded.to("cuda")
-    # a processor's tokenizer is given its chat template
-    found = (
-        Loaded(loaded, SeeingTokenizer(encodes).tokenizer, encodes)
-        if sees
-        else Loaded(loaded, encodes)
-    )
+    found = Loaded(loaded, encodes)
+    if sees:  # a processor's tokenizer is given its chat template
+        found = Loaded(loaded, SeeingTokenizer(encodes).tokenizer, encodes)
     return found if adapter is None else use_adapter(found, adapter)
 
 

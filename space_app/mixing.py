@@ -1,8 +1,6 @@
 """Change of a merge's weights: how much of each parent is in each layer, in the recipe and in
 memory."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -73,11 +71,11 @@ def describe(factors: Factors, labels: Sequence[str]) -> str:
     return f"Changed: {'; '.join(words)}."
 
 
-def _factors_of(name: str, factors: Mapping[str, Sequence[float]], parents: int) -> list[float]:
-    """Return the factor of each parent's weight in a tensor, or in a layer group."""
+def _factor_of(name: str, factors: Mapping[str, float]) -> float:
+    """The factor of a parent's weight in a tensor, or in a layer group."""
     block = classify(name)[1]
-    own = factors.get("embeddings and head" if block is None else f"layer {block}", [1.0] * parents)
-    return [a * b for a, b in zip(own, factors.get(ALL, [1.0] * parents), strict=True)]
+    own = "embeddings and head" if block is None else f"layer {block}"
+    return factors.get(own, 1.0) * factors.get(ALL, 1.0)
 
 
 def edited(merge: Mapping[str, Any], factors: Factors, layers: int) -> Mapping[str, Any] | None:
@@ -90,20 +88,19 @@ def edited(merge: Mapping[str, Any], factors: Factors, layers: int) -> Mapping[s
         return None
     changed = []
     try:
-        for source, item in zip(
-            merge.get("sources") or range(len(parameters)), parameters, strict=False
-        ):
-            own = {group: [values[source]] for group, values in factors if source < len(values)}
+        taking_part = merge.get("sources") or range(len(parameters))
+        for source, item in zip(taking_part, parameters, strict=False):
+            own = {group: values[source] for group, values in factors if source < len(values)}
             changed.append({**item, "weight": _edited(item.get("weight", 1.0), own, layers)})
     except RecipeError:
         return None
     return {**merge, "parameters": changed}
 
 
-def _edited(weight: Any, factors: Mapping[str, Sequence[float]], layers: int) -> Any:
+def _edited(weight: Any, factors: Mapping[str, float], layers: int) -> Any:
     """Scale one parent's weight by its factors: groups of layers that differ are split."""
     if set(factors) <= {ALL}:
-        return _times(weight, _factors_of("", factors, 1)[0])
+        return _times(weight, factors.get(ALL, 1.0))
     if isinstance(weight, Mapping) and weight.keys() == {"default"}:
         weight = weight["default"]
     if not isinstance(weight, Mapping):
@@ -112,7 +109,7 @@ def _edited(weight: Any, factors: Mapping[str, Sequence[float]], layers: int) ->
     for key, value in weight.items():
         group = parse_key(key)
         if is_tensor(key):
-            products[key] = _times(value, _factors_of(key, factors, 1)[0])
+            products[key] = _times(value, _factor_of(key, factors))
             continue
         if group.kind in ("default", "pattern"):
             raise RecipeError(f"{key}: names more than some layers")
@@ -123,8 +120,8 @@ def _edited(weight: Any, factors: Mapping[str, Sequence[float]], layers: int) ->
             names = {f"blocks.{block}{half}": block for block in range(group.first, last + 1)}
         over = expand({key: value}, 0, layers - 1)[key]
         for name, block in names.items():
-            factor = _factors_of(f"{name}.weight", factors, 1)[0]
-            products[name] = _times(resolve(over, "", block), factor)
+            weight = resolve(over, "", block)
+            products[name] = _times(weight, _factor_of(f"{name}.weight", factors))
     return products
 
 

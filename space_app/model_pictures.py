@@ -1,7 +1,5 @@
 """The pictures of a path and of a merge for the page, each with a table that says the same."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from edits import Route

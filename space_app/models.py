@@ -92,10 +92,8 @@ class Host(loading.LoadedInBackground):
         self.max_seconds = MAX_SECONDS
         self._pass = threading.Lock()
         self.evolved: Loaded | None = None
-        base = published.base
-        self._weights = (published.model, published.revision)
-        if base is not None:
-            self._weights = (base.model, base.revision)
+        whole = published.base or published
+        self._weights = (whole.model, whole.revision)
         self._parents: dict[str, Loaded] = {}
         self._run = loading.on_gpu(self._generate)
         self._once = loading.on_gpu(self._work_once)
@@ -289,14 +287,10 @@ class Host(loading.LoadedInBackground):
             with self._pass, torch.inference_mode():
                 loaded = self._loaded(job.key)
                 end = time.monotonic() + self.max_seconds
-
-                def over() -> bool:
-                    return time.monotonic() > end
-
                 with (
                     self._changed(loaded.model, job) as model,
                     scoring(model),
-                    _ended_by(model, over),
+                    _ended_by(model, lambda: time.monotonic() > end),
                 ):
                     return getattr(self, work)(loaded, model, job, *arguments)
         except _EndedError:
@@ -342,9 +336,8 @@ class Host(loading.LoadedInBackground):
         head = model.get_output_embeddings()
         if not norms or head is None:
             raise SpaceError("How this model's head reads the hidden state is not known here.")
-        read = [norms[-1](state[:, start - 1 :]) for state in states[1:-1]] + [
-            states[-1][:, start - 1 :]
-        ]
+        *inner, last = (state[:, start - 1 :] for state in states[1:])
+        read = [*map(norms[-1], inner), last]
         liked = [head(state)[0].argmax(-1).tolist() for state in read]
 
         def said(ids: list[int]) -> list[str]:

@@ -1,8 +1,6 @@
 """Published model as it describes itself: configuration, recipe, study and trials. Read by
 `reading.py`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -100,17 +98,14 @@ class Published:
     @property
     def path(self) -> tuple[str, ...]:
         """The hops of the model; none where only weights were merged."""
-        return (
-            readable(self.config.get("path"))
-            if self.config.get("model_type") == "evo_merged"
-            else ()
-        )
+        has_path = self.config.get("model_type") == "evo_merged"
+        return readable(self.config.get("path")) if has_path else ()
 
     @property
     def scales(self) -> tuple[float, ...]:
         """The scale of each hop."""
-        scales = self.config.get("scales")
-        known = tuple(value for value in map(as_float, listing(scales)) if value is not None)
+        scales = map(as_float, listing(self.config.get("scales")))
+        known = tuple(value for value in scales if value is not None)
         return known if len(known) == len(self.path) else (1.0,) * len(self.path)
 
     @property
@@ -143,6 +138,11 @@ class Published:
         ]
 
     @property
+    def _text(self) -> Mapping[str, Any]:
+        """The configuration of its language part."""
+        return mapping(self.config.get("text_config")) or self.config
+
+    @property
     def gated(self) -> bool:
         """True where scales are gates of what hops add: they multiply the stream, and a norm stands
         in front of each layer."""
@@ -156,18 +156,11 @@ class Published:
     def mixes(self) -> int:
         """The layers of a merge whose weights can be turned up and down; 0 of a path or an adapter,
         or without a parent."""
-        text = mapping(self.config.get("text_config")) or self.config
-        count = text.get("num_hidden_layers", text.get("n_layer"))
-        there = (
-            bool(self.parents)
-            and self.base is None
-            and not any(parent.missing for parent in self.parents)
-        )
-        return (
-            count
-            if there and not self.path and self.merge and isinstance(count, int) and 0 < count < 999
-            else 0
-        )
+        count = self._text.get("num_hidden_layers", self._text.get("n_layer"))
+        missing = not self.parents or any(parent.missing for parent in self.parents)
+        if missing or self.base is not None or self.path or not self.merge:
+            return 0
+        return count if isinstance(count, int) and 0 < count < 999 else 0
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -252,21 +245,15 @@ class Published:
     def context(self) -> int:
         """The tokens that the model reads, its answer included; 0 where its configuration does not
         say it."""
-        count = (mapping(self.config.get("text_config")) or self.config).get(
-            "max_position_embeddings"
-        )
+        count = self._text.get("max_position_embeddings")
         return count if isinstance(count, int) and count > 1 else 0
 
     @cached_property
     def labels_of_record(self) -> dict[str, str]:
         """Names of the models on the page, by their names in the record."""
-        names = {
-            EVOLVED: EVOLVED,
-            **{f"source:{at}": label for at, label in enumerate(self.sources)},
-        }
-        return names | {
-            parent.role: parent.label for parent in self.parents if parent.role == "base"
-        }
+        names = {parent.role: parent.label for parent in self.parents}
+        names |= {f"source:{at}": label for at, label in enumerate(self.sources)}
+        return names | {EVOLVED: EVOLVED}
 
     @property
     def recorded(self) -> list[dict[str, str]]:
@@ -287,14 +274,12 @@ class Published:
     def solved(self, key: str) -> tuple[int, int, str] | None:
         """Count the problems that a model solved when it was tested, of how many, and which; None
         where that is not known."""
-        rows = self.record.rows
-        own = (
-            row
-            for row in rows
-            if (row.winner if key == EVOLVED else self.labels_of_record.get(row.label) == key)
-        )
-        row = next(own, None)
         results = self.record.results
+        row = self.record.winner
+        if key != EVOLVED:
+            names = self.labels_of_record
+            own = (each for each in self.record.rows if names.get(each.label) == key)
+            row = next(own, None)
         if row is None or row.accuracy is None or results is None or not results.examples:
             return None
         return round(row.accuracy * results.examples), results.examples, self.tested_on

@@ -4,8 +4,6 @@ Only `config.json` must be there. Whatever else is missing or broken is left out
 says so.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -261,12 +259,11 @@ def _trial(row: Mapping[str, Any]) -> DrawnTrial:
 def _parents(found: Published) -> tuple[PublishedParent, ...]:
     """The sources of the recipe and its base; where there is no recipe, the sources of the
     configuration."""
+    sources = found.sources_of_config if found.path else []
+    base = None
     if found.recipe is not None:
         sources = found.recipe.sources
         base = found.recipe.base
-    else:
-        sources = found.sources_of_config if found.path else []
-        base = None
     refs = with_optional(sources, base)
     keys = [*(f"source:{at}" for at in range(len(sources))), "base"]
     own = [ref.label for ref in refs]
@@ -276,12 +273,7 @@ def _parents(found: Published) -> tuple[PublishedParent, ...]:
         for key, ref, label in zip(keys, refs, alone, strict=False)
     ]
     return tuple(
-        _parent(
-            ref,
-            label if label != EVOLVED else f"{label} (2)",
-            "base" if ref is base else "parent",
-            found,
-        )
+        _parent(ref, label, "base" if ref is base else "parent", found)
         for ref, label in zip(refs, labels, strict=True)
     )
 
@@ -290,6 +282,7 @@ def _parent(ref: SourceRef, label: str, role: str, found: Published) -> Publishe
     model = ref.model
     revision = ref.revision
     missing = ""
+    label = label if label != EVOLVED else f"{label} (2)"
     adapts = found.base is not None and ref.model == found.base.model and ref.adapter is not None
     if adapts and ref.adapter is not None and (not found.on_hub or _REPO_ID.fullmatch(ref.adapter)):
         return PublishedParent(

@@ -1,8 +1,6 @@
 """Pictures beside a prompt: files within limits, no address is followed; and which models are given
 them."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 from collections.abc import Sequence

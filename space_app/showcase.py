@@ -20,7 +20,7 @@ import mixing
 import seeing
 from loading import LoadedInBackground, zero_gpu
 from models import MAX_TOKENS, AnswerJob, Host, Piece, choices
-from published import TO_TRY, Published, as_float
+from published import TO_TRY, Published, as_float, listing
 from reading import read
 from texts import Card, SpaceError, clean_prompt, counted
 
@@ -121,10 +121,11 @@ class Edit:
             plain = json.loads(text)
         except (ValueError, RecursionError) as cause:
             raise SpaceError("The link's edit cannot be read.") from cause
-        if published.path and isinstance(plain, list) and len(plain) == 2:
-            return cls(edits.route(plain[0], plain[1], holds=published.path))
-        if published.mixes and isinstance(plain, list) and len(plain) == 1:
-            return cls(factors=mixing.checked(plain[0], published.mixes, len(published.sources)))
+        parts = listing(plain)
+        if published.path and len(parts) == 2:
+            return cls(edits.route(*parts, holds=published.path))
+        if published.mixes and len(parts) == 1:
+            return cls(factors=mixing.checked(parts[0], published.mixes, len(published.sources)))
         raise SpaceError("The link's edit is not one of this model.")
 
 
@@ -217,11 +218,8 @@ class Showcase(LoadedInBackground):
         cards = {EVOLVED: Card(published.title, "evolved")}
         for parent in published.parents:  # a base called base is so once
             role = "" if parent.label == parent.role else parent.role
-            cards[parent.label] = Card(
-                parent.label,
-                role,
-                note=f"cannot be asked: {parent.missing}" if parent.missing else "",
-            )
+            note = f"cannot be asked: {parent.missing}" if parent.missing else ""
+            cards[parent.label] = Card(parent.label, role, note=note)
         return {
             key: replace(card, state="unasked", solved=published.solved(key))
             for key, card in cards.items()
@@ -414,19 +412,9 @@ class Showcase(LoadedInBackground):
 
     def _card(self, card: Card, piece: Piece, asked: Asked) -> Card:
         right = self.verdict(asked, piece.text) if piece.state in ("done", "known") else None
-        grown = replace(
-            card,
-            state=piece.state,
-            text=piece.text,
-            tokens=piece.tokens,
-            seconds=piece.seconds,
-            right=right,
-        )
-        if right is not False:
-            return grown
-        example = self._example(asked)
-        wanted = example.answer if example is not None else ""
-        return replace(grown, wanted=wanted)
+        example = self._example(asked) if right is False else None
+        wanted = example.answer if example is not None else card.wanted
+        return replace(card, **vars(piece), right=right, wanted=wanted)
 
     def question(self, prompt: object) -> str:
         """The prompt, checked; an example to the letter as the search asked it. Raises

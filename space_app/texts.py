@@ -4,7 +4,7 @@ is escaped here."""
 from __future__ import annotations
 
 import html
-import unicodedata
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -12,6 +12,9 @@ from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.pictures.scene import counted, number
 
 MAX_PROMPT = 8_000
+# control characters but tab and newline, lone surrogates, and marks that turn the direction of the
+# text round
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 class SpaceError(EvoMergeError):
@@ -84,17 +87,10 @@ def clean_prompt(prompt: object) -> str:
             f"The prompt has {len(prompt):,} characters; please keep it below {MAX_PROMPT:,}."
         )
     text = prompt.replace("\r\n", "\n").replace("\r", "\n")
-    kept = "".join(character for character in text if not _is_control(character))
-    if not kept.strip():
+    kept = _CONTROLS.sub("", text).strip()
+    if not kept:
         raise SpaceError("The prompt is empty. Write something first.")
-    return kept.strip()
-
-
-def _is_control(character: str) -> bool:
-    """Control characters but tab and newline, lone surrogates, and marks that turn the direction of
-    the text round."""
-    turns = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
-    return character not in "\n\t" and (turns or unicodedata.category(character) in ("Cc", "Cs"))
+    return kept
 
 
 def message(text: str, kind: str = "info") -> str:

@@ -1,8 +1,6 @@
 """Views of a published model, for each tab, as HTML and text. Pure functions; everything from the
 repository is escaped."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from contextlib import suppress
@@ -71,14 +69,11 @@ def button_of(example: Example) -> str:
 def gloss(published: Published, prompt: str) -> str:
     """Say what an example says in a language that more people read, and who solves it; empty for
     other prompts."""
-    at = next(
-        (at for at, example in enumerate(published.examples) if example.prompt == prompt), None
-    )
-    if at is None:
+    problem = next((each for each in published.problems if each.prompt == prompt), None)
+    if problem is None:
         return ""
-    words = published.examples[at].gloss
-    right = published.problems[at].right
-    said = words
+    said = problem.gloss
+    right = problem.right
     if right.get(EVOLVED) and len(right) > 1 and sum(right.values()) == 1:
         alone = published.record.alone
         results = published.record.results
@@ -150,14 +145,12 @@ def scores(published: Published, done: int, right: int, before: int) -> str:
     total = len(published.examples)
     found = published.finder
     of = f"of {total} {escape(published.tested_on)}"
-    lead = abs(right - before)
-    verdict = (
-        f"{found.capitalize()} leads by {lead} {of}."
-        if lead
-        else f"A draw: both solve {right} {of}."
-    )
     if right > before:
-        verdict = f"You beat {found} by {lead} {of}."
+        verdict = f"You beat {found} by {right - before} {of}."
+    elif right < before:
+        verdict = f"{found.capitalize()} leads by {before - right} {of}."
+    else:
+        verdict = f"A draw: both solve {right} {of}."
     both = side(found.capitalize(), before, "ev-theirs") + side("You", right, "ev-yours")
     words = verdict if done == total else f"of {done} problems …"
     return f'<div class="ev-score" role="status">{both}<p class="ev-faint">{words}</p></div>'
@@ -410,18 +403,20 @@ def commands(published: Published) -> str:
     model = published.model
     here = not published.on_hub
     if here and (real := (Path(model) / "config.json").resolve().parent / "config.json").is_file():
-        model = str(
-            real.parent
-        )  # a page at home may show links to the files of the folder that it was given
+        # a page at home may show links to the files of the folder that it was given
+        model = str(real.parent)
+    custom = ", trust_remote_code=True" if published.path else ""
+    library = "transformers"
+    kind = "AutoModelForCausalLM"
+    if published.base is not None:
+        library = "peft"
+        kind = "AutoPeftModelForCausalLM"
     unpublished = listed(
         [parent.label for parent in published.parents if parent.missing and not here]
     )
-    custom = ", trust_remote_code=True" if published.path else ""
-    library, kind = (
-        ("transformers", "AutoModelForCausalLM")
-        if published.base is None
-        else ("peft", "AutoPeftModelForCausalLM")
-    )
+    again = f"build it again from its parents{'' if here else ', and compare'} (shell)"
+    if unpublished:
+        again = f"only its author can build it again: {unpublished} cannot be had from the Hub"
     lines = [
         "# load it (Python)",
         f"from {library} import {kind}",
@@ -429,14 +424,9 @@ def commands(published: Published) -> str:
         f'model = {kind}.from_pretrained("{model}"{custom})',
         f'tokenizer = AutoTokenizer.from_pretrained("{model}"{custom})',
         "",
+        f"# {again}",
+        "pip install hf-evomerge",
     ]
-    again = f"# build it again from its parents{'' if here else ', and compare'} (shell)"
-    lines.append(
-        f"# only its author can build it again: {unpublished} cannot be had from the Hub"
-        if unpublished
-        else again
-    )
-    lines.append("pip install hf-evomerge")
     if here:
         lines.append(f"hf-evomerge merge {shlex.quote(f'{model}/recipe.yaml')} --out rebuilt")
     elif not unpublished:
@@ -445,8 +435,8 @@ def commands(published: Published) -> str:
         lines += [
             "",
             "# a plain model of the parents' architecture, for vLLM, llama.cpp and others (shell)",
+            f"hf-evomerge fold {shlex.quote(model)} --out plain",
         ]
-        lines.append(f"hf-evomerge fold {shlex.quote(model)} --out plain")
     return "\n".join(lines)
 
 

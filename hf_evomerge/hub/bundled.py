@@ -1,8 +1,6 @@
 """Place of card templates, the Space's files and examples: in an installed wheel, or in the
 repository they are edited in."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ..errors import HubError

@@ -404,10 +404,9 @@ def served_rank(rank: int) -> int:
 
 def _columns(rows: Sequence[Row]) -> dict[str, Any]:
     """The columns of the table that only some searches have: retained data, cut answers."""
-    kept = [(name, figures) for row in rows for name, figures in row.retained.items()]
-    retained = [f"on {name}" for name, _ in kept] + [
-        f"on {name}, cut" for name, figures in kept if figures.truncated
-    ]
+    kept = [each for row in rows for each in row.retained.items()]
+    retained = [f"on {name}" for name, _ in kept]
+    retained += [f"on {name}, cut" for name, figures in kept if figures.truncated]
     return {
         "retained": list(dict.fromkeys(retained)),
         "has_cut": any(row.truncated for row in rows),
@@ -429,24 +428,18 @@ def _headline(results: Results) -> str:
             f"{high:.1%}){_of_parents(results.rows)}."
         )
     for first in results.verdict[:1]:
-        sentence = first.partition("; in ")[
-            0
-        ]  # another measure that says the same is left to the list of results
+        # another measure that says the same is left to the list of results
+        sentence = first.partition("; in ")[0]
         if share := _SHARE.search(sentence):
             points = re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]) * 100:.1f}", share[0])
-            sentence = sentence.replace(
-                share[0], points.replace("of accuracy", "percentage points")
-            )
+            points = points.replace("of accuracy", "percentage points")
+            sentence = sentence.replace(share[0], points)
         compared = " to " in sentence
-        name = "" if winner is None else winner.model[:1].upper() + winner.model[1:] + " is "
-        said = (
-            "It is " + sentence.removeprefix(name)
-            if name and sentence.startswith(name)
-            else sentence
-        )
         if winner is not None:
-            said = said.replace(winner.model, "this model")
-        words.append(f"{markdown_text(said)}.")
+            name = winner.model[:1].upper() + winner.model[1:]
+            sentence = re.sub(f"^{re.escape(name)} is ", "It is ", sentence)
+            sentence = sentence.replace(winner.model, "this model")
+        words.append(f"{markdown_text(sentence)}.")
     if len(words) == 2 and compared:
         words.append(
             "In brackets: intervals of 95 %; the comparison is paired, problem by problem."
@@ -456,24 +449,17 @@ def _headline(results: Results) -> str:
 
 def _of_parents(rows: Sequence[Row]) -> str:
     """The accuracies of the best three parents, and of the base."""
-    known = [
-        (row, row.accuracy)
-        for row in rows
-        if row.accuracy is not None and row.stage in ("source", "base")
-    ]
-    known.sort(key=lambda each: -each[1])
-    said = [
-        f"{markdown_text(row.model)} {accuracy:.1%}"
-        for row, accuracy in known
-        if row.stage == "source"
-    ]
-    said = [*said[:3], f"{len(said) - 3} more no better"] if len(said) > 4 else said
-    base = "".join(
-        f"; the {markdown_text(row.model)}: {accuracy:.1%}"
-        for row, accuracy in known
-        if row.stage == "base"
-    )
-    return (f"; its parents: {', '.join(said)}" if said else "") + base
+
+    def best(stage: str) -> list[tuple[str, str]]:
+        known = [row for row in rows if row.stage == stage and row.accuracy is not None]
+        known.sort(key=lambda row: row.accuracy or 0, reverse=True)
+        return [(markdown_text(row.model), f"{row.accuracy:.1%}") for row in known]
+
+    parents = [" ".join(parent) for parent in best("source")]
+    if len(parents) > 4:
+        parents = [*parents[:3], f"{len(parents) - 3} more no better"]
+    words = f"; its parents: {', '.join(parents)}" if parents else ""
+    return words + "".join(f"; the {': '.join(base)}" for base in best("base"))
 
 
 def _datasets(record: Record) -> list[str]:
@@ -489,13 +475,11 @@ def _row(row: Row) -> dict[str, str]:
         "accuracy": row.accuracy_text,
         "fitness": row.fitness_text,
         "evaluations": f"{row.evaluations:.0f}" if row.evaluations else "",
-        **{f"on {name}": figures.best_text for name, figures in row.retained.items()},
-        **{
-            f"on {name}, cut": f"{figures.truncated or 0:.1%}"
-            for name, figures in row.retained.items()
-        },
         "cut": "" if row.truncated is None else f"{row.truncated:.1%}",
     }
+    for name, figures in row.retained.items():
+        cells[f"on {name}"] = figures.best_text
+        cells[f"on {name}, cut"] = f"{figures.truncated or 0:.1%}"
     bold = "**" if row.winner else ""
     return {name: f"{bold}{cell}{bold}" if cell else "" for name, cell in cells.items()}
 

@@ -1,8 +1,6 @@
 """Comparison of a model that was built again with another of the same recipe: tensors, config and
 code."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

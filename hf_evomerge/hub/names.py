@@ -4,6 +4,7 @@ the same bits."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,13 +46,11 @@ class PublicNames:
             named_folder(str(folder)).resolve(): repo_id
             for folder, repo_id in (published or {}).items()
         }
-        self._known: dict[SourceRef, SourceRef] = {}
+        self._resolved = cache(self._resolve)
 
     def __call__(self, ref: SourceRef) -> SourceRef:
         """The published reference."""
-        if ref not in self._known:
-            self._known[ref] = self._resolve(ref)
-        return self._known[ref]
+        return self._resolved(ref)
 
     def _resolve(self, ref: SourceRef) -> SourceRef:
         model, *adapter = map(self._pin, ref.parts)

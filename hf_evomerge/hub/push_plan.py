@@ -234,7 +234,7 @@ def plan_push(
         check_inside(
             model, file
         )  # again, now that the weights were read: what a link leads to is not this model's
-    files: dict[str, Content] = {**ours, **_without_folders(ours, scratch)}
+    _write_without_folders(ours, scratch)
     if search is not None:
         licenses = {
             parent.model: parent.title for parent in license.parents if parent.license != UNKNOWN
@@ -257,7 +257,7 @@ def plan_push(
     recipe.renamed(names).model_copy(update={"built": built}).save(scratch / RECIPE_FILE)
     if not draws:
         _write_config(model / config, recipe, names, scratch / config)
-    elif INDEX not in files or files[INDEX] == model / INDEX:
+    elif not (scratch / INDEX).exists():
         shutil.copyfile(model / INDEX, scratch / INDEX)
     facts = CardFacts.of_folder(scratch)
     known = options.card and bool(there)
@@ -272,7 +272,7 @@ def plan_push(
         if api is not None:
             check_metadata(card, repo_id, api)
         (scratch / CARD).write_text(card, encoding="utf-8")
-    files |= _by_name(scratch, scratch.rglob("*"))
+    files = ours | _by_name(scratch, scratch.rglob("*"))
     others = [name for name in there if name not in files and name != ATTRIBUTES]
     removed = tuple(name for name in others if is_ours(name, parts))
     sizes = {name: size_of(content) for name, content in files.items()}
@@ -405,24 +405,21 @@ def _built(model: Path, weights: Sequence[Path]) -> Built | None:
     return record.model_copy(update={"sha256": hashes(model, weights), "energy": None})
 
 
-def _without_folders(files: Mapping[str, Content], scratch: Path) -> dict[str, Content]:
-    """The JSON files in which older libraries noted where on this machine something came from,
-    written without it."""
-    cleaned: dict[str, Content] = {}
+def _write_without_folders(files: Mapping[str, Path], scratch: Path) -> None:
+    """Write the JSON files in which older libraries noted where on this machine something came
+    from, without it."""
     for name, file in files.items():
-        if name.rpartition("/")[2] not in _NOTES or not isinstance(file, Path):
+        if file.name not in _NOTES:
             continue
         settings = read_json(file)
-        if found := [
-            key
+        kept = {
+            key: value
             for key, value in settings.items()
-            if key in _NOTED and str(value).startswith(("/", "~", "."))
-        ]:
-            kept = {key: value for key, value in settings.items() if key not in found}
+            if key not in _NOTED or not str(value).startswith(("/", "~", "."))
+        }
+        if kept != settings:
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)
             write_json(scratch / name, kept)
-            cleaned[name] = scratch / name
-    return cleaned
 
 
 def _write_config(own: Path, recipe: Recipe, names: PublicNames, file: Path) -> None:

@@ -142,18 +142,12 @@ def _public_settings(config: SearchConfig, publish: Publish) -> dict[str, Any]:
 
 def _split_sizes(study: Study) -> dict[str, int]:
     """Examples per split, from the first scores that the study holds for a parent or a finalist."""
-    sizes = {}
-    for split in SPLITS:
-        scored = (
-            study.evaluation(label, where) for label, where in study.evaluated() if where == split
-        )
-        if (
-            scores := next(
-                (each for each in scored if each is not None and each.error is None), None
-            )
-        ) is not None:
+    sizes = dict[str, int]()
+    for label, split in study.evaluated():
+        scores = None if split in sizes else study.evaluation(label, split)
+        if scores is not None and scores.error is None:
             sizes[split] = scores.values.size
-    return sizes
+    return {split: sizes[split] for split in SPLITS if split in sizes}
 
 
 def _winning_trial(study: Study, results: Results | None) -> int | None:
@@ -179,9 +173,7 @@ def _examples(
         return {}
     from ..fitness.data.loading import load_examples
 
-    split = next(
-        (split for split in ("test", "validation", "search") if split in config.data), None
-    )
+    split = next((split for split in reversed(SPLITS) if split in config.data), None)
     if split is None:
         raise SearchError(
             "examples: this search got its examples from Python, so none can be published; "
@@ -203,12 +195,9 @@ def _examples(
     }
     # Examples that the evolved model solves and none of its parents does.
     others = [right for name, right in correct.items() if name != EVOLVED]
-    alone = sum(
-        own and not any(rest) for own, *rest in zip(correct.get(EVOLVED, ()), *others, strict=False)
-    )
-    written = {
-        name: scores.outputs for name, scores in scored.items() if scores.outputs is not None
-    }
+    each = zip(correct.get(EVOLVED, ()), *others, strict=False)
+    alone = sum(own and not any(rest) for own, *rest in each)
+    written = {name: scores.outputs for name, scores in scored.items() if scores.outputs}
     chosen = load_examples(config.data[split], trust_remote_code=trust_remote_code)[:count]
     problems = []
     for i, example in enumerate(chosen):

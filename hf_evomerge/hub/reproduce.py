@@ -251,12 +251,9 @@ class _Published:
         loadable = [name for name in there if name.endswith(".safetensors")]
         for index in (name for name in there if name.endswith(".safetensors.index.json")):
             weights = read_json(self.download(index)).get("weight_map")
-            place = index.rpartition("/")
-            loadable += (
-                ["".join(place[:2]) + str(name) for name in weights.values()]
-                if isinstance(weights, dict)
-                else []
-            )
+            place = "".join(index.rpartition("/")[:2])
+            if isinstance(weights, dict):
+                loadable += [f"{place}{name}" for name in weights.values()]
         if extra := [name for name in dict.fromkeys(loadable) if name not in told]:
             added = (
                 "may be loaded in place of the files that are; it was added after the model was "

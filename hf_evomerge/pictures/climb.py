@@ -1,8 +1,6 @@
 """The moments at which a search got better, as bars: the film of a search, of which one moment is
 shown."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Fitness over evaluations."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 
@@ -27,15 +25,10 @@ def fitness_range(trials: Sequence[DrawnTrial], levels: Mapping[str, float]) -> 
 
     A random search is mostly tail; only its best is sure to be shown.
     """
-    values = sorted(
-        trial.fitness for trial in trials if trial.fitness is not None and trial.stage != "random"
-    )
-    chance = [
-        trial.fitness for trial in trials if trial.fitness is not None and trial.stage == "random"
-    ]
-    values = values or sorted(chance)
-    if not values:
-        values = sorted(levels.values()) or [0.0, 1.0]
+    alive = [(trial.fitness, trial.stage) for trial in trials if trial.fitness is not None]
+    chance = [fitness for fitness, stage in alive if stage == "random"]
+    found = [fitness for fitness, stage in alive if stage != "random"]
+    values = sorted(found or chance or levels.values()) or [0.0, 1.0]
     # The lower end: as far below the median as the best is above it, but no lower than the worst,
     # and no higher than needed to show nine in ten. Triangles at the edge stand for what is below.
     middle = values[len(values) // 2]
@@ -82,14 +75,12 @@ def fitness_scene(
     of = {stage: of_stage(trials, stage) for stage in stages(trials)}
     starts = dict[str, float]()
     count = 0.0
-    for (
-        stage,
-        own,
-    ) in (
-        of.items()
-    ):  # a random search has the same budget and stands beside; the other stages follow each other
-        starts[stage] = 0.0 if stage == "random" else count
-        count += 0.0 if stage == "random" else sum(trial.cost for trial in own)
+    # a random search has the same budget and stands beside; the other stages follow each other
+    for stage, own in of.items():
+        starts[stage] = 0.0
+        if stage != "random":
+            starts[stage] = count
+            count += sum(trial.cost for trial in own)
     most = max(count, sum(trial.cost for trial in of.get("random", ())), 1.0)
     axes = chart_axes(width, (0.0, most), fitness_range(trials, levels))
     x_name = (

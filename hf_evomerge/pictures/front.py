@@ -1,7 +1,5 @@
 """The front of a search by several metrics: every trial, and the models that nothing beats."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -40,14 +38,10 @@ def front_scene(
         y = trial.value(up)
         if x is not None and y is not None:
             alive.append((trial, x, y))
-    levels = {name: y for name, (_, y) in known.items()} | {
-        f"point {point.number}": point.search[up] for point in points
-    }
-    across = (
-        [x for _, x, _ in alive]
-        + [x for x, _ in known.values()]
-        + [point.search[right] for point in points]
-    )
+    levels = {name: y for name, (_, y) in known.items()}
+    levels |= {f"point {point.number}": point.search[up] for point in points}
+    across = [x for _, x, _ in alive] + [x for x, _ in known.values()]
+    across += [point.search[right] for point in points]
     margin = 0.05 * ((max(across) - min(across)) or 1.0)
     x_range = (min(across) - margin, max(across) + margin)
     count = min(max(width // 70, 4), 10)

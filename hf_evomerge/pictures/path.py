@@ -1,7 +1,5 @@
 """The route of the hidden state through the layers of the sources, as arXiv:2403.13187 draws it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

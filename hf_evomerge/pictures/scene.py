@@ -1,8 +1,6 @@
 """Scenes: pictures as marks on axes, before anybody paints them; and the grid and the numbers that
 they share."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,14 +1,10 @@
 """Looks and how they are painted: in files, and on pages by the style sheet that is made of them
 here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 INK = "#1f2937"
-SUBDUED = "#566273"
-PAPER = "#ffffff"
-RULE = "#e4e4e7"
+_INKS = {"ink": INK, "subdued": "#566273", "paper": "#ffffff", "rule": "#e4e4e7"}
 COLOURS = {
     # sources, after Okabe and Ito without yellow; their symbols tell them apart without colour
     "s0": "#0072b2",
@@ -89,33 +85,24 @@ away from the words."""
 
 def paint(name: str, own: str) -> str:
     """The colour of a name, on white."""
-    fixed = {
-        "own": COLOURS.get(own, INK),
-        "ink": INK,
-        "subdued": SUBDUED,
-        "paper": PAPER,
-        "rule": RULE,
-    }
-    return fixed.get(name) or COLOURS[name]
+    if name == "own":
+        return COLOURS.get(own, INK)
+    return (COLOURS | _INKS)[name]
 
 
 def style_sheet() -> str:
     """The looks as CSS, each by the class of its name, and on light pages the colours above as
     ``--ev-NAME``."""
     variables = {name: f"--ev-{name.removeprefix('s')}" for name in COLOURS}
-    rules = [
-        (
-            f".gradio-container {{ "
-            f"{' '.join(f'{variables[name]}: {COLOURS[name]};' for name in COLOURS)} }}"
-        )
-    ]
+    colours = " ".join(f"{variables[name]}: {colour};" for name, colour in COLOURS.items())
+    rules = [f".gradio-container {{ {colours} }}"]
     rules += [f".ev-{name} {{ --c: var({variable}); }}" for name, variable in variables.items()]
     variables |= {
         "own": "--c, var(--ev-grey)",
         "ink": "--body-text-color",
         "paper": "--body-background-fill",
+        "rule": "--border-color-primary",
     }
-    variables["rule"] = "--border-color-primary"
     for name, look in LOOKS.items():
         fill, stroke = (
             f"var({variables[each]})" if each else "" for each in (look.fill, look.stroke)
@@ -129,8 +116,6 @@ def style_sheet() -> str:
             look.opacity if look.opacity < 1 else ""
         )
         told["stroke-dasharray"] = " ".join(map(str, look.dash))
-        rules.append(
-            f".ev-{name.split()[-1]} {{ "
-            f"{' '.join(f'{key}: {value};' for key, value in told.items() if value)} }}"
-        )
+        said = " ".join(f"{key}: {value};" for key, value in told.items() if value)
+        rules.append(f".ev-{name.split()[-1]} {{ {said} }}")
     return "\n".join(rules)

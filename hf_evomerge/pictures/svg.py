@@ -5,8 +5,6 @@ Words that a page shows for a mark are in its ``data-tip``, a hop that can be pr
 in ``data-hop``. All text is escaped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import singledispatch
 from html import escape

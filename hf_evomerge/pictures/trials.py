@@ -1,8 +1,6 @@
 """The trials of a search, ready to be drawn: stages, the moments at which they got better, and the
 front. Pure functions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

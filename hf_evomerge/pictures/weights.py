@@ -1,8 +1,6 @@
 """The parameters of a merge: how much of each source is in each layer, and every number in the
 order of the layers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress

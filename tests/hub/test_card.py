@@ -36,51 +36,23 @@ PARTS = {
 }
 
 
-def _row(stage, model, fitness, accuracy, *, evaluations=0):
-    figures = dict(
-        zip(
-            ("fitness", "fitness_se", "accuracy", "accuracy_se"), (*fitness, *accuracy), strict=True
-        )
-    )
-    return {
-        "stage": stage,
-        "model": model,
-        **figures,
-        "evaluations": evaluations,
-        "seconds": 1.0,
-        "winner": stage == "ps",
-    }
+def _row(stage, model, fitness, accuracy, **more):
+    names = ("fitness", "fitness_se", "accuracy", "accuracy_se")
+    figures = dict(zip(names, (*fitness, *accuracy), strict=True))
+    return {"stage": stage, "model": model, **figures, "winner": stage == "ps", **more}
 
 
 STUDY = {
-    "format": 1,
     "space": "hybrid",
-    "seed": 7,
-    "versions": {},
     "settings": {
         "fitness": {"task": "likelihood"},
         "data": {"test": {"dataset": "u/data", "revision": SHA}},
     },
     "splits": {"search": 5, "test": 6},
     "stages": [
-        {
-            "stage": "ps",
-            "trials": 8,
-            "failed": 1,
-            "duplicates": 0,
-            "generations": 2,
-            "seconds": 30.0,
-        },
-        {
-            "stage": "random",
-            "trials": 8,
-            "failed": 0,
-            "duplicates": 0,
-            "generations": 1,
-            "seconds": 7300.0,
-        },
+        {"stage": "ps", "trials": 8, "failed": 1, "generations": 2, "seconds": 30.0},
+        {"stage": "random", "trials": 8, "generations": 1, "seconds": 7300.0},
     ],
-    "levels": {"a": -1.0},
     "results": {
         "split": "test",
         "examples": 6,
@@ -104,184 +76,143 @@ def study():
     return copy.deepcopy(STUDY)
 
 
-def _facts(kind, *, study=STUDY, images=(), **recipe):
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+def _facts(kind="ps", *, study=STUDY, images=(), **recipe):
+    config = {"architectures": ["LlamaForCausalLM"]}
     if kind != "ps":
-        layers = [{**source, "layers": 2} for source in SOURCES] + (
-            [{"layers": 2}] if kind == "hybrid" else []
-        )
-        config = {
-            "architectures": ["EvoMergedForCausalLM"],
-            "text_config": config,
-            "sources": layers,
-        }
-    fields = {
-        "sources": SOURCES,
-        "base": {"model": "u/base", "revision": SHA},
-        "built": BUILT,
-        **PARTS[kind],
-        **recipe,
-    }
+        layers = [{"layers": 2}] * (3 if kind == "hybrid" else 2)
+        config = {"text_config": config, "sources": layers}
+    base = {"model": "u/base", "revision": SHA}
+    fields = {"sources": SOURCES, "base": base, "built": BUILT, **PARTS[kind], **recipe}
     record = None if study is None else Record.model_validate(study)
     return CardFacts(config, Recipe.model_validate(fields), record, images)
 
 
-def _card(facts, **arguments):
-    text = render_card(facts, "u/merge", LICENSE, **arguments)
-    assert "\n\n\n" not in text
-    assert "{{" not in text
-    assert "None" not in text
+def _card(facts=None, **arguments):
+    text = render_card(facts or _facts(), "u/merge", LICENSE, **arguments)
+    assert not [mistake for mistake in ("\n\n\n", "{{", "None") if mistake in text]
     return ModelCard(text)
+
+
+def _text(study=STUDY, kind="ps"):
+    """The card of a model that was searched for."""
+    return _card(_facts(kind, study=study)).text
 
 
 def test_a_prompt_commands_no_terminal(study):
     """Control characters of data, with which a card could redraw the terminal of a reader, do not
     get into it."""
     study["examples"][1]["prompt"] = "say\x1b]0;title\x07 \x9b31mx"
-    text = _card(_facts("ps", study=study)).text
-    assert "say?\\]0;title? ?31mx" in text
-    assert not set(text) & {"\x1b", "\x07", "\x9b"}
+    assert "say?\\]0;title? ?31mx" in _text(study)
+    assert not set(_text(study)) & {"\x1b", "\x07", "\x9b"}
 
 
 def test_it_opens_with_what_the_model_is_for(study):
     """First what it is for, an example and what it says, and the result with its interval; then how
     to load it."""
+    results = study["results"]
     study["settings"]["about"] = "Counts things."
     study["examples"][1]["gloss"] = "Say x."
-    study["results"]["rows"][-1]["accuracy"], study["results"]["examples"] = 0.75, 200
-    study["results"]["verdict"] = [
-        "Evolved PS is better than its best parent by 0.5 of accuracy (0.4 to 0.6); in fitness: +1",
-        "More",
-    ]
+    results["rows"][-1]["accuracy"], results["examples"] = 0.75, 200
+    better = "Evolved PS is better than its best parent by 0.5 of accuracy (0.4 to 0.6); in fitness"
+    results["verdict"] = [better, "More"]
+    parents = {"c": 0.5, "d": 0.1, "e": 0, "f": 0}
+    results["rows"] += [_row("source", n, (-2, 0), (share, 0)) for n, share in parents.items()]
+    results["rows"].append(_row("base", "base (x)", (-1, 0), (0.125, 0)))
     facts = replace(_facts("dfs", study=study), space="u/shown")
     opening = _card(facts).text.split("## Use it")[0]
-    result = (
-        "**75.0%** of 200 held-out test problems right (68.6% to 80.5%); its parents: a 25.0%. "
-        "It is better"
-    )
-    points = "by 50.0 percentage points (40.0 to 60.0)."
     parts = (
         "Counts things.",
         "**2**",
         "*Say x.*",
-        result,
-        points,
-        "95 %",
+        "**75.0%** of 200 held-out test problems right (68.6% to 80.5%); its parents: c 50.0%, a "
+        "25.0%, d 10.0%, 2 more no better; the base (x): 12.5%. It is better",
+        "by 50.0 percentage points (40.0 to 60.0).",
         "huggingface.co/spaces/u/shown",
         "Evolved with [hf_evomerge](https://",
-        "hf-evomerge init MODEL MODEL",
     )
     places = [opening.index(words) for words in parts]
     assert places == sorted(places)
     assert "More" not in opening
     assert "in fitness" not in opening
     assert "/spaces/" not in _card(replace(facts, space=None)).text
-    more = [
-        _row("source", name, (-2.0, 0.1), (share, 0.02))
-        for name, share in (("c", 0.5), ("d", 0.1), ("e", 0), ("f", 0))
-    ]
-    study["results"]["rows"] += [*more, _row("base", "base (x)", (-1, 0), (0.125, 0))]
-    text = _card(_facts("dfs", study=study)).text
-    assert (
-        "; its parents: c 50.0%, a 25.0%, d 10.0%, 2 more no better; the base (x): 12.5%. It"
-        in text
-    )
 
 
-def test_it_says_what_the_model_reads():
+def test_it_says_what_the_model_reads(study):
     """Depth, dtype and context are those of the config, and the prompts those of the search's
     data."""
-    facts = _facts("ps", dtype="bfloat16")
-    study = copy.deepcopy(STUDY)
-    shaped = replace(
-        facts, config={**facts.config, "num_hidden_layers": 4, "max_position_embeddings": 4096}
-    )
-    assert "(4 layers, bfloat16, reads up to 4,096 tokens)" in _card(shaped).text
-    assert "on prompts like this one; others were not tried" in _card(facts).text
+    facts = _facts(dtype="bfloat16")
+    sizes = {"num_hidden_layers": 4, "max_position_embeddings": 4096}
+    shaped = _card(replace(facts, config={**facts.config, **sizes})).text
+    assert "(4 layers, bfloat16, reads up to 4,096 tokens)" in shaped
+    assert "on prompts like this one; others were not tried" in shaped
     study["settings"]["data"]["test"]["chat"] = True
-    assert "on prompts in its tokenizer's chat template" in _card(_facts("ps", study=study)).text
-    assert "others were not tried" not in _card(_facts("ps", study=None)).text
+    assert "on prompts in its tokenizer's chat template" in _text(study)
+    assert "others were not tried" not in _text(None)
 
 
 @pytest.mark.parametrize("kind", PARTS)
 def test_the_metadata_name_the_parents_and_the_license(kind):
     """The Hub reads all parents as base models of a merge, the task, the tags and the license."""
     data = _card(_facts(kind), languages=["ja"]).data.to_dict()
-    assert data["base_model"] == ["u/a", "u/b", "u/base"]
-    assert data["base_model_relation"] == "merge"
-    assert (data["library_name"], data["pipeline_tag"], data["language"]) == (
-        "transformers",
-        "text-generation",
-        ["ja"],
-    )
-    assert {"merge", "model-merging", "evomerge"} <= set(data["tags"])
-    assert data["datasets"] == ["u/data"]
-    assert data["license"] == "apache-2.0"
+    expected = {
+        "base_model": ["u/a", "u/b", "u/base"],
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "language": ["ja"],
+        "datasets": ["u/data"],
+        "license": "apache-2.0",
+        "tags": ["merge", "model-merging", "evomerge"],
+    }
+    assert {key: data[key] for key in expected} == expected
 
 
 def test_figures_are_those_that_were_measured():
     """The table has each row's figures with errors and the winner in bold; the metadata have the
     winner's accuracy."""
-    card = _card(_facts("ps"))
+    card = _card()
     for line in (
         "| a | 0.250 ± 0.020 | -2.000 ± 0.100 |  |",
         "| b |  | failed |  |",
         "| **evolved PS (this model)** | **0.751 ± 0.010** | **-0.500 ± 0.030** | **8** |",
+        "Measured on 6 held-out test problems",
+        "The random search drew as many candidates from the same parameter space.",
+        "8 trials in 2 generations, 1 of which failed, 30 seconds of evaluation.",
+        "2 hours of evaluation",
     ):
         assert line in card.text
-    assert "Measured on 6 held-out test problems" in card.text
-    assert "The random search drew as many candidates from the same parameter space." in card.text
-    assert (
-        "Parameter space: 8 trials in 2 generations, 1 of which failed, 30 seconds of evaluation."
-        in card.text
-    )
-    assert "2 hours of evaluation" in card.text
-    assert card.data.eval_results is not None
     (result,) = card.data.eval_results
-    assert (result.metric_type, result.metric_value, result.dataset_type) == (
-        "accuracy",
-        0.7512,
-        "u/data",
-    )
+    figure = (result.metric_type, result.metric_value, result.dataset_type)
+    assert figure == ("accuracy", 0.7512, "u/data")
 
 
 def test_the_random_search_is_not_said_to_be_what_it_is_not(study):
     """After a hybrid search it had the first stage's space; it had another budget where minutes
     ended it; or there was none."""
     study["results"]["rows"][2]["evaluations"] = 5
-    assert (
-        "The random search drew 5 candidates from the same parameter space."
-        in _card(_facts("hybrid", study=study)).text
-    )
+    hybrid = _text(study, "hybrid")
+    assert "The random search drew 5 candidates from the same parameter space." in hybrid
     study["space"] = "dfs"
-    assert "drew 5 candidates from the same space." in _card(_facts("dfs", study=study)).text
+    assert "drew 5 candidates from the same space." in _text(study, "dfs")
     del study["results"]["rows"][2]
-    assert "No random search of the same budget was run" in _card(_facts("dfs", study=study)).text
+    assert "No random search of the same budget was run" in _text(study, "dfs")
 
 
 def test_a_chat_is_shown_as_a_chat(study):
     """Where the search prompted the models through the chat template, so does the code in the
     card."""
     study["settings"]["data"]["test"] |= {"chat": True, "system": "Be brief."}
-    text = _card(_facts("ps", study=study)).text
-    (line,) = [line for line in text.splitlines() if line.startswith("inputs = ")]
+    asked = re.search(r"inputs = tokenizer.apply_chat_template\((\[.*\]), add_gen", _text(study))
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 'say "x"'}]
-    asked = re.fullmatch(
-        r"inputs = tokenizer.apply_chat_template\((\[.*\]), add_generation_prompt=True, .*\)", line
-    )
     assert ast.literal_eval(asked[1]) == messages
 
 
 def test_a_model_that_solves_nothing_is_shown_so(study):
     """The problem says that it is not solved, and no brackets are explained where none stand."""
-    study["examples"] = study["examples"][:1]
-    (winner,) = [row["model"] for row in study["results"]["rows"] if row["winner"]]
-    study["results"]["verdict"] = [f"EVERY ANSWER of {winner} IS WRONG (6 of 6)"]
-    text = _card(_facts("ps", study=study)).text
-    assert (
-        "A problem that it does not solve; in bold what it should answer:\n\n> wrong one **1**"
-        in text
-    )
+    del study["examples"][1]
+    study["results"]["verdict"] = ["EVERY ANSWER of evolved PS IS WRONG (6 of 6)"]
+    text = _text(study)
+    assert "it does not solve; in bold what it should answer:\n\n> wrong one **1**" in text
     assert "EVERY ANSWER of this model IS WRONG (6 of 6)." in text
     assert "In brackets" not in text
 
@@ -296,7 +227,7 @@ def test_a_model_that_solves_nothing_is_shown_so(study):
 def test_a_figure_says_what_it_was_measured_on(data, name, study):
     """Tasks of lm_eval are named; data of the searcher's own have no name for strangers."""
     study["settings"]["data"]["test"] = data
-    (result,) = _card(_facts("ps", study=study)).data.eval_results
+    (result,) = _card(_facts(study=study)).data.eval_results
     assert result.dataset_name == name
 
 
@@ -305,18 +236,17 @@ def test_figures_of_other_splits_are_not_given_as_results(split, study):
     """Where there was no test split, the metadata hold no figure, and the text says that the table
     is optimistic."""
     study["results"]["split"] = split
-    card = _card(_facts("ps", study=study))
+    card = _card(_facts(study=study))
     assert card.data.eval_results is None
     assert "optimistic" in card.text
     assert "held-out" not in card.text
 
 
 @pytest.mark.parametrize("kind", PARTS)
-@pytest.mark.parametrize(
-    "study",
-    [None, {**STUDY, "results": None}, {**STUDY, "examples": [], "splits": {}, "stages": []}],
-)
 @pytest.mark.parametrize("images", [(), ("fitness.png", "path.png", "weights.png")])
+@pytest.mark.parametrize(
+    "study", [None, {**STUDY, "results": None}, {**STUDY, "examples": [], "splits": {}}]
+)
 def test_it_reads_well_with_half_of_it_missing(kind, study, images):
     """Whatever is missing is left out or said; nothing is claimed without results, and every
     picture named is there."""
@@ -324,36 +254,31 @@ def test_it_reads_well_with_half_of_it_missing(kind, study, images):
     if study is None or study["results"] is None:
         assert "nothing is claimed about" in card.text
         assert card.data.eval_results is None
-    for image in ("fitness.png", "path.png", "weights.png"):
-        assert (f"images/{image}" in card.text) == (
-            image in images and (image != "fitness.png" or study is not None)
-        )
+    shown = [name for name in images if study is not None or name != "fitness.png"]
+    assert sorted(set(re.findall(r"\(images/(\w+\.png)", card.text))) == shown
     assert "u/base" not in card.text
-    headings = [line for line in card.text.splitlines() if line.startswith("## ")]
-    assert headings[0] == "## Use it"
-    assert headings[-4:] == ["## Recipe", "## Limits", "## Licenses", "## Citation"]
+    headings = re.findall(r"^## (.*)", card.text, re.MULTILINE)
+    assert headings[0] == "Use it"
+    assert headings[-4:] == ["Recipe", "Limits", "Licenses", "Citation"]
 
 
 def test_loading_and_folding_are_explained_for_each_kind():
     """A plain merge needs no custom code; a path does, and can be folded unless a hop or a scale
     forbids it."""
-    plain = _card(_facts("ps")).text
-    path = _card(_facts("dfs")).text
+    plain = _text()
+    path = _text(kind="dfs")
     assert "trust_remote_code" not in plain
     assert "plain `LlamaForCausalLM`" in plain
     assert 'where = {"revision": "main", "trust_remote_code": True}' in path
     assert 'from_pretrained("u/merge", **where)' in path
     assert "hf-evomerge fold u/merge" in path
     assert "a path of 4 hops visits 3 distinct layers" in path
+    assert 'tokenizer("say \\"x\\""' in path
     wide = _card(_facts("dfs", flow={"path": ["0:0", "0:1*0.5 + 1:1*0.5"]})).text
-    assert (
-        "cannot be folded into a plain `LlamaForCausalLM`: a hop runs several layers side by side"
-        in wide
-    )
+    assert "cannot be folded into a plain `LlamaForCausalLM`: a hop runs several layers" in wide
     assert "as much time and cache as a model of 3 layers" in wide
     zero = _card(_facts("dfs", flow={"path": ["0:0", "0:1"], "scales": [1, 0]})).text
     assert "a scale is zero" in zero
-    assert 'tokenizer("say \\"x\\""' in path
 
 
 def test_the_recipe_is_there_and_says_whether_it_can_be_run():
@@ -363,11 +288,11 @@ def test_the_recipe_is_there_and_says_whether_it_can_be_run():
     text = _card(facts).text
     assert Recipe.from_yaml(text.split("```yaml\n")[1].split("```")[0]) == facts.recipe
     assert "hf-evomerge reproduce u/merge" in text
-    local = _card(_facts("ps", sources=[{"model": "my-folder"}, SOURCES[1]]))
-    assert "cannot be run as it stands: not published: my-folder" in local.text
-    assert local.data.to_dict()["base_model"] == ["u/b", "u/base"]
     assert "The weights here are those that hf_evomerge built from this recipe" in text
-    unknown = _card(_facts("ps", built=None)).text
+    local = _card(_facts(sources=[{"model": "my-folder"}, SOURCES[1]]))
+    assert "cannot be run as it stands: not published: my-folder" in local.text
+    assert local.data.base_model == ["u/b", "u/base"]
+    unknown = _card(_facts(built=None)).text
     assert "whether it gives these weights was not checked when they were published" in unknown
     assert "hf-evomerge reproduce" not in unknown
 
@@ -375,14 +300,14 @@ def test_the_recipe_is_there_and_says_whether_it_can_be_run():
 def test_licenses_of_all_parents_are_listed():
     """Every parent is in the table of licenses, with the address or what is known of it; notices
     are named."""
-    text = _card(_facts("ps")).text
+    text = _text()
     assert "| u/a | apache-2.0 |  |" in text
     assert "| u/b | mit | https://example.org/mit |" in text
     assert "notices are kept; they are in the parents' repositories: u/b: mit" in text
     other = decide_license(
         [ParentLicense("u/a", "gemma"), ParentLicense("u/b", note="its card states no license")]
     )
-    card = ModelCard(render_card(_facts("ps"), "u/merge", other))
+    card = ModelCard(render_card(_facts(), "u/merge", other))
     assert (card.data.license, card.data.license_name) == ("other", "licenses-of-the-parents")
     assert card.data.license_link == "https://huggingface.co/u/merge#licenses"
     assert "| u/b | unknown | its card states no license |" in card.text
@@ -396,36 +321,30 @@ def test_text_from_outside_stays_text(study):
     license = decide_license(
         [ParentLicense(hostile, "apache-2.0"), ParentLicense("u/b", "mit", note=hostile)]
     )
-    text = render_card(
-        _facts("ps", study=study, sources=[{"model": hostile}, SOURCES[1]]), "u/merge", license
-    )
-    outside_recipe = (
-        text.split("<details><summary><code>")[0].split("---\n", 2)[2]
-        + text.rpartition("</details>")[2]
-    )
-    assert "<img" not in outside_recipe
-    assert re.search(r"(?<!\\)\]\(javascript", outside_recipe) is None
-    assert "\n# big" not in outside_recipe
-    assert "49" not in outside_recipe
-    (row,) = [line for line in outside_recipe.splitlines() if "-2.000" in line]
+    facts = _facts(study=study, sources=[{"model": hostile}, SOURCES[1]])
+    text = render_card(facts, "u/merge", license)
+    body = text.split("<details><summary><code>")[0].split("---\n", 2)[2]
+    body += text.rpartition("</details>")[2]
     unknown = decide_license([ParentLicense(hostile), ParentLicense("u/b", "mit")])
-    assert "<img" not in render_card(_facts("ps"), "u/merge", unknown)
+    assert "<img" not in body + render_card(_facts(), "u/merge", unknown)
+    assert re.search(r"(?<!\\)\]\(javascript", body) is None
+    assert "\n# big" not in body
+    assert "49" not in body
+    (row,) = [line for line in body.splitlines() if "-2.000" in line]
     assert row.replace("\\|", "").count("|") == 5
 
 
 def test_a_hostile_recipe_cannot_leave_its_block():
     """A source's name that holds a code fence cannot end the block that shows the recipe."""
-    text = render_card(
-        _facts("ps", sources=[{"model": "x\n```\n# out"}, SOURCES[1]]), "u/merge", LICENSE
-    )
+    hostile = "x\n```\n# out"
+    text = render_card(_facts(sources=[{"model": hostile}, SOURCES[1]]), "u/merge", LICENSE)
     block = text.split("````yaml\n")[1].split("\n````\n")[0]
-    assert "```" in block
-    assert yaml.safe_load(block)["sources"][0]["model"] == "x\n```\n# out"
+    assert yaml.safe_load(block)["sources"][0]["model"] == hostile
 
 
 def test_only_models_of_a_recipe_have_such_a_card(tmp_path):
     """A folder with a damaged file is refused by name."""
-    _facts("ps").recipe.save(tmp_path / "recipe.yaml")
+    _facts().recipe.save(tmp_path / "recipe.yaml")
     with pytest.raises(HubError, match=r"config.json: no such file"):
         CardFacts.of_folder(tmp_path)
 
@@ -433,92 +352,72 @@ def test_only_models_of_a_recipe_have_such_a_card(tmp_path):
 def test_a_search_by_gradient_is_called_one(study):
     """A card says who chose the numbers: an evolutionary search, gradient descent on so many
     examples, or a sweep."""
-    assert "an evolutionary search in parameter space" in _card(_facts("ps")).text
+    assert "an evolutionary search in parameter space" in _text()
     study["stages"][0]["algorithm"] = "gradient"
-    text = _card(_facts("ps", study=study)).text
-    assert (
-        "were not trained: a search by gradient descent on 5 examples in parameter space (PS) chose"
-        in text
-    )
+    text = _text(study)
+    assert "were not trained: a search by gradient descent on 5 examples in parameter" in text
     assert "evolutionary search" not in text.split("## Use it")[0]
     assert "8 trials, most of them steps along the gradient, 1 of which failed" in text
-    both = _card(_facts("hybrid", study=study)).text
-    assert (
+    both = (
         "A search by gradient descent on 5 examples in parameter space (PS) merged their "
         "weights; an evolutionary"
-    ) in both
-    study["stages"].append({"stage": "dfs", "algorithm": "sweep"})
-    assert (
-        "that a search that tries every candidate in turn in data flow space (DFS) found"
-        in _card(_facts("dfs", study=study)).text
     )
+    assert both in _text(study, "hybrid")
+    study["stages"].append({"stage": "dfs", "algorithm": "sweep"})
+    swept = "that a search that tries every candidate in turn in data flow space (DFS) found"
+    assert swept in _text(study, "dfs")
 
 
-def test_a_prompt_has_the_searchs_form():
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({}, '# a prompt as the search\'s data has them\ninputs = tokenizer("Your text"'),
+        ({"template": "{q}\nA:"}, 'them, of the form "{q}\\nA:"\ninputs = tokenizer("Your text"'),
+        ({"chat": True}, 'template([{"role": "user", "content": "Your text"}], add_gen'),
+    ],
+)
+def test_a_prompt_has_the_searchs_form(data, said, study):
     """Where no example is published, the code that loads the model says how prompts look, or asks
     as a chat."""
-
-    def text(**data):
-        study = {**STUDY, "examples": [], "settings": {**STUDY["settings"], "data": {"test": data}}}
-        return render_card(_facts("ps", study=study), "u/merge", LICENSE)
-
-    asked = 'inputs = tokenizer("Your text"'
-    assert f"# a prompt as the search's data has them\n{asked}" in text()
-    assert f'them, of the form "{{q}}\\nA:"\n{asked}' in text(template="{q}\nA:")
-    assert (
-        'tokenizer.apply_chat_template([{"role": "user", "content": "Your text"}], add_gen'
-        in text(chat=True)
-    )
+    study["examples"] = []
+    study["settings"]["data"]["test"] = data
+    assert said in _text(study)
 
 
 def test_a_front_is_on_the_card_where_there_is_one():
     """The picture of several objectives is shown before that of fitness."""
-    assert "images/front.png" not in _card(_facts("ps")).text
-    text = _card(replace(_facts("ps"), images=("fitness.png", "front.png"))).text
+    assert "images/front.png" not in _text()
+    text = _card(_facts(images=("fitness.png", "front.png"))).text
     assert text.index("(images/front.png)") < text.index("(images/fitness.png)")
 
 
 def test_what_was_compared_is_on_the_card(study):
-    """The verdict stands above the table, which has retained data and the share of cut answers."""
+    """The verdict stands above the table, which has the unit of fitness, retained data and the
+    share of cut answers."""
     results = study["results"]
     results["verdict"] = ["Evolved PS is better than its best parent, a|b, by 0.501 of accuracy"]
+    study["unit"] = "nats per answer"
     for row in results["rows"]:
         row["truncated"] = 0.25
-    results["rows"][0]["retained"] = {
-        "sums": {"fitness": -1.0, "fitness_se": 0.1, "accuracy": 0.125, "accuracy_se": 0.01}
-    }
-    text = _card(_facts("ps", study=study)).text
+    retained = {"accuracy": 0.125, "accuracy_se": 0.01, "truncated": 0.5}
+    results["rows"][0]["retained"] = {"sums": retained}
+    text = _text(study)
     assert r"- Evolved PS is better than its best parent, a\|b, by 0.501 of accuracy." in text
-    heading = next(line for line in text.splitlines() if line.startswith("| | accuracy"))
-    assert heading == "| | accuracy | fitness | evaluations | on sums | answers cut |"
-    row = next(line for line in text.splitlines() if line.startswith("| a |"))
-    assert row.endswith("| 0.125 ± 0.010 | 25.0% |")
-    assert all(
-        line.count(" | ") == heading.count(" | ")
-        for line in text.splitlines()
-        if line.startswith("| a |")
+    assert "One nat more is 2.7 times the probability." in text
+    heading, row = re.findall(r"^\| (?:\| accuracy|a \|).*", text, re.MULTILINE)[:2]
+    assert heading == (
+        "| | accuracy | fitness, nats per answer | evaluations | on sums | on sums, cut | answers "
+        "cut |"
     )
+    assert row.endswith("| 0.125 ± 0.010 | 50.0% | 25.0% |")
+    assert row.count(" | ") == heading.count(" | ")
 
 
-def test_parents_in_folders_of_one_name_are_told_apart():
+def test_parents_in_folders_of_one_name_are_told_apart(study):
     """Sources that are published under one name have, beside it, the names that the results call
     them by."""
-    study = {**copy.deepcopy(STUDY), "names": {"source:0": "m/final", "source:1": "j/final"}}
-    card = _card(_facts("ps", study=study, sources=[{"model": "final"}, {"model": "final"}])).text
+    study["names"] = {"source:0": "m/final", "source:1": "j/final"}
+    card = _card(_facts(study=study, sources=[{"model": "final"}, {"model": "final"}])).text
     assert "| 0 | final (m/final) |" in card
     assert "| 1 | final (j/final) |" in card
-    assert (
-        "A merge of final (m/final) and final (j/final)." in card
-        or "weights of final (m/final) and final (j/final)" in card
-    )
-
-
-def test_both_leads_and_cut_answers_of_retained_data_are_shown(study):
-    """The fitness has its unit; cut answers on retained data have a column."""
-    study["unit"] = "nats per answer"
-    study["results"]["rows"][0]["retained"] = {"old": {"accuracy": 0.5, "truncated": 0.25}}
-    card = _card(_facts("ps", study=study)).text
-    assert "| fitness, nats per answer | evaluations |" in card
-    assert "One nat more is 2.7 times the probability." in card
-    assert "on old, cut |" in card
-    assert " 25.0% |" in card
+    assert "final (m/final) and final (j/final)" in card

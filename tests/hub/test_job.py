@@ -25,18 +25,11 @@ def test_a_job_goes_on_after_its_time_limit(
     monkeypatch.setattr(job, "WORKERS", 0)  # in this process, which is cheaper
     settings = search_settings()
     settings["data"] = {split: {"jsonl": f"{split}.jsonl"} for split in settings["data"]}
-    lfs_api.create_repo("local/study", repo_type="dataset")
-    for split in settings["data"]:
-        lfs_api.upload_file(
-            path_or_fileobj=tiny / f"{split}.jsonl",
-            path_in_repo=f"{split}.jsonl",
-            repo_id="local/study",
-            repo_type="dataset",
-        )
+    where = {"repo_id": "local/study", "repo_type": "dataset"}
+    lfs_api.create_repo(**where)
+    lfs_api.upload_folder(folder_path=tiny, allow_patterns="*.jsonl", **where)
     text = json.dumps(settings).encode()
-    lfs_api.upload_file(
-        path_or_fileobj=text, path_in_repo="search.yaml", repo_id="local/study", repo_type="dataset"
-    )
+    lfs_api.upload_file(path_or_fileobj=text, path_in_repo="search.yaml", **where)
 
     def run(disk, seconds):
         (tmp_path / disk).mkdir()
@@ -55,15 +48,10 @@ def test_a_job_goes_on_after_its_time_limit(
         run("first", "0")
     monkeypatch.setattr(job.Keep, "upload", keep)
     shutil.rmtree(tmp_path / "first")
-    assert lfs_api.file_exists("local/study", "search/study.db", repo_type="dataset")
     run("second", "600")
-    kept = Path(
-        lfs_api.hf_hub_download(
-            "local/study", "search/study.db", repo_type="dataset", local_dir=tmp_path / "kept"
-        )
-    )
+    kept = Path(lfs_api.snapshot_download(**where)) / "search"
     run_search(search_config(), tmp_path / "whole", build=False)
-    trials = [Study.open(folder).trials() for folder in (tmp_path / "whole", kept.parent)]
-    assert [trial.scores for trial in trials[0]] == [trial.scores for trial in trials[1]]
-    assert {trial.generation for trial in trials[1]} == {0, 1}
-    assert lfs_api.file_exists("local/study", "search/model/config.json", repo_type="dataset")
+    whole, again = (Study.open(folder).trials() for folder in (tmp_path / "whole", kept))
+    assert [trial.scores for trial in whole] == [trial.scores for trial in again]
+    assert {trial.generation for trial in again} == {0, 1}
+    assert (kept / "model" / "config.json").exists()

@@ -18,9 +18,7 @@ def _decide(*licenses, chosen=None):
     )
 
 
-@pytest.mark.parametrize(
-    "license", ["apache-2.0", "mit", "cc-by-nc-4.0", "cc-by-sa-4.0", "llama3", "gemma"]
-)
+@pytest.mark.parametrize("license", ["apache-2.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "llama3"])
 def test_equal_parents_keep_their_license(license):
     """Where all parents are under one license, so is the merge."""
     decision = _decide(license, license, license)
@@ -39,10 +37,8 @@ def test_permissive_parents_give_apache_with_notices():
     [
         ("apache-2.0", "cc-by-nc-4.0"),
         ("apache-2.0", "unknown"),
-        ("mit", "llama3"),
         ("llama3", "gemma"),
         ("apache-2.0", "cc-by-sa-4.0"),
-        ("mit", "openrail"),
         ("unknown", "unknown"),
         ("other", "other"),
     ],
@@ -55,139 +51,112 @@ def test_anything_else_is_not_guessed(licenses):
     assert [parent.license for parent in decision.parents] == list(licenses)
 
 
+def _terms(*parents):
+    decision = decide_license([ParentLicense(*parent) for parent in parents])
+    return decision.license, decision.name, decision.link
+
+
 def test_named_licenses_are_the_same_only_with_the_same_name():
-    """Two `other` licenses are one where name and address agree, and two where they do not."""
-    same = [
-        ParentLicense(model, "other", "qwen-research", "https://example.org/q")
-        for model in ("a/a", "b/b")
-    ]
-    decision = decide_license(same)
-    assert (decision.license, decision.name, decision.link) == (
-        "other",
-        "qwen-research",
-        "https://example.org/q",
-    )
-    different = [same[0], ParentLicense("b/b", "other", "their-own", "https://example.org/b")]
-    assert decide_license(different).name == "licenses-of-the-parents"
+    """Two `other` licenses are one where name and address agree, and two where they do not; a link
+    to a file leads to the parent's."""
+    named = ("other", "qwen-research", "https://example.org/q")
+    assert _terms(("a/a", *named), ("b/b", *named)) == named
+    different = _terms(("a/a", *named), ("b/b", "other", "own", "https://example.org/b"))
+    assert different[1] == "licenses-of-the-parents"
+    filed = _terms(("a/a", "other", "own", "LICENSE"), ("b/b", "other", "own", "LICENSE"))
+    assert filed == ("other", "own", "https://huggingface.co/a/a/blob/main/LICENSE")
 
 
 def test_an_identifier_needs_no_name():
-    """Parents under one known license agree, also where one gives its address; a link to a file
-    leads to the parent's."""
-    both = [ParentLicense("a/a", "llama3"), ParentLicense("b/b", "llama3", "llama3", "LICENSE")]
-    assert decide_license(both).license == "llama3"
-    kept = [
-        ParentLicense("a/a", "cc-by-sa-4.0"),
-        ParentLicense("b/b", "cc-by-sa-4.0", link="https://example.org/sa"),
-    ]
-    assert decide_license(kept).license == "cc-by-sa-4.0"
-    decision = decide_license(
-        [ParentLicense(model, "other", "own", "LICENSE") for model in ("a/a", "b/b")]
-    )
-    assert (decision.license, decision.link) == (
-        "other",
-        "https://huggingface.co/a/a/blob/main/LICENSE",
-    )
+    """Parents under one known license agree, also where one gives its address."""
+    assert _terms(("a/a", "llama3"), ("b/b", "llama3", "llama3", "LICENSE"))[0] == "llama3"
 
 
-def test_a_hub_that_does_not_answer_is_no_license(waits):
+@pytest.mark.parametrize("status", [503, 429, 404])
+def test_a_hub_that_does_not_answer_is_no_license(waits, status):
     """A passing fault must not turn a known license into an unknown one; a repository that is not
     there has none."""
+    response = httpx.Response(status, request=httpx.Request("GET", "http://127.0.0.1/api"))
 
-    def failing(status):
-        response = httpx.Response(
-            status, request=httpx.Request("GET", "http://127.0.0.1/api/models/a/b")
-        )
+    def model_info(repo_id, revision=None):
+        raise HfHubHTTPError(f"status {status}", response=response)
 
-        def model_info(repo_id, revision=None):
-            raise HfHubHTTPError(f"status {status}", response=response)
-
-        return SimpleNamespace(model_info=model_info)
-
-    for status in (503, 429):
-        with pytest.raises(HubError, match=r"a/b: its license cannot be read: .*try again later"):
-            license_of(SourceRef(model="a/b"), failing(status))
-    assert license_of(SourceRef(model="a/b"), failing(404)).license == "unknown"
-
-
-def test_a_card_that_cannot_be_parsed_states_nothing(tmp_path):
-    """Broken metadata in a folder's README are no reason to end with an error of the YAML
-    library."""
-    (tmp_path / "README.md").write_text("---\nlicense: [mit\nx: {\n---\n")
-    assert license_of(SourceRef(model=str(tmp_path)), _api(None)).license == "unknown"
+    api = SimpleNamespace(model_info=model_info)
+    if status == 404:
+        assert license_of(SourceRef(model="a/b"), api).license == "unknown"
+        return
+    with pytest.raises(HubError, match=r"a/b: its license cannot be read: .*try again later"):
+        license_of(SourceRef(model="a/b"), api)
 
 
 @pytest.mark.parametrize(
     ("licenses", "named"),
     [
-        (
-            ("apache-2.0", "cc-by-nd-4.0"),
-            "user/1 is under cc-by-nd-4.0, which allows no derived works",
-        ),
+        (("apache-2.0", "cc-by-nd-4.0"), "user/1 is under cc-by-nd-4.0, which allows no derived"),
         (("cc-by-nc-nd-4.0", "cc-by-nc-nd-4.0"), "which allows no derived works"),
         (
             ("cc-by-sa-4.0", "cc-by-nc-4.0"),
             "user/0 is under cc-by-sa-4.0, which derived works must keep, and user/1",
         ),
         (("llama2", "cc-by-nc-sa-4.0"), "user/1 is under cc-by-nc-sa-4.0"),
-        (("agpl-3.0", "gemma"), "user/0 is under agpl-3.0"),
         (("cc-by-sa-4.0", "cc-by-nc-sa-4.0"), "cc-by-nc-sa-4.0"),
     ],
 )
 def test_contradictions_are_refused(licenses, named):
     """Licenses that contradict each other, or forbid merges, are refused, with both sides named and
     a way out."""
-    with pytest.raises(HubError, match="--license") as caught:
+    with pytest.raises(HubError, match=f"{named}.*--license"):
         _decide(*licenses)
-    assert named in str(caught.value)
     decision = _decide(*licenses, chosen="other")
     assert (decision.license, decision.chosen) == ("other", True)
 
 
-def _api(data):
-    card = None if data is None else ModelCardData(**data)
-    return SimpleNamespace(
-        model_info=lambda repo_id, revision=None: SimpleNamespace(card_data=card)
-    )
+def _stated(**data):
+    """The license that a card on the Hub states."""
+    info = SimpleNamespace(card_data=ModelCardData(**data))
+    api = SimpleNamespace(model_info=lambda repo_id, revision=None: info)
+    return license_of(SourceRef(model="a/b"), api)
 
 
-def test_the_license_is_read_from_the_card(tmp_path):
-    """A parent's license is what its card states, on the Hub or in a folder; else it is unknown,
-    and a note says why."""
-    assert license_of(SourceRef(model="a/b"), _api({"license": "MIT"})) == ParentLicense(
-        "a/b", "mit"
-    )
-    named = license_of(
-        SourceRef(model="a/b"),
-        _api({"license": "other", "license_name": "own", "license_link": "https://x.y"}),
-    )
-    assert named == ParentLicense("a/b", "other", "own", "https://x.y")
-    several = license_of(SourceRef(model="a/b"), _api({"license": ["mit", "gpl-3.0"]}))
-    assert several == ParentLicense("a/b", note="its card states several: mit, gpl-3.0")
-    for data in (None, {}, {"license": []}, {"license": 3}):
-        assert license_of(SourceRef(model="a/b"), _api(data)) == ParentLicense(
-            "a/b", note="its card states no license"
-        )
-    assert (
-        license_of(SourceRef(model=str(tmp_path)), _api(None)).note == "the folder has no README.md"
-    )
-    (tmp_path / "README.md").write_text("---\nlicense: gemma\n---\n# it\n")
-    assert license_of(SourceRef(model=str(tmp_path)), _api(None)) == ParentLicense(
-        tmp_path.name, "gemma"
-    )
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"license": "MIT"}, {"license": "mit"}),
+        (
+            {"license": "other", "license_name": "own", "license_link": "https://x.y"},
+            {"license": "other", "name": "own", "link": "https://x.y"},
+        ),
+        ({"license": ["mit", "gpl-3.0"]}, {"note": "its card states several: mit, gpl-3.0"}),
+        ({}, {"note": "its card states no license"}),
+        ({"license": []}, {"note": "its card states no license"}),
+        ({"license": 3}, {"note": "its card states no license"}),
+    ],
+)
+def test_the_license_is_read_from_the_card(data, expected):
+    """A parent's license is what its card states; else it is unknown, and a note says why."""
+    assert _stated(**data) == ParentLicense("a/b", **expected)
 
 
-def test_languages_are_the_parents():
+def test_the_license_of_a_folder_is_read_from_its_card(tmp_path):
+    """Without a card, or with broken metadata, it is unknown: no error of the YAML library."""
+    ref = SourceRef(model=str(tmp_path))
+    assert license_of(ref, None).note == "the folder has no README.md"
+    for license in ("gemma", "[mit\nx: {"):
+        (tmp_path / "README.md").write_text(f"---\nlicense: {license}\n---\n")
+        expected = license if license == "gemma" else "unknown"
+        assert license_of(ref, None).license == expected
+
+
+@pytest.mark.parametrize(
+    ("stated", "languages"),
+    [
+        ((["ja", "en"], "en"), ("ja", "en")),
+        ((["ja"], None), ()),
+        (("japanese",), ()),
+        ((["ja", "en", "de"], ["fr", "it"]), ()),
+    ],
+)
+def test_languages_are_the_parents(stated, languages):
     """What all parents state, as codes and a few; nothing where one is silent, or there are
     many."""
-
-    def of(*stated):
-        return languages_of(
-            [
-                license_of(SourceRef(model="a/b"), _api({"language": language}))
-                for language in stated
-            ]
-        )
-
-    assert of(["ja", "en"], "en") == ("ja", "en")
-    assert of(["ja"], None) == of("japanese") == of(["ja", "en", "de"], ["fr", "it"]) == ()
+    assert languages_of([_stated(language=each) for each in stated]) == languages

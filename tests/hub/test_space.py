@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 from hub_fixtures import upload_models
-from huggingface_hub import SpaceCard
+from huggingface_hub import CommitOperationAdd, SpaceCard
 
 import hf_evomerge
 from hf_evomerge.errors import FitnessError, HubError
 from hf_evomerge.hub.bundled import bundled
 from hf_evomerge.hub.space import SPACE_FOLDER, push_space, run_space
+from hf_evomerge.record import Record
 
 
 @pytest.fixture
@@ -28,59 +29,49 @@ def app(monkeypatch, tmp_path):
 def model(lfs_api):
     """A repository that a Space can show."""
     lfs_api.create_repo("local/merge")
-    lfs_api.upload_file(repo_id="local/merge", path_in_repo="config.json", path_or_fileobj=b"{}")
-    lfs_api.upload_file(
-        repo_id="local/merge", path_in_repo="images/weights.png", path_or_fileobj=b"x"
-    )
+    files = [CommitOperationAdd(name, b"{}") for name in ("config.json", "images/weights.png")]
+    lfs_api.create_commit("local/merge", files, commit_message="x")
     return "local/merge"
+
+
+def _names(folder, but):
+    """The files in a folder but those of some folders."""
+    files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
+    return {str(file) for file in files if not {but} & {*file.parts} and file.name[0] != "."}
 
 
 def test_the_app_goes_up_as_it_stands(model, lfs_api, tmp_path):
     """Every file of the app is in the Space unchanged, the package beside it; the model is named
     there and in the header."""
-    commit = push_space("local/merge-space", model, revision="main", api=lfs_api)
-    folder = Path(
-        lfs_api.snapshot_download(
-            "local/merge-space", repo_type="space", local_dir=tmp_path / "space"
-        )
-    )
+    name = "local/merge-space"
+    commit = push_space(name, model, revision="main", api=lfs_api)
+    assert commit.url.endswith(f"/spaces/{name}")
+    assert len(lfs_api.list_repo_commits(name, repo_type="space")) == 2  # it was made, and filled
+    space = tmp_path / "space"
+    lfs_api.snapshot_download(name, repo_type="space", local_dir=space)
     app = bundled(SPACE_FOLDER)
-    expected = {
-        str(file.relative_to(app))
-        for file in app.rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts and not file.name.startswith(".")
-    }
-    there = {
-        str(file.relative_to(folder))
-        for file in folder.rglob("*")
-        if file.is_file() and ".cache" not in file.parts
-    }
+    expected = _names(app, "__pycache__")
+    there = _names(space, ".cache")
     package = {name for name in there if name.startswith("hf_evomerge/")}
-    assert there - {".gitattributes"} == expected | package | {"space.json"}
-    assert {
-        "hf_evomerge/__init__.py",
-        "hf_evomerge/fitness/text/numbers.py",
-        "hf_evomerge/recipes/layer_path.py",
-    } <= package
-    for name in package:
-        assert (folder / name).read_bytes() == (
-            Path(hf_evomerge.__file__).parents[1] / name
-        ).read_bytes()
-    assert (
-        len(lfs_api.list_repo_commits("local/merge-space", repo_type="space")) == 2
-    )  # it was made, and filled
-    for name in expected - {"README.md", "requirements.txt"}:  # made for the model
-        assert (folder / name).read_bytes() == (app / name).read_bytes()
-    assert json.loads((folder / "space.json").read_text()) == {"model": model, "revision": "main"}
-    card = SpaceCard.load(folder / "README.md")
-    assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", [model])
-    assert card.data.title == "merge space"
-    assert card.data["short_description"] == "Try an evolved merge and change it"
-    assert (
-        card.data.thumbnail == "https://huggingface.co/local/merge/resolve/main/images/weights.png"
-    )
+    assert there == expected | package | {"space.json"}
+    assert {"hf_evomerge/__init__.py", "hf_evomerge/recipes/layer_path.py"} <= package
+    root = Path(hf_evomerge.__file__).parents[1]
+    made = {"README.md", "requirements.txt", "space.json"}  # for the model
+    for file in there - made:
+        own = root if file in package else app
+        assert (space / file).read_bytes() == (own / file).read_bytes()
+    assert json.loads((space / "space.json").read_text()) == {"model": model, "revision": "main"}
+    card = SpaceCard.load(space / "README.md")
     card.validate(repo_type="space")
-    assert commit.url.endswith("/spaces/local/merge-space")
+    expected = {
+        "sdk": "gradio",
+        "app_file": "app.py",
+        "models": [model],
+        "title": "merge space",
+        "short_description": "Try an evolved merge and change it",
+        "thumbnail": "https://huggingface.co/local/merge/resolve/main/images/weights.png",
+    }
+    assert {key: card.data[key] for key in expected} == expected
 
 
 def test_an_update_keeps_what_is_not_ours(model, lfs_api):
@@ -89,21 +80,18 @@ def test_an_update_keeps_what_is_not_ours(model, lfs_api):
     first = push_space("local/s", model, api=lfs_api)
     again = push_space("local/s", model, api=lfs_api)
     assert (again.changed, again.sha) == (False, first.sha)
-    for name in ("old_module.py", "hf_evomerge/old_room/module.py", "picture.png"):
-        lfs_api.upload_file(
-            repo_id="local/s", repo_type="space", path_in_repo=name, path_or_fileobj=b"x"
-        )
+    old = {"old_module.py", "hf_evomerge/old_room/module.py"}
+    files = [CommitOperationAdd(name, b"x") for name in (*old, "picture.png")]
+    lfs_api.create_commit("local/s", files, commit_message="x", repo_type="space")
     push_space("local/s", model, api=lfs_api)
-    there = lfs_api.list_repo_files("local/s", repo_type="space")
+    there = set(lfs_api.list_repo_files("local/s", repo_type="space"))
     assert "picture.png" in there
-    assert not [name for name in there if "old_module" in name or "old_room" in name]
+    assert not old & there
 
 
 def test_a_space_needs_its_model(lfs_api):
     """Where the model is not on the Hub, no Space is made."""
-    with pytest.raises(
-        HubError, match=r"local/nothing: the Space would show a model that cannot be found"
-    ):
+    with pytest.raises(HubError, match="local/nothing: the Space would show a model that cannot"):
         push_space("local/s", "local/nothing", api=lfs_api)
     assert not lfs_api.repo_exists("local/s", repo_type="space")
 
@@ -147,13 +135,11 @@ def test_a_search_whose_data_moved_is_shown_without_problems(
     )
     monkeypatch.setattr("hf_evomerge.fitness.data.loading.load_examples", moved)
     run_space(str(hybrid_search))
-    study = json.loads(app.with_name("seen").read_text())
-    assert study.get("examples", []) == []
-    assert study["stages"]
+    study = Record.load(app.with_name("seen"))
+    assert (study.examples, len(study.stages)) == ([], 2)
     assert "no problems to try: data/test.jsonl" in capsys.readouterr().err
-    monkeypatch.setattr(
-        "hf_evomerge.hub.record.about_of", moved
-    )  # what has nothing to do with the examples is said once
+    # what has nothing to do with the examples is said once
+    monkeypatch.setattr("hf_evomerge.hub.record.about_of", moved)
     with pytest.raises(FitnessError):
         run_space(str(hybrid_search))
     assert not capsys.readouterr().err
@@ -165,21 +151,15 @@ def test_a_search_is_shown_with_its_record(hybrid_search, app):
     app.write_text("""
 import json, os, pathlib
 folder = pathlib.Path(os.environ["EVOMERGE_MODEL"])
-study = json.loads((folder / "study.json").read_text())
-seen = [str(folder), sorted(file.name for file in folder.iterdir()), study["settings"]]
+settings = json.loads((folder / "study.json").read_text())["settings"]
+seen = [str(folder), os.listdir(folder), settings["sources"][0]["model"]]
 pathlib.Path(os.environ["SEEN"]).write_text(json.dumps(seen))
 """)
     run_space(str(hybrid_search))
-    folder, names, settings = json.loads(app.with_name("seen").read_text())
-    assert {
-        "config.json",
-        "model.safetensors",
-        "recipe.yaml",
-        "study.json",
-        "trials.parquet",
-        "images",
-    } <= set(names)
-    assert Path(settings["sources"][0]["model"]).is_dir()
+    folder, names, source = json.loads(app.with_name("seen").read_text())
+    expected = {"config.json", "model.safetensors", "recipe.yaml", "study.json", "trials.parquet"}
+    assert expected | {"images"} <= set(names)
+    assert Path(source).is_dir()
     assert not Path(folder).exists()
     assert (hybrid_search / "model" / "model.safetensors").is_file()
 
@@ -207,18 +187,10 @@ def test_a_search_that_could_not_push_does_not_begin(
     trial."""
     names = upload_models(lfs_api, tiny / "a", tiny / "b", licenses=["cc-by-sa-4.0", "gemma"])
     sources = [{"model": name} for name in names.values()]
-    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_settings(sources=sources)))
-    words = (
-        "search",
-        tmp_path / "search.yaml",
-        "--out",
-        tmp_path / "out",
-        "--push-to",
-        "local/won",
-    )
-    refused = (
-        "local/a is under cc-by-sa-4.0, which derived works must keep, and local/b under gemma"
-    )
+    file = tmp_path / "search.yaml"
+    file.write_text(yaml.safe_dump(search_settings(sources=sources)))
+    words = ("search", file, "--out", tmp_path / "out", "--push-to", "local/won")
+    refused = "local/a is under cc-by-sa-4.0, which derived works must keep, and local/b under"
     assert refused in command(*words).stderr
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "hf auth login" in command(*words).stderr

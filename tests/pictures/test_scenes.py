@@ -13,7 +13,7 @@ from hf_evomerge.pictures.fitness import fitness_range, fitness_scene
 from hf_evomerge.pictures.front import front_scene
 from hf_evomerge.pictures.marks import Group, Line, Rect, Symbol, Text
 from hf_evomerge.pictures.path import StepWords, path_scene
-from hf_evomerge.pictures.scene import MIDDLE, NARROW, WIDE, Axes, ticks
+from hf_evomerge.pictures.scene import MIDDLE, NARROW, WIDE, Axes, Panel, ticks
 from hf_evomerge.pictures.trials import DrawnTrial, FrontPoint, Metric, Moment
 from hf_evomerge.pictures.weights import spans, weights_of, weights_scene
 from hf_evomerge.recipes.layer_path import LayerPath
@@ -21,6 +21,7 @@ from hf_evomerge.routing.gates import gate_path
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
+NONE = "\N{EN DASH}"
 WIDTHS = (WIDE, MIDDLE, NARROW)
 HOPS = "0:0-2, 1:3, 0:3*0.6 + 1:4*0.4, 1:4, 0:5"
 SCALES = [1.0, 0.9, 1.4, 0.5, 1.1, -0.7, 1.0]
@@ -40,15 +41,9 @@ def words(scene):
     return [text.words for text in of_kind(scene, Text)]
 
 
-def trials_of(*fitness, stage="ps", population=2):
-    """Trials in generations of `population`."""
-    return [DrawnTrial(stage, k, k // population, value) for k, value in enumerate(fitness)]
-
-
-SEARCH = [
-    *trials_of(-5.0, -4.0, None, -6.0, -3.0, -3.5, -2.0, -90.0, -2.5, population=4),
-    *(DrawnTrial("random", k, 0, -7.0 - k) for k in range(3)),
-]
+def trials_of(*fitness, stage="ps"):
+    """Trials in generations of two."""
+    return [DrawnTrial(stage, k, k // 2, value) for k, value in enumerate(fitness)]
 
 
 def test_the_bold_line_is_the_best_so_far():
@@ -63,48 +58,34 @@ def test_the_bold_line_is_the_best_so_far():
 def test_stages_follow_each_other_and_a_random_search_runs_beside_them():
     """DFS begins where PS ended, a random search at 0; a trial of half the examples costs half an
     evaluation."""
-    dear = [
-        DrawnTrial("dfs", 0, 0, -0.5, cost=0.5),
-        *trials_of(-2.0, None),
-        DrawnTrial("random", 0, 0, -3.0),
-    ]
-    best = {
-        line.colour: list(line.points)
-        for line in of_kind(fitness_scene(dear, {}), Line, "best")
-        if line.tip
-    }
-    assert best == {
-        "ps": [(1, -2.0), (1 + 1, -2.0)],
+    half = DrawnTrial("dfs", 0, 0, -0.5, cost=0.5)
+    trials = [half, *trials_of(-2.0, None), *trials_of(-3.0, stage="random")]
+    lines = [line for line in of_kind(fitness_scene(trials, {}), Line, "best") if line.tip]
+    assert {line.colour: list(line.points) for line in lines} == {
+        "ps": [(1, -2.0), (2, -2.0)],
         "dfs": [(2.5, -0.5)] * 2,
         "grey": [(1, -3.0)] * 2,
     }
 
 
-def test_every_trial_is_a_mark():
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_trial_is_a_mark(width):
     """A trial is a dot at its fitness, a failed one a cross on the axis, one below the picture a
     triangle there."""
-    for width in WIDTHS:
-        scene = fitness_scene(SEARCH, {"a": -4.5, "b": -8.0}, width=width)
-        low, _ = fitness_range(SEARCH, {"a": -4.5, "b": -8.0})
-        marks = {
-            look: [mark.at for mark in of_kind(scene, Symbol, look)]
-            for look in ("dot", "failed", "below")
-        }
-        assert marks["dot"] == [
-            (1, -5),
-            (2, -4),
-            (4, -6),
-            (5, -3),
-            (6, -3.5),
-            (7, -2),
-            (9, -2.5),
-            (1, -7),
-            (2, -8),
-        ]
-        assert marks["failed"] == [(3, low)]
-        assert marks["below"] == [(8, low), (3, low)]
-        tips = {mark.tip for mark in of_kind(scene, Symbol)}
-        assert {"Trial 2: failed", f"Trial 7, generation 1: {MINUS}90"} <= tips
+    trials = [*trials_of(-3.0, None, -2.0, -90.0, -2.5), *trials_of(-7.0, stage="random")]
+    scene = fitness_scene(trials, {}, width=width)
+    low, _ = fitness_range(trials, {})
+    marks = of_kind(scene, Symbol)
+    assert [(mark.at, mark.look) for mark in marks] == [
+        ((1, -3), "dot"),
+        ((2, low), "failed"),
+        ((3, -2), "dot"),
+        ((4, low), "below"),
+        ((5, -2.5), "dot"),
+        ((1, -7), "dot"),
+    ]
+    assert marks[1].tip == "Trial 1: failed"
+    assert marks[3].tip == f"Trial 3, generation 1: {MINUS}90"
 
 
 def test_a_catastrophic_trial_does_not_set_the_limits():
@@ -112,41 +93,33 @@ def test_a_catastrophic_trial_does_not_set_the_limits():
     limits around the best."""
     good = [-1.4, -1.2, -1.3, -1.1, -1.0, -1.05, -0.9, -0.95]
     spoilt = [*good[:5], -50.0, *good[6:]]
-    assert fitness_range(trials_of(*good), {"base": -1.5}) == fitness_range(
-        trials_of(*spoilt), {"base": -1.5}
-    )
-    for fitness in ((-1.0,), (0.0, 0.0, 0.0), (-1.0, -50.0)):
+    levels = {"base": -1.5}
+    limits = fitness_range(trials_of(*good), levels)
+    assert fitness_range(trials_of(*spoilt), levels) == limits
+    for fitness in ((-1.0,), (0.0, 0.0), (-1.0, -50.0)):
         low, high = fitness_range(trials_of(*fitness), {})
         assert low < max(fitness) < high
 
 
-def test_levels_are_lines_and_their_names_are_apart():
+@pytest.mark.parametrize("width", WIDTHS)
+def test_levels_are_lines_and_their_names_are_apart(width):
     """Every level has a line at its value and its name on it; names of near levels do not
     overlap."""
-    levels = {"base": -3.0, "parent-a": -1.201, "parent-b": -1.2}
-    for width in WIDTHS:
-        scene = fitness_scene(trials_of(-1.4, -1.2, -1.0), levels, width=width)
-        assert [line.points[0][1] for line in of_kind(scene, Line, "level")] == sorted(
-            levels.values(), reverse=True
-        )
-        axes = scene.panels[0].axes
-        low, high = axes.y_range
-        assert low < -3.0 < -1.2 < high
-        named = [text for text in of_kind(scene, Text) if text.words.split(" ")[0] in levels]
-        heights = sorted(axes.y(text.at[1]) + text.shift[1] for text in named)
-        assert len(heights) == 3
-        assert all(after - before >= 14 for before, after in pairwise(heights))
+    levels = {"parent-b": -1.2, "parent-a": -1.201, "base": -3.0}
+    scene = fitness_scene(trials_of(-1.4, -1.0), levels, width=width)
+    lines = of_kind(scene, Line, "level")
+    assert [line.points[0][1] for line in lines] == [*levels.values()]
+    axes = scene.panels[0].axes
+    names = [text for text in of_kind(scene, Text) if text.words.split(" ")[0] in levels]
+    heights = [axes.y(text.at[1]) + text.shift[1] for text in names]
+    assert len(heights) == 3
+    assert all(after - before >= 14 for before, after in pairwise(heights))
 
 
 def test_ten_thousand_trials_are_thinned_and_their_best_is_not():
     """A long search has at most 1,500 dots, and the whole line of the best."""
-    trials = [DrawnTrial("dfs", k, k // 128, -1000.0 / (k + 1)) for k in range(10_000)]
-    scene = fitness_scene(trials, {})
-    assert (
-        1000
-        < len([mark for mark in of_kind(scene, Symbol) if mark.look in ("dot", "below")])
-        <= 1500
-    )
+    scene = fitness_scene(trials_of(*(-1000.0 / (k + 1) for k in range(10_000))), {})
+    assert 1000 < len(of_kind(scene, Symbol)) <= 1500
     assert of_kind(scene, Line, "best")[0].points[-1] == (10_000, -0.1)
 
 
@@ -154,74 +127,49 @@ def test_ten_thousand_trials_are_thinned_and_their_best_is_not():
 def test_a_climb_is_a_bar_for_each_moment(width):
     """Bars end at the heights, those after the moment that is shown are pale, and its own value
     stands over it."""
-    steps = [Moment(DrawnTrial("ps", k, k, -1.0, accuracy=1.0), k / 4, 1.0 + k) for k in range(4)]
+    steps = [Moment(DrawnTrial("ps", k, k, -1.0), k / 4, 1.0 + k) for k in range(4)]
     scene = climb_scene(steps, 2, "ps", accurate=True, width=width, problems=500)
-    bars = [bar for cell in of_kind(scene, Group, "cell") for bar in of_kind(cell, Rect)]
+    bars = of_kind(scene, Rect)
     assert [max(y for _, y in bar.corners) for bar in bars] == [0.0, 0.25, 0.5, 0.75]
-    assert [bar.strength > 0.5 for bar in bars if bar.strength is not None] == [
-        True,
-        True,
-        True,
-        False,
-    ]
+    assert [bar.strength > 0.5 for bar in bars] == [True, True, True, False]
     assert {"50 %", "100 %", "500", "1,500", "problems read"} <= set(words(scene))
     assert [(text.at, text.words) for text in of_kind(scene, Text, "name")] == [((2, 0.5), "50 %")]
     flat = climb_scene(steps[:1], 0, "ps", accurate=False, width=width)
-    assert len(of_kind(flat, Group, "cell")) == 1
+    assert len(of_kind(flat, Rect)) == 1
 
 
 METRICS = (Metric("fitness", "share"), Metric("hops"))
-VALUES = [(0.9, 12.0), (0.5, 6.0), (0.4, 9.0), (0.1, 7.0)]
-
-
-def front_of(width=WIDE):
-    """A front of two points among trials, some without all values, and parents of which two are at
-    one place."""
-    trials = [
-        DrawnTrial("dfs", k, 0, fitness, others={"hops": hops})
-        for k, (fitness, hops) in enumerate(VALUES)
-    ]
-    trials += [
-        DrawnTrial("random", 0, 0, 0.0, others={"hops": 20.0}),
-        DrawnTrial("dfs", 4, 1, None),
-        DrawnTrial("dfs", 5, 1, 0.3),
-    ]
-    known = [{"fitness": fitness, "hops": hops} for fitness, hops in VALUES]
-    points = [
-        FrontPoint(0, "dfs", 0, known[0], {}, False),
-        FrontPoint(1, "dfs", 1, known[1], {"fitness": 0.25, "hops": 6.0}, True),
-    ]
-    parents = {"a": known[3], "b": known[3], "c": {"fitness": 0.2}}
-    return front_scene(trials, points, METRICS, parents, width)
+VALUES = [(0.9, 12.0), (0.5, 6.0), (0.4, 9.0)]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_front_holds_trials_points_and_parents_where_their_values_are(width):
     """A mark per trial, a point per model of the front, a ring around the one on show, parents at
     one place under one name."""
-    scene = front_of(width)
+    known = [{"fitness": fitness, "hops": hops} for fitness, hops in VALUES]
+    trials = [DrawnTrial("dfs", k, 0, each["fitness"], others=each) for k, each in enumerate(known)]
+    random = DrawnTrial("random", 0, 0, 0.0, others={"hops": 20.0})
+    trials += [random, DrawnTrial("dfs", 4, 1, None), DrawnTrial("dfs", 5, 1, 0.3)]
+    points = [
+        FrontPoint(0, "dfs", 0, known[0], {}, False),
+        FrontPoint(1, "dfs", 1, known[1], {"fitness": 0.25, "hops": 6.0}, True),
+    ]
+    parents = {"a": known[2], "b": known[2], "c": {"fitness": 0.2}}
+    scene = front_scene(trials, points, METRICS, parents, width)
     drawn = [mark for mark in of_kind(scene, Symbol) if mark.tip.startswith("Trial")]
     assert [(mark.at, mark.look) for mark in drawn] == [
         *(((hops, fitness), "dot") for fitness, hops in VALUES),
         ((20.0, 0.0), "failed"),  # of a random search: a cross
     ]
     assert drawn[0].tip == "Trial 0, generation 0: fitness 0.9, hops 12"
-    points = of_kind(scene, Group, "cell")
-    assert [point.tip for point in points] == [
-        "Point 0, trial 0 of data flow space: fitness 0.9, hops 12",
-        (
-            "Point 1, trial 1 of data flow space: fitness 0.5, hops 6; held out: fitness 0.25, "
-            "hops 6; this model"
-        ),
-    ]
-    assert [[mark.look for mark in of_kind(point, Symbol)] for point in points] == [
-        ["point"],
-        ["chosen", "point"],
-    ]
-    assert [of_kind(point, Symbol)[-1].at for point in points] == [(12.0, 0.9), (6.0, 0.5)]
+    first, second = of_kind(scene, Group, "cell")
+    assert first.tip == "Point 0, trial 0 of data flow space: fitness 0.9, hops 12"
+    assert second.tip.endswith("hops 6; held out: fitness 0.25, hops 6; this model")
+    assert [(mark.at, mark.look) for mark in of_kind(first, Symbol)] == [((12.0, 0.9), "point")]
+    assert [mark.look for mark in of_kind(second, Symbol)] == ["chosen", "point"]
     assert list(of_kind(scene, Line, "median")[0].points) == [(6.0, 0.5), (12.0, 0.9)]
-    (parent, *_) = of_kind(scene, Symbol, "parent")
-    assert (parent.at, parent.tip) == ((7.0, 0.1), "a, b: fitness 0.1, hops 7")
+    (parent,) = of_kind(scene, Symbol, "parent")
+    assert (parent.at, parent.tip) == ((9.0, 0.4), "a, b: fitness 0.4, hops 9")
     assert {"fitness (share)", "hops", "a, b"} <= set(words(scene))
 
 
@@ -229,34 +177,24 @@ def test_the_front_holds_trials_points_and_parents_where_their_values_are(width)
 def test_numbers_of_the_front_have_room(width):
     """The model on show has its name, other points a number where it is on no other name; none is
     cut off at the right."""
-    values = [{"fitness": -0.01 * k, "hops": 12.0 + 0.01 * k} for k in range(9)] + [
-        {"fitness": -3.0, "hops": 1.0}
-    ]
+    values = [{"fitness": -0.01 * k, "hops": 12.0 + 0.01 * k} for k in range(9)]
+    values.append({"fitness": -3.0, "hops": 1.0})
     points = [FrontPoint(k, "dfs", k, value, {}, k == 8) for k, value in enumerate(values)]
-    scene = front_scene(
-        [DrawnTrial("dfs", 0, 0, -1.0, others={"hops": 6.0})], points, METRICS, {}, width
-    )
+    scene = front_scene(trials_of(-1.0), points, METRICS, {}, width)
     shown = {text.words: text for text in of_kind(scene, Text, "value")}
     assert {"8, this model", "9"} <= set(shown)
     assert len(shown) < 10
     for text in shown.values():
-        assert (
-            scene.panels[0].axes.spot(text.at, text.shift)[0]
-            + (7 * len(text.words) * (text.anchor == "start"))
-            < scene.width
-        )
+        left, _ = scene.panels[0].axes.spot(text.at, text.shift)
+        assert left + 7 * len(text.words) * (text.anchor == "start") < scene.width
 
 
 def test_there_is_no_half_hop():
     """Below a picture of paths of nearly the same length stand whole numbers only."""
     trials = [DrawnTrial("dfs", k, 0, -1.0 - k, others={"hops": 7.0 + k}) for k in range(3)]
     points = [FrontPoint(0, "dfs", 0, {"fitness": -1.0, "hops": 7.0}, {}, True)]
-    scene = front_scene(trials, points, METRICS, {})
-    assert [
-        text.words
-        for text in of_kind(scene, Text)
-        if text.anchor == "middle" and text.shift == (0, 17)
-    ] == ["7", "8", "9"]
+    texts = of_kind(front_scene(trials, points, METRICS, {}), Text)
+    assert [text.words for text in texts if text.shift == (0, 17)] == ["7", "8", "9"]
 
 
 def test_ticks_are_round_and_inside():
@@ -268,39 +206,33 @@ def test_ticks_are_round_and_inside():
 
 def rows_of(scene):
     """The row of the lowest layer of each source, by the bars of its layers."""
-    groups = [
-        mark
-        for mark in of_kind(scene, Group)
-        if of_kind(mark, Rect, "used") + of_kind(mark, Rect, "unused")
-    ]
-    return {
-        int(group.colour[1:]): min(bar.at[1] for bar in of_kind(group, Rect)) for group in groups
-    }
+    sources = [mark for mark in of_kind(scene, Group) if mark.colour]
+    return [min(bar.at[1] for bar in of_kind(source, Rect)) for source in sources]
 
 
 def test_symbols_are_the_terms_of_the_path():
     """Each term has a symbol of its source at its hop and on its layer's row, as wide as the scale,
     hollow below 0."""
     scene = path_scene(LayerPath.parse(HOPS, SCALES), ["a", "b"], [6, 6])
-    rows = rows_of(scene)
-    assert rows[1] > rows[0] + 6
+    low, high = rows_of(scene)
+    assert high > low + 6
     hops = of_kind(scene, Group, "hop")
     assert [hop.tip.split(":")[0] for hop in hops] == [f"Hop {k}" for k in range(1, 8)]
-    marks = {
-        source: [m for hop in hops for m in of_kind(hop, Symbol) if m.colour == f"s{source}"]
-        for source in (0, 1)
-    }
-    assert [m.at for m in marks[0]] == [
-        (h, rows[0] + layer) for h, layer in [(1, 0), (2, 1), (3, 2), (5, 3), (7, 5)]
+    marks = [mark for hop in hops for mark in of_kind(hop, Symbol)]
+    assert [(mark.colour, mark.at) for mark in marks] == [
+        ("s0", (1, low)),
+        ("s0", (2, low + 1)),
+        ("s0", (3, low + 2)),
+        ("s1", (4, high + 3)),
+        ("s0", (5, low + 3)),
+        ("s1", (5, high + 4)),
+        ("s1", (6, high + 4)),
+        ("s0", (7, low + 5)),
     ]
-    assert [m.at for m in marks[1]] == [
-        (h, rows[1] + layer) for h, layer in [(4, 3), (5, 4), (6, 4)]
-    ]
-    assert {m.shape for m in marks[0]} == {"circle"}
-    assert {m.shape for m in marks[1]} == {"square"}
-    assert [m.size / marks[0][0].size for m in marks[0]] == pytest.approx([1.0, 0.9, 1.4, 1.1, 1.0])
-    assert [m.size / marks[0][0].size for m in marks[1]] == pytest.approx([0.5, 1.1, 0.7])
-    assert [m.look for m in marks[1]] == ["markshape", "markshape", "markshape hollow"]
+    assert all((mark.shape == "square") == (mark.colour == "s1") for mark in marks)
+    sizes = [mark.size / marks[0].size for mark in marks]
+    assert sizes == pytest.approx([1.0, 0.9, 1.4, 0.5, 1.1, 1.1, 0.7, 1.0])
+    assert [mark.look for mark in marks].index("markshape hollow") == 6
 
 
 def test_a_sum_says_its_terms():
@@ -322,72 +254,61 @@ def test_a_line_is_as_wide_as_what_its_hop_adds():
     lines, one for a term."""
     slots = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
     path = gate_path(slots, [0.8, 0.0, 0.5, 0.25, 0.4, 0.0], [0, 1, 2, 2, 3, 4])
-    assert [
-        [pytest.approx(gate) for gate in each] for each in ([0.8], [0.5, 0.25], [0.4])
-    ] == path.added(gated=True)
+    assert path.added(gated=True) == [pytest.approx([0.8]), pytest.approx([0.5, 0.25]), [0.4]]
     lines = of_kind(path_scene(path, ["a", "b"], [3, 3]), Line, "flow")
-    lines = [line for line in lines if line.colour != "grey"]  # those of the legend
     assert [line.width for line in lines] == pytest.approx([4.0, 2.5, 1.25, 2.5, 1.25, 2.0])
     assert [line.colour for line in lines] == ["s0", "s0", "s1", "s0", "s1", "s0"]
     assert LayerPath.parse("0:0*2, 0:1", [0.5, -3.0]).added(gated=False) == [[1.0], [3.0]]
     assert LayerPath.parse("0:0-2", [1.0, 0.0, 2.0]).added(gated=True) == [[1.0], [0.0], [2.0]]
 
 
+def over(scene):
+    """The words that stand over steps."""
+    return [text for text in of_kind(scene, Text, "name") if text.anchor == "middle"]
+
+
 def test_what_is_said_stands_on_the_hops():
-    """The first word that changes is over each hop, green where it is the answer's; the tip has
-    all; narrow, those that fit."""
-    path = LayerPath.parse("0:0-3")
-    after = [("a", "x"), ("a", "yes"), ("a", "no"), ("a", "no")]
-    scene = path_scene(path, ["a"], [4], words=StepWords(("a", "no"), after))
-    over = [text for text in of_kind(scene, Text, "name") if text.anchor == "middle"]
-    assert sorted((text.at[0], text.words, text.colour) for text in over) == [
+    """The first word that changes is over each hop or layer, green where it is the answer's; the
+    tip has all."""
+    words = StepWords(("a", "no"), [("a", "x"), ("a", "yes"), ("a", "no"), ("a", "no")])
+    scene = path_scene(LayerPath.parse("0:0-3"), ["a"], [4], words=words)
+    assert sorted((text.at[0], text.words, text.colour) for text in over(scene)) == [
         (1, "x", "grey"),
         (2, "yes", "grey"),
         (3, "no", "good"),
         (4, "no", "good"),
     ]
     assert of_kind(scene, Group, "hop")[1].tip.endswith("; here it would say: a yes")
-    long = StepWords(("word",), [("other words",)] * 6 + [("word",)])
-    crowded = path_scene(LayerPath.parse("0:0 x7"), ["a"], [2], words=long, width=NARROW)
-    shown = [text.words for text in of_kind(crowded, Text, "name") if text.anchor == "middle"]
-    assert {"other words", "word"} == set(shown)
-    assert len(shown) < 7
-    steep = StepWords(("word",), [("longer words",)] * 7 + [("word",)])
-    for width, count in ((NARROW, 4), (WIDE, 8)):
-        rising = path_scene(
-            LayerPath.parse("0:0-7"), ["a name that is long"], [8], words=steep, width=width
-        )
-        axes = rising.panels[0].axes
-        over = [text for text in of_kind(rising, Text, "name") if text.anchor == "middle"]
-        assert len(over) == count  # narrow, the first would cover marks, the last the name
-        assert all(
-            axes.spot(text.at, text.shift)[0] - 4 * len(text.words) > axes.left - 6 for text in over
-        )
-    weights = weights_of(
-        {"method": "linear", "parameters": [{"weight": {"blocks.0-3": 1.0}}]}, ["a"]
-    )
-    assert (
-        sum(
-            text.look.startswith("name")
-            for text in of_kind(weights_scene(weights, words=StepWords(("a", "no"), after)), Text)
-        )
-        == 5
-    )
+    assert len(over(weights_scene(merged({"blocks.0-3": 1.0}), words=words))) == 4
+
+
+@pytest.mark.parametrize(("width", "count"), [(NARROW, 4), (WIDE, 8)])
+def test_what_is_said_covers_nothing(width, count):
+    """Words stand where there is room: narrow, the first would cover marks, the last the name."""
+    said = StepWords(("word",), [("longer words",)] * 7 + [("word",)])
+    path = LayerPath.parse("0:0-7")
+    scene = path_scene(path, ["a name that is long"], [8], words=said, width=width)
+    axes = scene.panels[0].axes
+    lefts = [axes.spot(text.at, text.shift)[0] - 4 * len(text.words) for text in over(scene)]
+    assert len(lefts) == count
+    assert min(lefts) > axes.left - 6
+    flat = path_scene(LayerPath.parse("0:0 x8"), ["a"], [2], words=said, width=NARROW)
+    assert {text.words for text in over(flat)} == {"longer words", "word"}
+    assert len(over(flat)) < 8
 
 
 def test_lines_lead_from_hop_to_hop():
     """A serial hop is joined to the one before; the lanes of a sum meet half way to the next
     hop."""
     scene = path_scene(LayerPath.parse("0:0, 0:1 + 1:0, 0:2"), ["a", "b"], [3, 1])
-    rows = rows_of(scene)
-    lanes = [list(line.points) for line in of_kind(scene, Line, "flow") if line.colour != "grey"]
-    join = (2.5, (1 + rows[1]) / 2)
-    assert lanes == [
+    (_, row) = rows_of(scene)
+    join = (2.5, (1 + row) / 2)
+    assert [list(line.points) for line in of_kind(scene, Line, "flow")] == [
         [(0.5, 0), (1, 0)],
         [(1, 0), (2, 1)],
-        [(1, 0), (2, rows[1])],
+        [(1, 0), (2, row)],
         [(2, 1), join],
-        [(2, rows[1]), join],
+        [(2, row), join],
         [join, (3, 2)],
     ]
 
@@ -396,97 +317,77 @@ def test_skipped_layers_are_grey_and_unused_sources_are_named():
     """The rows of visited layers have their source's colour, those of the others none; a source
     without any is only named."""
     scene = path_scene(LayerPath.parse(HOPS), ["a", "b", "c"], [6, 6, 4])
-    rows = rows_of(scene)
-    assert [
-        bar.at[1] - rows[0] for bar in of_kind(scene, Rect, "unused") if bar.at[1] < rows[1]
-    ] == [4]
-    assert [
-        bar.at[1] - rows[1] for bar in of_kind(scene, Rect, "unused") if bar.at[1] >= rows[1]
-    ] == pytest.approx([0, 1, 2, 5])
+    (_, row) = rows_of(scene)
+    unused = [bar.at[1] for bar in of_kind(scene, Rect, "unused")]
+    assert unused == pytest.approx([4, row, row + 1, row + 2, row + 5])
     assert {"a   5 of 6 layers", "b   2 of 6 layers", "not on the path: c"} <= set(words(scene))
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("hops", [1, 7, 130])
+@pytest.mark.parametrize("width", [*WIDTHS, None])
+@pytest.mark.parametrize("hops", [1, 7, 130, 4096])
 def test_a_path_holds_every_hop_inside_its_frame(hops, width):
-    """For one hop, seven or 130 there is a group per hop inside the frame, whatever the width of
-    the screen."""
+    """However many hops there are, each is a group inside the frame, whatever the width of the
+    screen; in a file, where nothing scrolls, it is as wide as the picture."""
     path = LayerPath.of(
         [(k % 2, k % 32) for k in range(hops)], [0.5 + (k % 7) / 7 for k in range(hops)]
     )
     scene = path_scene(path, ["a", "b"], [32, 32], width=width)
-    assert len(of_kind(scene, Group, "hop")) == hops
     assert scene.height < 900
-    assert scene.width <= width or scene.scrolls
+    assert scene.width <= (width or WIDE) or (scene.scrolls and width)
     axes = scene.panels[0].axes
-    for hop in of_kind(scene, Group, "hop"):
-        for mark in of_kind(hop, Symbol):
-            assert mark.size < axes.x(mark.at[0]) < scene.width - mark.size
-            assert mark.size < axes.y(mark.at[1]) < scene.height - mark.size
+    groups = of_kind(scene, Group, "hop")
+    assert len(groups) == hops
+    for mark in of_kind(Panel(axes, groups), Symbol):
+        assert mark.size < axes.x(mark.at[0]) < scene.width - mark.size
+        assert mark.size < axes.y(mark.at[1]) < scene.height - mark.size
 
 
-def test_the_longest_path_fits_a_file():
-    """Where nothing scrolls, 4,096 hops are as wide as the picture."""
-    path = LayerPath.of([(k % 3, k * 7 % 32) for k in range(4096)])
-    scene = path_scene(path, ["a", "b", "c"], [32] * 3, width=None)
-    assert scene.width <= WIDE
-    assert len(of_kind(scene, Group, "hop")) == 4096
+def merged(*weights):
+    """A weighted sum of sources."""
+    parameters = [{"weight": weight} for weight in weights]
+    return weights_of({"method": "linear", "parameters": parameters}, "abc"[: len(weights)])
 
 
-MERGE = {
-    "method": "dare_ties",
-    "options": {"lambda": 1.0, "t": {"blocks.0": 0.5}},
-    "parameters": [
-        {"weight": {"head": 0.25, "blocks.1": -0.5, "blocks.2": 1.5, "embed": 1}, "density": 0.3},
-        {"weight": 0.75},
-    ],
-}
-
-
-def tips(merge, labels=("a", "b"), width=WIDE):
+def tips(weights, width=WIDE):
     """What the layers of a picture of weights say."""
-    return [
-        cell.tip for cell in of_kind(weights_scene(weights_of(merge, labels), width), Group, "cell")
-    ]
+    return [cell.tip for cell in of_kind(weights_scene(weights, width), Group, "cell")]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_strip_holds_every_parent_in_every_layer(width):
     """Each parameter has a strip: the embeddings, the layers and the head, with a number of each
     source that has one."""
-    none = "\N{EN DASH}"
-    assert tips(MERGE, width=width) == [
+    own = {"weight": {"head": 0.25, "blocks.1": -0.5, "embed": 1}, "density": 0.3}
+    options = {"lambda": 1.0, "t": {"blocks.0": 0.5}}
+    merge = {"method": "ties", "options": options, "parameters": [own, {"weight": 0.75}]}
+    assert tips(weights_of(merge, "ab"), width) == [
         "embed: a 1, b 0.75",
-        f"layer 0: a {none}, b 0.75",
+        f"layer 0: a {NONE}, b 0.75",
         f"layer 1: a {MINUS}0.5, b 0.75",
-        "layer 2: a 1.5, b 0.75",
         "head: a 0.25, b 0.75",
-        *(f"{name}: a: density 0.3" for name in ("embed", "layer 0", "layer 1", "layer 2", "head")),
-        f"embed: t {none}",
+        *(f"{name}: a: density 0.3" for name in ("embed", "layer 0", "layer 1", "head")),
+        f"embed: t {NONE}",
         "layer 0: t 0.5",
-        *(f"{name}: t {none}" for name in ("layer 1", "layer 2", "head")),
+        *(f"{name}: t {NONE}" for name in ("layer 1", "head")),
     ]
 
 
-@pytest.mark.parametrize("layers", [8, 12, 13])
+@pytest.mark.parametrize("layers", [12, 13])
 def test_a_phone_shows_twelve_layers_without_scrolling(layers):
     """Twelve layers, embeddings and head fit, without numbers that would lie on bars; more layers
     scroll."""
     weight = {"embed": 1, "head": 1} | {f"blocks.{layer}": 0.98 for layer in range(layers)}
-    merge = {"method": "linear", "parameters": [{"weight": weight}, {"weight": 0.5}]}
-    scene = weights_scene(weights_of(merge, "ab"), NARROW)
+    scene = weights_scene(merged(weight, 0.5), NARROW)
     assert (scene.width > NARROW, scene.scrolls) == (layers > 12,) * 2
     assert "0.98" not in words(scene)
-    wide = weights_scene(weights_of(merge, "ab"), WIDE)
+    wide = weights_scene(merged(weight, 0.5), WIDE)
     assert (wide.width, "0.98" in words(wide)) == (WIDE, True)
 
 
 def test_merges_that_share_axes_have_bars_of_one_scale():
     """A bar is as high as in the merge with the greatest number, whichever is drawn."""
-    small, great = (
-        weights_of({"method": "linear", "parameters": [{"weight": weight}]}, "a")
-        for weight in (0.5, -2.0)
-    )
+    small = merged(0.5)
+    great = merged(-2.0)
     among = spans([small, great])
     assert among == {"weight": (-2.0, 0.5)}
     first, second = (weights_scene(each, among=among).panels[0].axes for each in (small, great))
@@ -495,53 +396,36 @@ def test_merges_that_share_axes_have_bars_of_one_scale():
 
 def test_bars_begin_at_0_and_end_at_their_value():
     """A bar is of its source's colour and beside the other source's; a negative one goes down."""
-    scene = weights_scene(
-        weights_of(
-            {"method": "linear", "parameters": [{"weight": {"blocks.0": -0.5}}, {"weight": 2.0}]},
-            "ab",
-        )
-    )
+    scene = weights_scene(merged({"blocks.0": -0.5}, 2.0))
     bars = {bar.colour: bar for bar in of_kind(scene, Rect, "plus")}
-    assert {colour: sorted(y for _, y in bar.corners) for colour, bar in bars.items()} == {
-        "s0": [-0.5, 0.0],
-        "s1": [0.0, 2.0],
-    }
+    assert sorted(y for _, y in bars["s0"].corners) == [-0.5, 0.0]
+    assert sorted(y for _, y in bars["s1"].corners) == [0.0, 2.0]
     assert max(x for x, _ in bars["s0"].corners) < min(x for x, _ in bars["s1"].corners)
+    assert scene.panels[0].axes.y_range == (-0.75, 2.0), "room for the number below"
+    assert weights_scene(merged(2.0)).panels[0].axes.y_range == (0.0, 2.0)
 
 
 def test_a_layer_has_the_mean_of_its_matrices():
     """Of weights for tensors the mean of a layer is drawn, without norms; of halves that of both;
     patterns count too."""
-    layer = "model.layers.1."
-    tensors = {
-        f"{layer}mlp.up_proj.weight": 1.0,
-        f"{layer}self_attn.q_proj.weight": 2.0,
-        f"{layer}input_layernorm.weight": 90.0,
-    }
+    parts = {"mlp.up_proj": 1.0, "self_attn.q_proj": 2.0, "input_layernorm": 90.0}
+    tensors = {f"model.layers.1.{name}.weight": value for name, value in parts.items()}
     halves = {"blocks.0-1.attn": 1.0, "blocks.0-1.mlp": 2.0, "default": 0.5}
-    merge = {
-        "method": "linear",
-        "parameters": [
-            {"weight": tensors},
-            {"weight": halves},
-            {"weight": {"*up_proj*": 3.0, "default": 1.0}},
-        ],
-    }
-    none = "\N{EN DASH}"
-    assert tips(merge, "abc") == [
-        f"embed: a {none}, b 0.5, c 1",
-        f"layer 0: a {none}, b 1.5, c 2",
+    assert tips(merged(tensors, halves, {"*up_proj*": 3.0, "default": 1.0})) == [
+        f"embed: a {NONE}, b 0.5, c 1",
+        f"layer 0: a {NONE}, b 1.5, c 2",
         "layer 1: a 1.5, b 1.5, c 2",
-        f"head: a {none}, b 0.5, c 1",
+        f"head: a {NONE}, b 0.5, c 1",
     ]
 
 
 def test_a_group_takes_the_value_of_a_wider_group_or_of_all_others():
     """Where sources are cut into other groups, each line of the table still has the number that
     counts there."""
-    wide = {"weight": {"embed": 0.5, "blocks.0-3": 0.1, "default": 0.9}}
-    fine = {"weight": {"blocks.0-1.attn": 0.2, "blocks.2-3": 0.3}}
-    weights = weights_of({"method": "linear", "parameters": [wide, fine]}, ["a", "b"])
+    weights = merged(
+        {"embed": 0.5, "blocks.0-3": 0.1, "default": 0.9},
+        {"blocks.0-1.attn": 0.2, "blocks.2-3": 0.3},
+    )
     assert weights.groups == ["embed", "blocks.0-1.attn", "blocks.0-3", "blocks.2-3", "default"]
     assert [weights.rows[0].at(group) for group in weights.groups] == [0.5, 0.1, 0.1, 0.1, 0.9]
     assert [weights.rows[1].at(group) for group in weights.groups] == [None, 0.2, None, 0.3, None]
@@ -550,9 +434,9 @@ def test_a_group_takes_the_value_of_a_wider_group_or_of_all_others():
 def test_a_whole_model_merge_is_one_column():
     """A number for the whole model, or a default alone, is one column, also slerp's t; switches
     have none."""
-    part = {"method": "ties", "parameters": [{"weight": {"default": 0.6}}, {"weight": 0.7}]}
-    assert tips(part) == ["all layers: a 0.6, b 0.7"]
-    assert tips({"method": "slerp", "options": {"t": 0.25}}) == ["all layers: t 0.25"]
+    assert tips(merged({"default": 0.6}, 0.7)) == ["all layers: a 0.6, b 0.7"]
+    slerp = weights_of({"method": "slerp", "options": {"t": 0.25}}, "ab")
+    assert tips(slerp) == ["all layers: t 0.25"]
     assert weights_of({"method": "linear", "options": {"normalize": True}}, ["a"]).rows == []
 
 

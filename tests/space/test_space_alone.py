@@ -8,8 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from hub_fixtures import use_hub
-from local_hub import LocalHub
+from hub_fixtures import hub_in
 from served import greedy
 
 from hf_evomerge.hub.space import push_space
@@ -30,41 +29,37 @@ runpy.run_path(sys.argv[1] + "/app.py", run_name="__main__")
 
 
 @pytest.fixture
-def url(dfs, tmp_path, monkeypatch):
+def url(dfs, tmp_path):
     """The address of a Space that was pushed, fetched and started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    with LocalHub(tmp_path / "hub") as hub:
-        api = use_hub(monkeypatch, hub, tmp_path / "client")
+    with hub_in(tmp_path) as (hub, api):
         space = tmp_path / "space"
         api.create_repo("local/evolved")
         api.upload_folder(repo_id="local/evolved", folder_path=dfs)
         push_space("local/evolved", "local/evolved", api=api)
         api.snapshot_download("local/evolved", repo_type="space", local_dir=space)
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("PYTHON", "EVOMERGE", "HF_"))
-        }
-        kept |= {
+        ours = ("PYTHON", "EVOMERGE", "HF_")
+        settings = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        settings |= {
+            **hub.environment(home=tmp_path / "home"),
             "GRADIO_SERVER_NAME": "127.0.0.1",
             "GRADIO_SERVER_PORT": port,
             "GRADIO_ANALYTICS_ENABLED": "False",
+            "PYTHONUNBUFFERED": "1",
         }
-        settings = {**kept, **hub.environment(home=tmp_path / "home"), "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-c", START, str(space)]
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        with subprocess.Popen(
-            [sys.executable, "-c", START, str(space)], cwd=space, env=settings, **streams
-        ) as process:
-            said = []
+        with subprocess.Popen(command, cwd=space, env=settings, **streams) as process:
+            said = ""
             for line in process.stdout:
-                said.append(line)
+                said += line
                 if address := re.search(r"http://127\.0\.0\.1:\d+", line):
                     yield address[0]
                     break
             else:
-                pytest.fail("".join(said))
+                pytest.fail(said)
             process.terminate()
 
 

@@ -97,6 +97,11 @@ def visit(browser, served):
     assert not complaints
 
 
+def _at(page, selector):
+    """Expect something of a part of the page."""
+    return expect(page.locator(selector))
+
+
 def _tab(page, name):
     page.get_by_role("tab", name=name, exact=True).click()
 
@@ -106,7 +111,7 @@ def _prompt(page, text):
     _tab(page, "Try")
     page.fill("#ev-prompt textarea", text)
     _tab(page, "Beat evolution")
-    expect(page.locator("#ev-problem")).to_contain_text(text[:5])
+    _at(page, "#ev-problem").to_contain_text(text[:5])
 
 
 def _recipe_has(page, text):
@@ -144,7 +149,7 @@ def test_a_visitor_asks_and_compares(visit, served, dfs, tiny):
     page.wait_for_function(
         "text => document.querySelector('#ev-prompt textarea').value === text", arg=prompt
     )
-    expect(page.locator("#ev-ask")).to_have_text("Ask all four")
+    _at(page, "#ev-ask").to_have_text("Ask all four")
     page.click("#ev-ask")
     for place, folder in enumerate((dfs, tiny / "a", tiny / "b", tiny / "base"), 1):
         answer = page.locator(f"#ev-answers .ev-card.ev-done:nth-child({place}) .ev-answer")
@@ -152,22 +157,22 @@ def test_a_visitor_asks_and_compares(visit, served, dfs, tiny):
     first = page.locator("#ev-answers .ev-card").first
     expect(first).to_contain_text("right")
     expect(first).to_contain_text(re.compile(r"\d+ of \d+ unseen problems"))
-    expect(first.locator(".ev-more")).to_have_attribute(
+    _at(first, ".ev-more").to_have_attribute(
         "data-tip", re.compile(r"\d+ tokens? in [\d.]+ s, [\d.]+ a second")
     )
-    expect(page.locator("#ev-stop")).to_be_hidden()
+    _at(page, "#ev-stop").to_be_hidden()
     page.click("#ev-options button.label-wrap")
     page.get_by_label("b", exact=True).uncheck()
-    expect(page.locator("#ev-ask")).to_have_text("Ask all three")
+    _at(page, "#ev-ask").to_have_text("Ask all three")
     page.click("#ev-ask")
-    expect(page.locator("#ev-answers .ev-card.ev-unasked")).to_contain_text("not asked")
+    _at(page, "#ev-answers .ev-card.ev-unasked").to_contain_text("not asked")
     page.click("#ev-another")
     other = served.show.published.examples[1].prompt
     page.wait_for_function(
         "text => document.querySelector('#ev-prompt textarea').value === text", arg=other
     )
     _tab(page, "Recipe")
-    expect(page.locator("#ev-recipe")).to_contain_text("sources:")
+    _at(page, "#ev-recipe").to_contain_text("sources:")
 
 
 @pytest.mark.slow
@@ -216,14 +221,14 @@ def test_the_replay_walks_through_the_moments(visit, monkeypatch):
 
     monkeypatch.setattr(actions, "FRAME_SECONDS", 6)  # a busy browser draws two frames at once
     page = visit()
-    expect(page.locator("#ev-pause")).to_be_hidden()
+    _at(page, "#ev-pause").to_be_hidden()
     _tab(page, "Evolution")
     best = page.locator("#ev-best")
     shown = page.locator("#ev-film svg.ev-svg:visible")
     expect(shown).to_have_attribute("aria-label", re.compile("; 1 is shown"))
-    expect(page.locator("#ev-pause")).to_be_visible()
+    _at(page, "#ev-pause").to_be_visible()
     best.locator("text=The published model").wait_for()
-    expect(page.locator("#ev-pause")).to_be_hidden()
+    _at(page, "#ev-pause").to_be_hidden()
     slider = page.locator("#ev-moment input[type=range]")
     slider.focus()
     slider.press("Home")
@@ -252,7 +257,7 @@ def test_pictures_answer_to_mouse_keyboard_and_finger(visit, served):
     said = re.compile(re.escape(f"here it would say: {' '.join(written)}"))
     expect(page.locator("#ev-path .ev-hop:visible").last).to_have_attribute("data-tip", said)
     expect(page.locator("#ev-path text.ev-name.ev-good:visible").first).to_be_attached()
-    expect(page.locator("#ev-look")).to_be_hidden()
+    _at(page, "#ev-look").to_be_hidden()
     _tab(page, "Beat evolution")
     page.locator("#ev-edit svg:visible").focus()
     page.keyboard.press("ArrowRight")
@@ -264,8 +269,8 @@ def test_pictures_answer_to_mouse_keyboard_and_finger(visit, served):
     _tab(phone, "Path")
     phone.locator("#ev-path .ev-hop:visible").nth(1).tap()
     phone.wait_for_timeout(300)  # what follows a tap must not hide the words again
-    expect(phone.locator(".ev-tip")).to_be_visible()
-    expect(phone.locator(".ev-tip")).to_have_text(_begins("Hop 2:"))
+    _at(phone, ".ev-tip").to_be_visible()
+    _at(phone, ".ev-tip").to_have_text(_begins("Hop 2:"))
 
 
 @pytest.mark.slow
@@ -286,9 +291,9 @@ def test_answers_are_there_before_the_first_click(visit, served):
             box = page.locator(what).bounding_box()
             assert box["y"] + box["height"] <= size["height"], what
     page.click("#ev-options button.label-wrap")
-    expect(page.locator("#ev-tokens input[type=range]")).to_have_attribute("max", "47")
+    _at(page, "#ev-tokens input[type=range]").to_have_attribute("max", "47")
     _tab(page, "Beat evolution")
-    expect(page.locator("#ev-answers2 .ev-known")).to_contain_text("as published")
+    _at(page, "#ev-answers2 .ev-known").to_contain_text("as published")
     page.click("#ev-drop")
     page.wait_for_selector("#ev-answers2 .ev-done:nth-child(2)")
     for what in (
@@ -314,15 +319,15 @@ def test_an_edit_is_shared_and_scored(visit, served, dfs):
     href = page.locator("#ev-share a.ev-copy").get_attribute("href")
     there = visit(f"{served.url}{href}")
     there.wait_for_selector("#ev-said >> text=is dropped")
-    expect(there.locator("#ev-scored")).to_contain_text("You")
+    _at(there, "#ev-scored").to_contain_text("You")
     _wait_for_changed(
         there, greedy(dfs, served.show.published.examples[0].prompt, 64, path[1:], scales[1:])
     )
     total = len(served.show.published.examples)  # scored without a press: the model is small
     there.wait_for_selector(f"#ev-scored >> text=of {total} unseen problems")
-    expect(there.locator("#ev-scored .ev-theirs b")).to_have_text(re.compile(f"^[1-{total}]$"))
+    _at(there, "#ev-scored .ev-theirs b").to_have_text(re.compile(f"^[1-{total}]$"))
     there.click("#ev-reset")
-    expect(there.locator("#ev-scored")).to_be_empty()
+    _at(there, "#ev-scored").to_be_empty()
     broken = visit(f"{served.url}?edit=nonsense")
     broken.wait_for_selector("#ev-said .ev-error >> text=cannot be read")
 
@@ -356,7 +361,7 @@ def test_everybody_can_use_it(visit, served, theme, wide):
         ("commands", "from_pretrained"),
         ("citation", "2403.13187"),
     ):
-        expect(page.locator(f"#ev-{part}")).to_contain_text(said)
+        _at(page, f"#ev-{part}").to_contain_text(said)
     red = (
         "Number(getComputedStyle(document.querySelector('.ev-heading h1')).color.match(/\\d+/)[0])"
     )
@@ -397,7 +402,7 @@ def test_the_page_opens_while_the_queue_is_full(visit, served, slow):
     _tab(page, "Evolution")
     page.locator("#ev-best >> text=The published model").wait_for()
     page.locator("#ev-moment input[type=range]").press("Home")
-    expect(page.locator("#ev-film svg.ev-svg:visible")).to_have_attribute(
+    _at(page, "#ev-film svg.ev-svg:visible").to_have_attribute(
         "aria-label", re.compile("; 1 is shown")
     )
 
@@ -452,17 +457,17 @@ def test_other_models_have_their_page(visit, serve, ps, broken):
     _tab(page, "Weights")
     page.wait_for_selector("#ev-path .ev-cell:visible")
     _tab(page, "Beat evolution")
-    expect(page.locator("#ev-drop")).to_be_hidden()
+    _at(page, "#ev-drop").to_be_hidden()
     page.locator("#ev-part-0 input[type=number]").fill("99")
     page.wait_for_selector("#ev-said .ev-error >> text=from 0 to 3")
     page.locator("#ev-part-0 input[type=number]").fill("0")
     page.wait_for_selector("#ev-said >> text=a \N{MULTIPLICATION SIGN} 0")
     page.wait_for_selector("#ev-answers2 .ev-done:nth-child(2)")
-    expect(page.locator("#ev-share a.ev-copy")).to_have_attribute("href", re.compile(r"^\?edit="))
+    _at(page, "#ev-share a.ev-copy").to_have_attribute("href", re.compile(r"^\?edit="))
     _recipe_has(page, "weight:")
     page.click("#ev-undo")
     page.wait_for_selector("#ev-said >> text=as published")
-    expect(page.locator("#ev-part-0 input[type=number]")).to_have_value("1")
+    _at(page, "#ev-part-0 input[type=number]").to_have_value("1")
     empty = visit(serve("").url)
     empty.wait_for_selector("#ev-status .ev-error >> text=EVOMERGE_MODEL")
     folder = broken(study__json="{")

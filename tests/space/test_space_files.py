@@ -4,60 +4,52 @@ that are uploaded."""
 import re
 import sys
 import tomllib
+from inspect import signature
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import yaml
+from endpoints import endpoints
 from imports import imports
 from packaging.requirements import Requirement
+from showcase import Showcase
 
+from hf_evomerge.hub.commit import size_of
 from hf_evomerge.hub.space import LEFT_OUT, space_files
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "space_app"
 MODULES = sorted(SPACE.glob("*.py"))
-THEIRS = {
-    "PIL",
-    "diffusers",
-    "filelock",
-    "gradio",
-    "huggingface_hub",
-    "jinja2",
-    "numpy",
-    "peft",
-    "pyarrow",
-    "pydantic",
-    "safetensors",
-}
-THEIRS |= {"spaces", "torch", "torchvision", "tqdm", "transformers", "yaml"}
+THEIRS = set(
+    """
+    PIL diffusers filelock gradio huggingface_hub jinja2 numpy peft pyarrow pydantic safetensors spaces torch
+    torchvision tqdm transformers yaml
+    """.split()  # noqa: E501, SIM905
+)
+
+
+def _by_name(lines):
+    """Requirements by the names of their packages."""
+    found = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    return {each.name.replace("_", "-"): each for each in found}
 
 
 def _requirements():
-    lines = (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return _by_name((SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines())
 
 
 def test_the_header_is_what_a_space_needs():
     """The README's header names SDK, a version that is required, file, hardware, license, a
     description of 60 characters."""
     header = yaml.safe_load((SPACE / "README.md").read_text(encoding="utf-8").split("---")[1])
-    assert header["sdk"] == "gradio"
+    assert (header["sdk"], header["python_version"]) == ("gradio", "3.11")
     assert re.fullmatch(r"6\.\d+\.\d+", header["sdk_version"])
-    (gradio,) = [line for line in _requirements() if line.startswith("gradio")]
-    assert Requirement(gradio).specifier.contains(header["sdk_version"])
-    assert header["python_version"] == "3.11"
+    assert _requirements()["gradio"].specifier.contains(header["sdk_version"])
     assert (SPACE / header["app_file"]).is_file()
     assert len(header["short_description"]) <= 60
-    assert {
-        "title",
-        "emoji",
-        "colorFrom",
-        "colorTo",
-        "license",
-        "pinned",
-        "suggested_hardware",
-        "tags",
-    } <= set(header)
+    needed = {"title", "emoji", "license", "pinned", "suggested_hardware", "tags"}
+    assert needed <= set(header)
     colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
     assert {header["colorFrom"], header["colorTo"]} <= colours
 
@@ -67,15 +59,13 @@ def test_the_extra_and_the_requirements_agree():
     pictures are in the extras `vision` and `diffusion`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    pictures = [line for name in ("vision", "diffusion") for line in extras[name]]
+    pictures = [*extras["vision"], *extras["diffusion"]]
     kept = [line for line in pictures if line.startswith(("diffusers", "torchvision"))]
-    extra = {
-        found.name.replace("_", "-"): found for found in map(Requirement, [*extras["space"], *kept])
-    }
-    space = {found.name.replace("_", "-"): found for found in map(Requirement, _requirements())}
-    assert {name: str(found.specifier) for name, found in extra.items()} == {
-        name: str(f.specifier) for name, f in space.items()
-    }
+    extra, space = (
+        {name: each.specifier for name, each in requirements.items()}
+        for requirements in (_by_name([*extras["space"], *kept]), _requirements())
+    )
+    assert extra == space
 
 
 @pytest.mark.parametrize(
@@ -92,9 +82,8 @@ def test_a_space_installs_what_its_model_needs(there, packages):
     """diffusers is for a model that draws, torchvision for one that sees; everything else is for
     all."""
     text = space_files("user/model", there=there)["requirements.txt"].decode()
-    named = {Requirement(line).name for line in text.splitlines()}
-    every = {Requirement(line).name for line in _requirements()}
-    assert named == every - {"diffusers", "torchvision"} | packages
+    named = _by_name(text.splitlines()).keys()
+    assert named == _requirements().keys() - {"diffusers", "torchvision"} | packages
 
 
 def _package(folder):
@@ -115,27 +104,23 @@ def test_what_the_modules_import_is_uploaded():
     """
     uploaded = {name for name in space_files("user/model") if name.endswith(".py")}
     own = {file.stem: file for file in MODULES}
-    package = _package(ROOT)
+    known = {**_package(ROOT), **own}
     waiting = list(own)
-    seen = set[str]()
+    seen = set()
     while waiting:
         name = waiting.pop()
         if name in seen:
             continue
         seen.add(name)
-        file = own.get(name) or package[name]
-        assert str(file.relative_to(SPACE if name in own else ROOT)) in uploaded, name
-        for imported, _ in imports(
-            file, SPACE if name in own else ROOT / "hf_evomerge", at_once=name not in own
-        ):
+        file = known[name]
+        mine = name in own
+        assert str(file.relative_to(SPACE if mine else ROOT)) in uploaded, name
+        for imported, _ in imports(file, SPACE if mine else ROOT / "hf_evomerge", at_once=not mine):
             parts = imported.split(".")
-            inside = {".".join(parts[:count]) for count in range(1, len(parts) + 1)} & (
-                own.keys() | package.keys()
-            )
+            inside = known.keys() & set(accumulate(parts, "{}.{}".format))
             waiting += inside
-            assert inside or parts[0] in sys.stdlib_module_names or parts[0] in THEIRS, (
-                f"{name} imports {imported}"
-            )
+            others = sys.stdlib_module_names | THEIRS
+            assert inside or parts[0] in others, f"{name} imports {imported}"
     assert "hf_evomerge.fitness.tasks.generation" in seen
 
 
@@ -145,17 +130,10 @@ def test_nothing_is_uploaded_that_the_space_does_without():
     files = space_files("user/model")
     rooms = {name.split("/")[1] for name in files if name.startswith("hf_evomerge/")}
     assert not rooms & {"cli", "demo", "hub", "mergekit", "search", "_bundled", "__main__.py"}
-    assert LEFT_OUT - {"_bundled"} <= {file.name for file in (ROOT / "hf_evomerge").iterdir()}, (
-        "a room that is gone"
-    )
+    there = {file.name for file in (ROOT / "hf_evomerge").iterdir()}
+    assert LEFT_OUT - {"_bundled"} <= there, "a room that is gone"
     assert len(files) < 180
-    assert (
-        sum(
-            len(content) if isinstance(content, bytes) else Path(content).stat().st_size
-            for content in files.values()
-        )
-        < 1.5e6
-    )
+    assert sum(map(size_of, files.values())) < 1.5e6
 
 
 def test_no_module_hides_one_of_the_standard_library():
@@ -165,17 +143,8 @@ def test_no_module_hides_one_of_the_standard_library():
 
 def test_the_documentation_lists_the_endpoints():
     """The table in docs/space.md has the endpoints of the API with their arguments, in order."""
-    from inspect import signature
-
-    from endpoints import endpoints
-    from showcase import Showcase
-
     page = (ROOT / "docs" / "space.md").read_text(encoding="utf-8")
-    listed = {
-        name: re.findall(r"`(\w+)`", arguments)
-        for name, arguments in re.findall(r"^\| `/(\w+)` \|([^|]*)\|", page, re.M)
-    }
-    assert listed == {
-        function.__name__: list(signature(function).parameters)
-        for function, _ in endpoints(Showcase(""))
-    }
+    rows = re.findall(r"^\| `/(\w+)` \|([^|]*)\|", page, re.M)
+    listed = {name: re.findall(r"`(\w+)`", arguments) for name, arguments in rows}
+    functions = [function for function, _ in endpoints(Showcase(""))]
+    assert listed == {each.__name__: list(signature(each).parameters) for each in functions}

@@ -6,8 +6,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import reading
+import views
+from pyarrow import parquet
 from texts import SpaceError
 
 from hf_evomerge.record import Record
@@ -17,16 +20,20 @@ def test_the_record_is_read(dfs):
     """Configuration, recipe, study and every trial of a published search are there."""
     found = reading.read(str(dfs))
     config = json.loads((dfs / "config.json").read_text())
-    assert list(found.path) == config["path"]
+    assert list(found.path) == config["path"] == found.recipe.flow.path
     assert list(found.scales) == config["scales"]
-    assert found.recipe.flow.path == config["path"]
     assert [trial.number for trial in found.trials] == list(range(12))
     assert {trial.generation for trial in found.trials} == {0, 1, 2}
     assert set(found.record.levels) == {"base", "a", "b"}
-    assert found.layers == (2, 2)
-    assert found.labels == ("a", "b")
-    assert found.notes == ()
+    assert (found.layers, found.labels, found.notes) == ((2, 2), ("a", "b"), ())
     assert not found.on_hub
+
+
+def _views(found):
+    """Show a model on every tab."""
+    for view in ("heading", "path_view", "fitness_view", "commands", "licenses"):
+        getattr(views, view)(found)
+    views.film_view(found, 1)
 
 
 def test_variables_win_over_the_file(tmp_path, monkeypatch):
@@ -76,13 +83,7 @@ def test_what_is_missing_is_left_out(broken):
     [
         ("study__json", "{"),
         ("study__json", "[1]"),
-        (
-            "study__json",
-            (
-                '{"results": 3, "examples": [1, {"prompt": 2}], "levels": {"a": "x"}, '
-                '"settings": null}'
-            ),
-        ),
+        ("study__json", '{"results": 3, "examples": [1, {"prompt": 2}], "settings": null}'),
         ("trials__parquet", "not parquet"),
         ("recipe__yaml", "a: [1"),
         ("recipe__yaml", "- 1"),
@@ -93,18 +94,8 @@ def test_what_is_missing_is_left_out(broken):
 )
 def test_what_is_broken_is_left_out(broken, name, text):
     """A file that cannot be read, or holds something else, never takes the page down."""
-    import views
-
     found = reading.read(str(broken(**{name: text})))
-    for view in (
-        views.heading,
-        views.path_view,
-        views.fitness_view,
-        views.commands,
-        views.licenses,
-    ):
-        view(found)
-    views.film_view(found, 0)
+    _views(found)
     assert found.path
     if name != "README__md":
         (note,) = found.notes
@@ -116,26 +107,17 @@ def test_what_is_broken_is_left_out(broken, name, text):
 def test_a_path_that_cannot_be_read_is_left_out_and_said(broken, dfs, hop):
     """One bad hop in the configuration, or in a trial of the record, does not take the page
     down."""
-    import pyarrow as pa
-    import views
-    from pyarrow import parquet
-
     config = json.loads((dfs / "config.json").read_text())
     folder = broken(config__json=json.dumps({**config, "path": [*config["path"], hop]}))
     table = parquet.read_table(folder / "trials.parquet")
     column = table.column_names.index("path")
-    parquet.write_table(
-        table.set_column(column, "path", pa.array([[str(hop)]] * len(table))),
-        folder / "trials.parquet",
-    )
+    table = table.set_column(column, "path", pa.array([[str(hop)]] * len(table)))
+    parquet.write_table(table, folder / "trials.parquet")
     found = reading.read(str(folder))
-    assert found.path == ()
-    assert found.context == 48
+    assert (found.path, found.context) == ((), 48)
     assert "The path in config.json cannot be read and is left out." in found.notes
     assert [trial.path for trial in found.trials] == [()] * 12
-    for view in (views.heading, views.path_view, views.fitness_view, views.commands):
-        view(found)
-    views.film_view(found, 1)
+    _views(found)
 
 
 @pytest.mark.parametrize("name", ["recipe__yaml", "README__md"])
@@ -152,9 +134,8 @@ def test_yaml_has_limits_in_the_space_too(broken, name, text):
     """A recipe or a card beyond the limits of YAML is left out, with a note, within seconds of the
     processor."""
     begin = time.process_time()
-    found = reading.read(
-        str(broken(**{name: f"---\n{text}\n---\n" if name == "README__md" else text}))
-    )
+    around = "---" if name == "README__md" else ""
+    found = reading.read(str(broken(**{name: f"{around}\n{text}\n{around}\n"})))
     assert time.process_time() - begin < 20
     assert found.path
     if name == "README__md":
@@ -173,67 +154,45 @@ def test_without_configuration_there_is_no_model(broken):
 def test_a_published_recipe_opens_no_folder_of_the_server(broken, monkeypatch):
     """Of a model from the Hub only repositories are parents: a folder's name in its recipe is never
     a folder here."""
-    sources = [
-        {"model": "/etc"},
-        {"model": "japanese"},
-        {"model": "user/maths", "revision": "f" * 40},
-        {"model": "other/maths"},
-    ]
-    folder = broken(
-        recipe__yaml=json.dumps(
-            {"sources": sources, "base": {"model": "user/evolved"}, "flow": {"path": ["0:0"]}}
-        )
-    )
-    commit = "0123456789abcdef0123456789abcdef01234567"
+    pin = "f" * 40
+    models = ("/etc", "japanese", "user/maths", "other/maths")
+    sources = [{"model": model} for model in models]
+    sources[2]["revision"] = pin
+    recipe = {"sources": sources, "base": {"model": "user/evolved"}, "flow": {"path": ["0:0"]}}
+    folder = broken(recipe__yaml=json.dumps(recipe))
+    snapshot = folder.rename(folder.parent / ("0123456789" * 4))
     asked = []
 
     def download(model, name, revision):
         asked.append(revision)
-        snapshot = folder.parent / commit
-        if not snapshot.exists():
-            folder.rename(snapshot)
         return snapshot / name if (snapshot / name).is_file() else None
 
     monkeypatch.setattr(reading, "_download", download)
     found = reading.read("user/model", "main")
-    assert (found.model, found.revision) == ("user/model", commit)
+    assert (found.model, found.revision) == ("user/model", snapshot.name)
     assert asked[0] == "main"
-    assert set(asked[1:]) == {commit}
-    by_label = {parent.label: parent for parent in found.parents}
-    assert list(by_label) == ["etc", "japanese", "user/maths", "other/maths", "evolved (2)"]
-    assert [label for label, parent in by_label.items() if not parent.missing] == [
-        "user/maths",
-        "other/maths",
-        "evolved (2)",
-    ]
+    assert set(asked[1:]) == {snapshot.name}
+    there = ["user/maths", "other/maths", "evolved (2)"]
+    assert [parent.label for parent in found.parents] == ["etc", "japanese", *there]
+    assert [parent.label for parent in found.parents if not parent.missing] == there
+    assert found.parents[2].revision == pin
     names = {"source:0": "x/etc", "source:2": "u/maths", "source:3": "v/maths"}
-    named = replace(found, record=Record(names=names))
-    assert [parent.label for parent in reading._parents(named)][:4] == [
-        "etc",
-        "japanese",
-        "u/maths",
-        "v/maths",
-    ]
-    assert by_label["user/maths"].revision == "f" * 40
+    named = reading._parents(replace(found, record=Record(names=names)))
+    labels = [parent.label for parent in named]
+    assert labels[:4] == ["etc", "japanese", "u/maths", "v/maths"]
 
 
 @pytest.mark.parametrize(("rows", "characters"), [(2000, 10_000), (1, 2 << 20)])
 def test_a_small_file_of_endless_trials_is_left_out(broken, monkeypatch, rows, characters):
     """A few kilobytes that say one text thousands of times, or one without end, are never held
     whole."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
     monkeypatch.setattr(reading, "_MOST_READ", 1 << 20)
     folder = broken()
     read = []
     monkeypatch.setattr(reading, "_trial", read.append)
     one = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int8()), ["x" * characters])
-    parquet.write_table(
-        pa.table({"stage": ["ps"] * rows, "recipe": one}),
-        folder / "trials.parquet",
-        compression="zstd",
-    )
+    table = pa.table({"stage": ["ps"] * rows, "recipe": one})
+    parquet.write_table(table, folder / "trials.parquet", compression="zstd")
     assert (folder / "trials.parquet").stat().st_size < 20_000
     found = reading.read(str(folder))
     assert found.trials == ()

@@ -3,48 +3,49 @@ visitor's, within limits."""
 
 import base64
 import io
-import json
 import sys
-import urllib.request
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import httpx
 import mixing
 import numpy as np
 import pytest
 import seeing
 from gradio_client.exceptions import AppError
-from hub_fixtures import use_hub
-from local_hub import LocalHub
+from hub_fixtures import hub_in
 from models import EVOLVED, AnswerJob
 from PIL import Image
 from slowly import slow_beyond
 from specialists.pictures import SIGHT, picture_config, write_picture_problems
 from texts import SpaceError
 
-from hf_evomerge import Recipe
+from hf_evomerge import EvoMergeError, Recipe, run_search
 from hf_evomerge.demo.publish import publish_demo
 from hf_evomerge.demo.quickstart import SPECIALISTS
-from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.sections import CompareConfig
-from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.paths import settings_in
 
 
-def _file(size=(24, 24), kind="PNG"):
+def _file(picture=None, kind="PNG"):
     buffer = io.BytesIO()
-    Image.new("RGB", size).save(buffer, format=kind)
+    (picture or Image.new("RGB", (24, 24))).save(buffer, format=kind)
     return buffer.getvalue()
+
+
+def _ask(served, key=EVOLVED, tokens=8, **more):
+    """The answer to the first example, with its pictures."""
+    shown = served.show.published.examples[0]
+    job = AnswerJob(key, shown.prompt, tokens, pictures=shown.pictures, **more)
+    return served.show.host.whole_answer(job).text
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """The Hub that the client talks to."""
-    folder = tmp_path_factory.mktemp("hub")
-    with pytest.MonkeyPatch.context() as patch, LocalHub(folder / "hub", user="demo") as hub:
-        use_hub(patch, hub, folder / "client")
+    with hub_in(tmp_path_factory.mktemp("hub"), user="demo") as (hub, _):
         yield hub
 
 
@@ -76,19 +77,21 @@ def served(search, serve):
 def test_models_answer_as_in_the_search(search, served):
     """The evolved model and each parent, one of which is blind by itself, give the answers that the
     search scored."""
-    published, host = served.show.need()
+    published, _ = served.show.need()
     evaluator = Evaluator(settings_in(search))
     example = evaluator.tasks.examples("test")[0]
     shown = published.examples[0]
-    drawn = [picture.load().tobytes() for picture in shown.pictures]
-    assert drawn == [picture.load().tobytes() for picture in example.pictures]
+    drawn, loaded = (
+        [picture.load().tobytes() for picture in each.pictures] for each in (shown, example)
+    )
+    assert drawn == loaded
     assert published.sees
     assert not published.notes
     config = evaluator.config
     targets = {EVOLVED: Recipe.load(search / "recipe.yaml"), f"{search.name}-base": config.base}
     targets |= {f"{search.name}-{Path(ref.model).name}": ref for ref in config.sources}
     for label, target in targets.items():
-        said = host.whole_answer(AnswerJob(label, shown.prompt, 12, pictures=shown.pictures)).text
+        said = _ask(served, label, 12)
         assert said == evaluator.answer(target, example, 12), label
         assert served.show.rehearsed[shown.prompt, shown.pictures][label].text.startswith(said)
 
@@ -98,60 +101,41 @@ def test_path_and_weights_work_with_pictures(served):
     shares, can be changed."""
     published, host = served.show.need()
     shown = published.examples[0]
-    said = host.whole_answer(AnswerJob(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text
+    said = _ask(served)
     tokens, liked = host.lens(AnswerJob(EVOLVED, shown.prompt, pictures=shown.pictures))
     assert liked[-1] == tokens
     assert tokens[0] in said
     if published.path:
-        short = AnswerJob(
-            EVOLVED,
-            shown.prompt,
-            8,
-            published.path[:1],
-            published.scales[:1],
-            pictures=shown.pictures,
-        )
-        assert host.whole_answer(short).text != said
+        assert _ask(served, hops=published.path[:1], scales=published.scales[:1]) != said
     else:
-        alone = AnswerJob(
-            EVOLVED, shown.prompt, 8, factors=((mixing.ALL, (0.0, 0.0)),), pictures=shown.pictures
-        )
-        base = AnswerJob(
-            f"{published.name.rpartition('/')[2]}-base", shown.prompt, 8, pictures=shown.pictures
-        )
-        assert host.whole_answer(alone).text == host.whole_answer(base).text
-    assert (
-        host.whole_answer(AnswerJob(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text == said
-    )
+        alone = _ask(served, factors=((mixing.ALL, (0.0, 0.0)),))
+        assert alone == _ask(served, f"{published.name.rpartition('/')[2]}-base")
+    assert _ask(served) == said
 
 
 def test_strangers_pictures(served):
     """The API takes pictures as texts; without them, or with too few, it says what is missing;
     other words need no mark."""
-    published, host = served.show.need()
-    shown = published.examples[0]
     client = served.client()
-    seen = client.predict(api_name="/about")["examples"][0]["pictures"]
-    answered = client.predict(shown.prompt, EVOLVED, 8, seen, api_name="/answer")
-    assert (
-        answered["text"]
-        == host.whole_answer(AnswerJob(EVOLVED, shown.prompt, 8, pictures=shown.pictures)).text
-    )
+    example = client.predict(api_name="/about")["examples"][0]
+    seen = example["pictures"]
+
+    def answer(pictures, prompt=example["prompt"]):
+        return client.predict(prompt, EVOLVED, 8, pictures, api_name="/answer")
+
+    answered = answer(seen)
+    assert answered["text"] == _ask(served)
     assert answered["right"] is not None
     other = base64.b64encode(_file()).decode()
-    assert (
-        client.predict(shown.prompt, EVOLVED, 8, [other, seen[1]], api_name="/answer")["right"]
-        is None
-    )
-    with pytest.raises(AppError, match=r"2 places for pictures .* 1 picture"):
-        client.predict(shown.prompt, EVOLVED, 8, seen[:1], api_name="/answer")
+    assert answer([other, seen[1]])["right"] is None
     for wrong, said in (
+        (seen[0], r"2 places for pictures .* 1 picture"),
         ("http://127.0.0.1/a.png", "not followed"),
         (base64.b64encode(b"GIF8").decode(), "no picture"),
     ):
         with pytest.raises(AppError, match=said):
-            client.predict(shown.prompt, EVOLVED, 8, [wrong], api_name="/answer")
-    assert client.predict("\u7c60", EVOLVED, 4, [other], api_name="/answer")["tokens"] >= 1
+            answer([wrong])
+    assert answer([other], "\u7c60")["tokens"] >= 1
 
 
 def test_files_of_visitors_do_not_stay(served):
@@ -161,30 +145,20 @@ def test_files_of_visitors_do_not_stay(served):
 
 def test_a_gallery_follows_no_address(served):
     """A visitor who sends an address in place of a file is told so, and it is not opened."""
-    picture = {
-        "image": {"path": f"{served.url}favicon.ico", "meta": {"_type": "gradio.FileData"}},
-        "caption": None,
-    }
-    config = json.load(urllib.request.urlopen(f"{served.url}config"))
+    image = {"path": f"{served.url}favicon.ico", "meta": {"_type": "gradio.FileData"}}
+    config = httpx.get(f"{served.url}config").json()
     names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
     wanted = ["ev-prompt", "ev-pictures", "ev-others", "ev-tokens"]
-    asked = next(
-        one for one in config["dependencies"] if [names[part] for part in one["inputs"]] == wanted
-    )
-    body = {
-        "data": ["w", [picture], [], 4],
-        "fn_index": asked["id"],
-        "session_hash": "s",
-        "trigger_id": None,
-    }
-    call = urllib.request.Request(
-        f"{served.url}gradio_api/queue/join",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    urllib.request.urlopen(call).close()
-    with urllib.request.urlopen(f"{served.url}gradio_api/queue/data?session_hash=s") as events:
-        said = next(line.decode() for line in events if b"process_completed" in line)
+    (number, *_) = [
+        one["id"]
+        for one in config["dependencies"]
+        if [names[part] for part in one["inputs"]] == wanted
+    ]
+    data = ["w", [{"image": image, "caption": None}], [], 4]
+    body = {"data": data, "fn_index": number, "session_hash": "s", "trigger_id": None}
+    httpx.post(f"{served.url}gradio_api/queue/join", json=body)
+    with httpx.stream("GET", f"{served.url}gradio_api/queue/data?session_hash=s") as events:
+        said = next(line for line in events.iter_lines() if "process_completed" in line)
     assert "Addresses are not followed" in said
 
 
@@ -192,7 +166,7 @@ def test_a_gallery_follows_no_address(served):
     ("data", "said"),
     [
         (b"x" * (seeing.MAX_BYTES + 1), "may have 8 MB"),
-        (_file((4100, 4100)), "16 million"),
+        (_file(Image.new("RGB", (4100, 4100))), "16 million"),
         (_file(kind="TIFF"), "no picture"),
     ],
 )
@@ -207,11 +181,7 @@ def test_pictures_have_limits(data, said):
 
 def test_a_damaged_picture_is_said(served):
     """One that ends too soon passes the header's check, and is one line."""
-    noisy = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
-        noisy, format="PNG"
-    )
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    cut = seeing.checked([_file(Image.fromarray(noise))[:3000]])
     with pytest.raises(SpaceError, match="cannot be read"):
-        served.show.host.whole_answer(
-            AnswerJob(EVOLVED, "w", 4, pictures=seeing.checked([noisy.getvalue()[:3000]]))
-        )
+        served.show.host.whole_answer(AnswerJob(EVOLVED, "w", 4, pictures=cut))

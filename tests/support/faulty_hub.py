@@ -8,15 +8,12 @@ import struct
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
-from typing import Literal
 
 from local_hub import LocalHub
-from local_hub.server import Handler, Server
+from local_hub.server import Handler
 from local_hub.wire import CHUNK, Response
-
-Action = Literal["status", "reset", "hang_up", "truncate", "corrupt", "delay"]
 
 
 @dataclass(frozen=True)
@@ -36,27 +33,24 @@ class Fault:
     of the request and cuts the connection with a TCP reset; `hang_up` ends it without an answer.
     After these three the request is not carried out, unless `carried_out` is set. `truncate` sends
     `after_bytes` of the answer's body and ends the connection, with a reset where `rst` is set;
-    `corrupt` inverts the byte at `at` of the body, by default the middle one; `delay` waits for
-    `seconds`. `skip` requests pass first, then `times` are hit; None for all.
+    `corrupt` inverts the byte at `at` of the body; `delay` waits for `seconds`. `skip` requests
+    pass first, then `times` are hit; None for all.
     """
 
     match: str
-    action: Action
-    times: int | None = field(default=1, kw_only=True)
-    skip: int = field(default=0, kw_only=True)
-    carried_out: bool = field(default=False, kw_only=True)
-    status: int = field(default=500, kw_only=True)
-    headers: dict[str, str] = field(default_factory=dict, kw_only=True)
-    body: str = field(default="an injected fault", kw_only=True)
-    after_bytes: int = field(default=0, kw_only=True)
-    rst: bool = field(default=False, kw_only=True)
-    at: int | None = field(default=None, kw_only=True)
-    seconds: float = field(default=0.0, kw_only=True)
-    hits: int = field(default=0, init=False)
-
-    def damage(self, body):
-        at = len(body) // 2 if self.at is None else min(self.at, len(body) - 1)
-        return body[:at] + bytes([body[at] ^ 0xFF]) + body[at + 1 :]
+    action: str
+    _: KW_ONLY
+    times: int | None = 1
+    skip: int = 0
+    carried_out: bool = False
+    status: int = 500
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str = "an injected fault"
+    after_bytes: int = 0
+    rst: bool = False
+    at: int = 0
+    seconds: float = 0.0
+    hits: int = 0
 
 
 class Faults:
@@ -100,8 +94,7 @@ class _CutOffError(OSError):
 class _Handler(Handler):
     """A connection on which requests are noted and go wrong."""
 
-    server: "_Server"
-    fault: Fault | None = None
+    fault = None
 
     def finish(self):
         with suppress(ValueError):
@@ -111,8 +104,9 @@ class _Handler(Handler):
         headers = {
             name: value for name, value in self.headers.items() if name.lower() != "authorization"
         }
-        self.server.requests.append(Seen(request.method, request.target, headers))
-        fault = self.fault = self.server.faults.take(f"{request.method} {request.target}")
+        hub = self.server.hub
+        hub.requests.append(Seen(request.method, request.target, headers))
+        fault = self.fault = hub.faults.take(f"{request.method} {request.target}")
         if fault is None or fault.action in ("truncate", "corrupt"):
             return super().answer(request)
         if fault.carried_out:
@@ -133,9 +127,11 @@ class _Handler(Handler):
         if fault is None or fault.action not in ("truncate", "corrupt"):
             super().send_body(payload)
             return
-        data = payload if isinstance(payload, bytes) else _read(payload)
+        data = payload if isinstance(payload, bytes) else payload.read()
         if fault.action == "corrupt":
-            super().send_body(fault.damage(data))
+            super().send_body(
+                data[: fault.at] + bytes([data[fault.at] ^ 0xFF]) + data[fault.at + 1 :]
+            )
             return
         self.wfile.write(data[: fault.after_bytes])
         self.wfile.flush()
@@ -153,28 +149,12 @@ class _Handler(Handler):
         return _CutOffError()
 
 
-def _read(part):
-    with part.path.open("rb") as file:
-        file.seek(part.start)
-        return file.read(part.length)
-
-
-class _Server(Server):
-    """A server whose handlers know what was ordered."""
-
-    def __init__(self, port, respond, hub):
-        self.faults = hub.faults
-        self.requests = hub.requests
-        super().__init__(port, respond, _Handler)
-
-
 class FaultyHub(LocalHub):
     """A Hub on loopback whose requests, without their tokens, can be looked at and made to fail."""
 
-    def __init__(self, root, port=0, **options):
-        super().__init__(root, port, **options)
+    handler = _Handler
+
+    def __init__(self, root, **options):
+        super().__init__(root, **options)
         self.faults = Faults()
         self.requests = []
-
-    def _listen(self, port, respond):
-        return _Server(port, respond, self)

@@ -5,9 +5,7 @@ import torch
 from tiny_models import ARCHITECTURES, logits_of, tiny_model, token_ids
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from hf_evomerge import fold
-from hf_evomerge.recipes.layer_path import LayerPath
-from hf_evomerge.routing.pool import LayerPool
+from hf_evomerge import LayerPath, LayerPool, fold
 
 HOPS = "0:0, 1:1, 1:3, 0:1, 1:2, 0:0, 1:3, 0:2"  # 0:0 and 1:3 run twice
 SCALES = [0.8, 0.9, 1.1, 1.0, -1.2, 1.0, -0.8, -1.3]  # the last product is negative

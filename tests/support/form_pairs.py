@@ -1,7 +1,5 @@
 """Pairs of tiny models that have learnt to answer in one form, by tokenizers of three kinds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -64,17 +62,20 @@ def save_model(folder, inner, texts, seed, template=None):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **special)
     tokenizer.chat_template = template
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_attention_heads": 2}
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **ids)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
-    batch = tokenizer(
-        [f"{text}<eos>" for text in texts],
-        padding=True,
-        return_tensors="pt",
-        return_token_type_ids=False,
-    )
+    model = LlamaForCausalLM(config)
+    ended = [f"{text}<eos>" for text in texts]
+    batch = tokenizer(ended, padding=True, return_tensors="pt", return_token_type_ids=False)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(60):

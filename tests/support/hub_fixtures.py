@@ -2,7 +2,7 @@
 of its own."""
 
 import os
-from collections.abc import Callable
+from contextlib import contextmanager
 from itertools import zip_longest
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -25,10 +25,6 @@ class Said(NamedTuple):
     log: str
 
 
-Program = Callable[..., str]
-Connect = Callable[[LocalHub], HfApi]
-
-
 @pytest.fixture
 def hub(tmp_path):
     """A running hub of user `local`, who also writes in `acme`; its requests can be looked at and
@@ -45,11 +41,8 @@ def program(hub, tmp_path):
     """
 
     def run(code, *arguments, check=True):
-        environment = {
-            **os.environ,
-            **hub.environment(home=tmp_path / "client"),
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        }
+        environment = {**os.environ, **hub.environment(home=tmp_path / "client")}
+        environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         done = warm.run(code, *arguments, env=environment)
         assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout if check else done.stdout + done.stderr
@@ -77,22 +70,30 @@ def use_hub(patch, hub, home):
     The client reads its environment when it is imported: here its own constants are told what a new
     process reads there.
     """
-    patch.setattr(constants, "ENDPOINT", hub.endpoint)
-    patch.setattr(
-        hf_api.api, "endpoint", hub.endpoint
-    )  # what the functions of huggingface_hub are methods of
-    patch.setattr(
-        transformers_hub, "_hf_api", None, raising=False
-    )  # transformers keeps one, of the first endpoint that it saw
-    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    patch.setattr(constants, "HF_HUB_OFFLINE", False)
-    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    own = {
+        "ENDPOINT": hub.endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_HUB_DISABLE_TELEMETRY": True,
+    }
+    for name, value in own.items():
+        patch.setattr(constants, name, value)
+    # what the functions of huggingface_hub are methods of
+    patch.setattr(hf_api.api, "endpoint", hub.endpoint)
+    # transformers keeps one, of the first endpoint that it saw
+    patch.setattr(transformers_hub, "_hf_api", None, raising=False)
     patch.setenv("HF_TOKEN", hub.token)
     patch.setenv("NO_PROXY", "127.0.0.1,localhost")
     return HfApi(endpoint=hub.endpoint, token=hub.token)
+
+
+@contextmanager
+def hub_in(folder, **options):
+    """Run a hub in a folder and make the client of this process its; gives both."""
+    with LocalHub(folder / "hub", **options) as hub, pytest.MonkeyPatch.context() as patch:
+        yield hub, use_hub(patch, hub, folder / "client")
 
 
 @pytest.fixture
@@ -120,9 +121,9 @@ def upload_models(api, *folders, licenses=()):
     return names
 
 
-def commit_titles(api, repo_id="local/merge"):
+def commit_titles(api, repo_id="local/merge", **more):
     """What the commits of a repository are called, the newest first."""
-    return [commit.title for commit in api.list_repo_commits(repo_id)]
+    return [commit.title for commit in api.list_repo_commits(repo_id, **more)]
 
 
 def no_waiting(patch):

@@ -10,9 +10,9 @@ import signal
 import time
 from pathlib import Path
 
-from hf_evomerge.fitness import Example, make_task
+from hf_evomerge import Example, Recipe
+from hf_evomerge.fitness import make_task
 from hf_evomerge.fitness.tasks.likelihood import LikelihoodSpec
-from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.search.runners.job import Job
 
 EXAMPLES = [

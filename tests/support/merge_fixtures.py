@@ -6,9 +6,7 @@ import torch
 from families import save_family, tiny_config
 from transformers import AutoModelForCausalLM
 
-from hf_evomerge.building.build import build_model
-from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge import Recipe, build_model, open_source
 
 
 @pytest.fixture(scope="session")

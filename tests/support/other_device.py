@@ -17,8 +17,6 @@ the thread that is `standing_in`, as autograd has threads for one device only of
 written in Python.
 """
 
-from __future__ import annotations
-
 import types
 from contextlib import contextmanager
 from functools import partial

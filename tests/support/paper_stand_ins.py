@@ -1,7 +1,6 @@
 """Stand-ins for what the paper's example files name: tiny models and data sets under the same
 names, on a Hub on loopback."""
 
-import io
 import json
 
 import torch
@@ -9,7 +8,7 @@ from datasets import Dataset
 from pipelines import save_sdxl
 from safetensors.torch import save_file
 from transformers import CONFIG_MAPPING, MistralConfig, MistralForCausalLM
-from vlms import IMAGE, QWEN, ROPE, picture, processor, random_model
+from vlms import IDS, IMAGE, QWEN, ROPE, picture, processor, random_model
 from vlms import WORDS as MARKS
 from words import word_tokenizer
 
@@ -48,15 +47,14 @@ WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", *"0123456789", "答え", "は", "�
 
 def sizes(words):
     """Fields of a language model with these words."""
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     return {
+        **IDS,
         "vocab_size": len(words),
         "hidden_size": 8,
         "intermediate_size": 8,
         "num_hidden_layers": 2,
         "num_attention_heads": 1,
         "num_key_value_heads": 1,
-        **ids,
     }
 
 
@@ -64,25 +62,22 @@ def save_sight(folder):
     """Save the models that see, whose vocabularies have rows at the end that the plain ones lack,
     and plain Llamas."""
     words = [*WORDS, *(mark for mark in MARKS[4:] if mark.startswith("<"))]
+    marks = ("image", "video", "vision_start", "vision_end")
+    ids = {f"{mark}_token_id": words.index(f"<{mark}>") for mark in marks}
     for seed, (name, (kind, language)) in enumerate(SIGHT.items()):
-        ids = {
-            f"{what}_token_id": words.index(f"<{what}>")
-            for what in ("image", "video", "vision_start", "vision_end")
-        }
-        text = {**sizes(words), **(ROPE if kind == "qwen2_vl" else {"model_type": language})}
         if kind == "qwen2_vl":
-            vision = {**QWEN, "embed_dim": 16, "hidden_size": 8}
-            config = CONFIG_MAPPING[kind](text_config=text, vision_config=vision, **ids)
-            save(folder / name, config, seed, "Qwen2VLForConditionalGeneration")
+            text = {**sizes(words), **ROPE}
+            more = {"vision_config": {**QWEN, "embed_dim": 16, "hidden_size": 8}, **ids}
+            model = "Qwen2VLForConditionalGeneration"
         else:
-            vision = {"model_type": "clip_vision_model", **IMAGE}
-            config = CONFIG_MAPPING[kind](
-                text_config=text,
-                vision_config=vision,
-                image_token_index=ids["image_token_id"],
-                image_grid_pinpoints=[[8, 8]],
-            )
-            save(folder / name, config, seed, "LlavaNextForConditionalGeneration")
+            text = {**sizes(words), "model_type": language}
+            more = {
+                "vision_config": {"model_type": "clip_vision_model", **IMAGE},
+                "image_token_index": ids["image_token_id"],
+                "image_grid_pinpoints": [[8, 8]],
+            }
+            model = "LlavaNextForConditionalGeneration"
+        save(folder / name, CONFIG_MAPPING[kind](text_config=text, **more), seed, model)
         processor(kind, words).save_pretrained(folder / name)
     for seed, name in enumerate(PLAIN):
         save(folder / name, CONFIG_MAPPING["llama"](**sizes(WORDS)), seed, "LlamaForCausalLM")
@@ -122,16 +117,13 @@ def save_data(folder):
 def save_pictures(folder):
     """Save questions about pictures: a data set of them, and JSON lines beside PNG files."""
     (folder / PICTURES).mkdir(parents=True)
-    stream = io.BytesIO()
-    picture().save(stream, format="PNG")
-    rows = [
-        {"question": f"問題 {number}", "answer": " 答え", "image": {"bytes": stream.getvalue()}}
-        for number in range(4)
-    ]
+    picture().save(folder / "picture.png")
+    image = {"bytes": (folder / "picture.png").read_bytes()}
+    rows = [{"question": f"問題 {n}", "answer": " 答え", "image": image} for n in range(4)]
     Dataset.from_list(rows).to_parquet(folder / PICTURES / "test.parquet")
-    (folder / "picture.png").write_bytes(stream.getvalue())
+    shown = {"picture": "picture.png"}
     lines = [
-        json.dumps({"question": f"問題 {n} {n}", "answer": f" {n % 10}", "picture": "picture.png"})
+        json.dumps({"question": f"問題 {n} {n}", "answer": f" {n % 10}", **shown})
         for n in range(204)
     ]
     (folder / "pictures.jsonl").write_text("\n".join(lines), encoding="utf-8")

@@ -4,15 +4,13 @@ and the benchmark."""
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import takewhile
 
+from hub_fixtures import commit_titles, upload_models
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from recipes import merge_of
 
-from hf_evomerge.building.build import build_model
+from hf_evomerge import PushOptions, build_model, push_model
 from hf_evomerge.errors import HubError
-from hf_evomerge.hub.push import push_model
-from hf_evomerge.hub.push_plan import PushOptions
-from hf_evomerge.recipes.recipe import Recipe
 
 FAULTS = {
     "reset": {"action": "reset"},
@@ -47,15 +45,9 @@ class Bench:
         self._count = 0
         self._seen = []
         self._calls = []
-        recipe = {
-            "sources": [{"model": str(family / name)} for name in parents],
-            "merge": {"method": "linear"},
-        }
-        self.model = build_model(Recipe.model_validate(recipe), scratch / "model")
-        self.published = {str(family / name): f"local/{name}" for name in parents}
-        for folder, repo_id in self.published.items():
-            api.create_repo(repo_id)
-            api.upload_folder(repo_id=repo_id, folder_path=folder)
+        folders = [family / name for name in parents]
+        self.model = build_model(merge_of(*folders), scratch / "model")
+        self.published = upload_models(api, *folders)
 
     def calls(self):
         """The calls of a push in which nothing goes wrong, in their order, as patterns of
@@ -69,26 +61,23 @@ class Bench:
         """Push under a new name, ``NAME`` in the faults' patterns, and look at what is there
         afterwards."""
         self._count += 1
-        repo_id = f"local/m{self._count}"
-        options = PushOptions(published=self.published, **OPTIONS)
-        (self.model / "vocab.bin").write_bytes(
-            b"\0" + str(self._count).encode()
-        )  # the Hub asks only for what it lacks
+        name = f"m{self._count}"
+        # the Hub asks only for what it lacks
+        (self.model / "vocab.bin").write_bytes(b"\0" + name.encode())
         for fault in faults:
-            fault.match = fault.match.replace("NAME", f"m{self._count}")
+            fault.match = fault.match.replace("NAME", name)
             self.hub.faults.add(fault)
         error = None
-        last = self.hub.requests[-1]
+        before = len(self.hub.requests)
+        options = PushOptions(published=self.published, **OPTIONS)
         try:
-            push_model(self.model, repo_id, options, api=self.api)
+            push_model(self.model, f"local/{name}", options, api=self.api)
         except HubError as cause:
             error = str(cause)
-        self._seen = list(takewhile(lambda seen: seen is not last, reversed(self.hub.requests)))[
-            ::-1
-        ]
+        self._seen = self.hub.requests[before:]
         self.hub.faults.clear()
         hits = sum(fault.hits for fault in faults)
-        return Outcome(error, next(self._complaints(repo_id, error), None), hits)
+        return Outcome(error, next(self._complaints(f"local/{name}", error), None), hits)
 
     def _complaints(self, repo_id, error):
         """What is not as it should be."""
@@ -96,24 +85,18 @@ class Bench:
             yield f"not one clean line: {error[:200]!r}"
         titles = []
         with suppress(RepositoryNotFoundError, RevisionNotFoundError):
-            titles = [
-                commit.title for commit in self.api.list_repo_commits(repo_id, revision="try")
-            ]
+            titles = commit_titles(self.api, repo_id, revision="try")
         ours = sum("hf_evomerge" in title for title in titles)
         if ours > 1:
             yield f"the same commit twice: {titles}"
         if error is not None:
-            if (
-                ours != ("published, " in error or "holds the model" in error)
-                and "not known" not in error
-            ):
+            said = "published, " in error or "holds the model" in error
+            if ours != said and "not known" not in error:
                 yield f"{ours} commits of ours are there, but it says: {error}"
             return
-        if ours != 1 or "model.safetensors" not in self.api.list_repo_files(
-            repo_id, revision="try"
-        ):
+        if ours != 1 or not self.api.file_exists(repo_id, "model.safetensors", revision="try"):
             yield "success, but the weights are not there"
-        if "app.py" not in self.api.list_repo_files(repo_id, repo_type="space"):
+        if not self.api.file_exists(repo_id, "app.py", repo_type="space"):
             yield "success, but the Space is not there"
 
 

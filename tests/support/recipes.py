@@ -1,11 +1,6 @@
 """Recipes of a few models, for tests that merge them or lay a path through them."""
 
-from pathlib import Path
-from typing import Any
-
 from hf_evomerge.recipes.recipe import Recipe
-
-Model = str | Path | tuple[Path, Path] | dict[str, Any]
 
 
 def ref_of(model):

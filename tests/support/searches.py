@@ -2,17 +2,13 @@
 
 import json
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from hashlib import sha256
-from typing import Any
 
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 
-Settings = Callable[..., dict[str, Any]]
-Config = Callable[..., SearchConfig]
 GRADIENT = {"by": "gradient", "evaluations": 12}
 WEIGHTS = {
     "starts": [],

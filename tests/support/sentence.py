@@ -29,55 +29,36 @@ def sentence_folder(
     random_class("bert", seed).bert.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
-    old = {f"pooling_mode_{name}": key == pooling for key, name in OLD.items()}
-    pooled = old if pooling in (*OLD,) else {"pooling_mode": pooling}
-    modules = [("Pooling", {"word_embedding_dimension": 16, **pooled}, {})]
+    pooled = {"pooling_mode": pooling}
+    if pooling in [*OLD]:
+        pooled = {f"pooling_mode_{name}": key == pooling for key, name in OLD.items()}
+    modules = {"Pooling": ({"word_embedding_dimension": 16, **pooled}, {})}
     if size is not None:
-        config = {
-            "in_features": 16,
-            "out_features": size,
-            "bias": True,
-            "activation_function": activation,
-        }
-        modules.append(
-            (
-                "Dense",
-                config,
-                {"linear.weight": torch.randn(size, 16), "linear.bias": torch.randn(size)},
-            )
-        )
+        config = {"in_features": 16, "out_features": size, "bias": True}
+        config["activation_function"] = activation
+        maps = {"linear.weight": torch.randn(size, 16), "linear.bias": torch.randn(size)}
+        modules["Dense"] = (config, maps)
     if norm:
         wide = size or 16
-        modules.append(
-            (
-                "LayerNorm",
-                {"dimension": wide},
-                {"norm.weight": torch.rand(wide) + 1, "norm.bias": torch.randn(wide)},
-            )
-        )
-    modules.append(("Normalize", {}, {}))
-    entries = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
-    ]
-    for number, (kind, config, tensors) in enumerate(modules, 1):
+        maps = {"norm.weight": torch.rand(wide) + 1, "norm.bias": torch.randn(wide)}
+        modules["LayerNorm"] = ({"dimension": wide}, maps)
+    modules["Normalize"] = ({}, {})
+    entries = [{"path": "", "type": "Transformer"}]
+    for number, (kind, (config, tensors)) in enumerate(modules.items(), 1):
         path = f"{number}_{kind}"
-        entries.append(
-            {
-                "idx": number,
-                "name": str(number),
-                "path": path,
-                "type": f"sentence_transformers.models.{kind}",
-            }
-        )
+        entries.append({"path": path, "type": kind})
         (folder / path).mkdir()
         (folder / path / "config.json").write_text(json.dumps(config))
         if tensors:
             save_file(tensors, folder / path / "model.safetensors")
-    (folder / "modules.json").write_text(json.dumps(entries))
-    (folder / "sentence_bert_config.json").write_text(
-        json.dumps({"max_seq_length": 16, "do_lower_case": False})
-    )
-    (folder / "config_sentence_transformers.json").write_text(
-        json.dumps({"similarity_fn_name": "cosine", **settings})
-    )
+    for number, entry in enumerate(entries):
+        kind = f"sentence_transformers.models.{entry['type']}"
+        entry |= {"idx": number, "name": str(number), "type": kind}
+    files = {
+        "modules.json": entries,
+        "sentence_bert_config.json": {"max_seq_length": 16, "do_lower_case": False},
+        "config_sentence_transformers.json": {"similarity_fn_name": "cosine", **settings},
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
     return folder

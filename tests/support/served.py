@@ -1,9 +1,7 @@
 """What the tests of the Space talk to: a page that runs, and what transformers itself would
 answer."""
 
-import json
-import urllib.error
-import urllib.request
+import httpx
 
 
 def greedy(folder, prompt, tokens=8, path=None, scales=None):
@@ -54,13 +52,9 @@ class Served:
 
     def fill_queue(self):
         """Ask and ask until the queue takes no more; returns how that was said."""
-        body = json.dumps({"data": ["w1", "evolved", 1, None, None, None]}).encode()
-        call = urllib.request.Request(
-            f"{self.url}gradio_api/call/answer", body, {"Content-Type": "application/json"}
-        )
+        body = {"data": ["w1", "evolved", 1, None, None, None]}
         for _ in range(200):
-            try:
-                urllib.request.urlopen(call, timeout=30)
-            except urllib.error.HTTPError as refused:
-                return refused
+            answer = httpx.post(f"{self.url}gradio_api/call/answer", json=body, timeout=30)
+            if answer.is_error:
+                return answer
         raise AssertionError("the queue has no end")

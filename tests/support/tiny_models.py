@@ -30,16 +30,6 @@ def kinds(*names):
     return lambda count: [names[layer % len(names)] for layer in range(count)]
 
 
-_alternating, _conv, _linear = (
-    kinds(name, "full_attention") for name in ("sliding_attention", "conv", "linear_attention")
-)
-_LINEAR = {
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-}
-
 _ALTERNATING = {"layer_types": kinds("sliding_attention", "full_attention")}
 
 # Architecture: fields beside the common ones; a callable is given the number of layers.
@@ -56,7 +46,10 @@ ARCHITECTURES = {
     },
     "qwen3_5_text": {
         **_HEAD_DIM,
-        **_LINEAR,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
         "layer_types": kinds("linear_attention", "full_attention"),
     },
     "gemma": _HEAD_DIM,

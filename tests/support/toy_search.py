@@ -5,8 +5,7 @@ import random
 import numpy as np
 from searches import minimal
 
-from hf_evomerge.fitness import Scores
-from hf_evomerge.recipes.recipe import Recipe
+from hf_evomerge import Recipe, Scores
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.phases.phase import SearchRun
 from hf_evomerge.search.run import run_phases
@@ -59,18 +58,18 @@ class ToyRunner:
         self.rounds = []
 
     def run(self, jobs):
-        order = list(range(len(jobs)))
+        order = list(enumerate(jobs))
         if self.rng is not None:
             self.rng.shuffle(order)
         self.rounds.append(list(jobs))
-        for index in order:
+        for index, job in order:
             if self.stop_after is not None and len(self.jobs) >= self.stop_after:
                 raise StoppedError
-            self.jobs.append(jobs[index])
-            if self.fails(jobs[index]):
+            self.jobs.append(job)
+            if self.fails(job):
                 scores = Scores.failed("toy: this one fails", 0.5)
             else:
-                scores = self.scores(jobs[index])
+                scores = self.scores(job)
             if not isinstance(scores, Scores):
                 scores = Scores(scores, correct=scores > 0, seconds=0.25)
             yield index, scores

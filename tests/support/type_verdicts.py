@@ -13,15 +13,20 @@ from every_type import tiny_config, tiny_source
 from tiny_models import logits_of, token_ids
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from hf_evomerge import (
+    EvoMergedConfig,
+    EvoMergedForCausalLM,
+    EvoMergeError,
+    FlowPart,
+    LayerPath,
+    LayerPool,
+    SourceRef,
+)
 from hf_evomerge.building.routed import Routed
 from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.checkpoints.writer import write_checkpoint
-from hf_evomerge.errors import EvoMergeError
-from hf_evomerge.modeling import EvoMergedConfig, EvoMergedForCausalLM, check_alike
+from hf_evomerge.modeling import check_alike
 from hf_evomerge.modeling.layers_evo_merged import find_layers
-from hf_evomerge.recipes.layer_path import LayerPath
-from hf_evomerge.recipes.recipe import FlowPart, SourceRef
-from hf_evomerge.routing.pool import LayerPool
 
 # Two sources of four layers each.
 IDENTITY = LayerPath.parse("0:0-3")
@@ -163,37 +168,28 @@ def check(sources, path, folder, *, cached):
 
 def at_home(model, sources):
     """Whether every hop returns what the source's own layer returns for the same arguments."""
+    own = []
+    for source in sources:
+        layers = find_layers(source, source.config.num_hidden_layers)
+        own.append(list(source.get_submodule(layers).children()))
     calls = []
     hooks = [
         layer.register_forward_hook(
-            lambda module, args, kwargs, output, slot=slot: calls.append(
-                (slot, args, dict(kwargs), output)
-            ),
-            with_kwargs=True,
+            lambda module, *call, slot=slot: calls.append((slot, *call)), with_kwargs=True
         )
         for slot, layer in enumerate(model.layers)
     ]
     model(token_ids(), use_cache=False)
     for hook in hooks:
         hook.remove()
-    own = []
-    for source in sources:
-        own.append(
-            list(
-                source.get_submodule(
-                    find_layers(source, source.config.num_hidden_layers)
-                ).children()
-            )
-        )
     same = []
     for slot, args, kwargs, output in calls:
         source, layer = model.config.slots[slot]
         found = own[source][layer](*args, **kwargs)
-        same.append(
-            torch.equal(
-                *(item[0] if isinstance(item, (tuple, list)) else item for item in (found, output))
-            )
-        )
+        if isinstance(found, tuple | list):
+            found = found[0]
+            output = output[0]
+        same.append(torch.equal(found, output))
     return bool(same) and all(same)
 
 
@@ -204,9 +200,9 @@ def alike(again, model):
         {**each.state_dict(), **dict(each.named_buffers(remove_duplicate=False))}
         for each in (model, again)
     )
-    if ours.keys() != theirs.keys() or not all(
-        torch.equal(ours[name], theirs[name]) for name in ours
-    ):
+    if ours.keys() != theirs.keys():
+        return False
+    if not all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items()):
         return False
     wanted = logits_of(model)
     return bool((logits_of(again) - wanted).abs().max() <= 1e-5 * wanted.std())
@@ -214,10 +210,16 @@ def alike(again, model):
 
 def greedy(model, **options):
     """The logits of each step of a greedy generation."""
-    fixed = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 6}
-    recorded = {"output_logits": True, "return_dict_in_generate": True}
     steps = model.generate(
-        token_ids(), attention_mask=torch.ones_like(token_ids()), **fixed, **recorded, **options
+        token_ids(),
+        attention_mask=torch.ones_like(token_ids()),
+        max_new_tokens=6,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **options,
     )
     return torch.stack(steps.logits)
 
@@ -239,9 +241,6 @@ def reason(cause):
     """An error as a cell of a table: one line, without the field's name."""
     text = " ".join(str(cause).split()).replace("|", "\\|")
     text = re.sub(r"^text_config\.\w+: ", "", text)
-    kind = (
-        ""
-        if isinstance(cause, (EvoMergeError, ValueError, AssertionError))
-        else f"{type(cause).__name__}: "
-    )
-    return f"{kind}{text}"[:200]
+    if not isinstance(cause, EvoMergeError | ValueError | AssertionError):
+        text = f"{type(cause).__name__}: {text}"
+    return text[:200]

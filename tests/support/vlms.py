@@ -5,34 +5,15 @@ import torch
 import transformers
 from classes import random_weights
 from PIL import Image
-from transformers import PreTrainedTokenizerFast
 from words import word_tokenizer
 
-WORDS = [
-    "<pad>",
-    "<bos>",
-    "<eos>",
-    "<unk>",
-    "user",
-    "assistant",
-    "what",
-    "is",
-    "red",
-    "blue",
-    "it",
-    "?",
-    "<image>",
-    "<video>",
-    "<vision_start>",
-    "<vision_end>",
-    "<fake_token_around_image>",
-    "<global-img>",
-    "<end_of_utterance>",
-    "<start_of_image>",
-    "<end_of_image>",
-    "<image_soft_token>",
-    *(f"w{number}" for number in range(42)),
-]
+_NAMED = """
+<pad> <bos> <eos> <unk> user assistant what is red blue it ? <image> <video> <vision_start> <vision_end>
+<fake_token_around_image> <global-img> <end_of_utterance> <start_of_image> <end_of_image> <image_soft_token>
+"""  # noqa: E501
+WORDS = [*_NAMED.split(), *(f"w{number}" for number in range(42))]
+
+
 ID = {word: number for number, word in enumerate(WORDS)}
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} {% if m['content'] is string %}{{ m['content'] "
@@ -42,25 +23,26 @@ TEMPLATE = (
     "endif %}{% endfor %}"
     "{% if add_generation_prompt %}assistant{% endif %}"
 )
-TEXT = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 20,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
+TEXT = {
+    **VISION,
+    **IDS,
+    "vocab_size": len(WORDS),
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+}
+
+
 IMAGE = {**VISION, "image_size": 8, "patch_size": 4}
 ROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
 GEMMA = {
@@ -85,8 +67,10 @@ PLAIN = {
     "qwen2_5_vl": "qwen2",
     "gemma3": "gemma3_text",
     "smolvlm": "llama",
+    "qwen2_vl": "qwen2",
 }
-PLAIN["qwen2_vl"] = "qwen2"
+
+
 SIGHT = ["torchvision"]
 NEEDS = {
     "qwen2_vl": SIGHT,
@@ -117,62 +101,34 @@ def text_config(name, **fields):
 def vlm_config(name, **fields):
     """The config of one of `CLASSES`; `fields` are its language part's."""
     text = text_config(name, **fields).to_dict()
-    kind = transformers.CONFIG_MAPPING[name]
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    vision = IMAGE
     if name in ("llava", "llava_next"):
-        pinned = {"image_grid_pinpoints": [[8, 8]]} if name == "llava_next" else {}
         vision = {"model_type": "clip_vision_model", **IMAGE}
-        return kind(
-            text_config=text,
-            vision_config=vision,
-            image_token_index=ID["<image>"],
-            vision_feature_layer=-1,
-            **pinned,
-        )
-    if name in ("qwen2_vl", "qwen2_5_vl"):
-        text = {
-            key: value
-            for key, value in text.items()
-            if key not in ("model_type", "rope_parameters")
-        } | ROPE
-        tokens = {
-            f"{kind}_token_id": ID[f"<{kind}>"]
-            for kind in ("image", "video", "vision_start", "vision_end")
-        }
-        more = (
-            {"embed_dim": 16, "hidden_size": 32}
-            if name == "qwen2_vl"
-            else {"fullatt_block_indexes": [1], "window_size": 8}
-        )
-        return kind(text_config=text, vision_config={**QWEN, **more}, **tokens, **ids)
-    if name == "gemma3":
-        soft = {
-            "image_token_index": ID["<image_soft_token>"],
-            "boi_token_index": ID["<start_of_image>"],
-        }
-        return kind(
-            text_config=text,
-            vision_config=IMAGE,
-            mm_tokens_per_image=4,
-            eoi_token_index=ID["<end_of_image>"],
-            **soft,
-        )
-    return kind(
-        text_config=text,
-        vision_config=IMAGE,
-        scale_factor=1,
-        image_token_id=ID["<image>"],
-        pad_token_id=0,
-    )
+        more = {"image_token_index": ID["<image>"], "vision_feature_layer": -1}
+        if name == "llava_next":
+            more["image_grid_pinpoints"] = [[8, 8]]
+    elif name in ("qwen2_vl", "qwen2_5_vl"):
+        del text["model_type"]
+        text |= ROPE
+        if name == "qwen2_vl":
+            vision = {**QWEN, "embed_dim": 16, "hidden_size": 32}
+        else:
+            vision = {**QWEN, "fullatt_block_indexes": [1], "window_size": 8}
+        marks = ("image", "video", "vision_start", "vision_end")
+        more = {**IDS, **{f"{mark}_token_id": ID[f"<{mark}>"] for mark in marks}}
+    elif name == "gemma3":
+        marks = {"boi": "start_of_image", "eoi": "end_of_image", "image": "image_soft_token"}
+        more = {f"{key}_token_index": ID[f"<{mark}>"] for key, mark in marks.items()}
+        more["mm_tokens_per_image"] = 4
+    else:
+        more = {"scale_factor": 1, "image_token_id": ID["<image>"], "pad_token_id": 0}
+    return transformers.CONFIG_MAPPING[name](text_config=text, vision_config=vision, **more)
 
 
 def random_model(config, seed, kind=None):
     """A model with random weights, norms included."""
-    chosen = (
-        getattr(transformers, kind)
-        if kind
-        else transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    )
+    causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    chosen = getattr(transformers, kind) if kind else causal[type(config)]
     return random_weights(lambda: chosen(config), seed)
 
 
@@ -194,16 +150,16 @@ def save_plain(folder, name, seed, **fields):
 
 def tokenizer(image="<image>", vocabulary=WORDS):
     """Words between spaces; `image` stands for a picture."""
-    marks = {"image_token": image, "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
-    marks |= {
-        "video_token": "<video>",
+    marks = {
+        "image_token": image,
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
         "fake_image_token": "<fake_token_around_image>",
         "global_image_token": "<global-img>",
     }
-    marks |= {"vision_start_token": "<vision_start>", "vision_end_token": "<vision_end>"}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=word_tokenizer(vocabulary).backend_tokenizer,
-        **{f"{word}_token": f"<{word}>" for word in ("pad", "bos", "eos", "unk")},
+    marks |= {f"{name}_token": f"<{name}>" for name in ("video", "vision_start", "vision_end")}
+    return word_tokenizer(
+        vocabulary,
         additional_special_tokens=[word for word in vocabulary if word.startswith("<")][4:],
         extra_special_tokens=marks,
     )
@@ -213,50 +169,40 @@ def processor(name, vocabulary=WORDS):
     """The processor of one of `CLASSES`, or of Qwen2-VL, with a chat template."""
     words = tokenizer("<image_soft_token>" if name == "gemma3" else "<image>", vocabulary)
     size = {"height": 8, "width": 8}
+    mark = "<image>"
+    parts = []
+    more = {}
     if name in ("llava", "llava_next"):
-        kinds = {"llava": "CLIPImageProcessor", "llava_next": "LlavaNextImageProcessor"}
-        extra = {"image_grid_pinpoints": [[8, 8]]} if name == "llava_next" else {}
-        images = getattr(transformers, kinds[name])(
-            size={"shortest_edge": 8}, crop_size=size, **extra
-        )
-        kind = getattr(
-            transformers, {"llava": "LlavaProcessor", "llava_next": "LlavaNextProcessor"}[name]
-        )
-        template = TEMPLATE.replace("IMAGE", "<image>")
-        return kind(
-            images, words, patch_size=4, vision_feature_select_strategy="default", num_additional_image_tokens=1,  # noqa: E501
-            chat_template=template,
-        )  # fmt: skip
-    if name in ("qwen2_vl", "qwen2_5_vl"):
-        images = transformers.Qwen2VLImageProcessor(
-            patch_size=4, merge_size=2, min_pixels=64, max_pixels=256
-        )
-        videos = transformers.Qwen2VLVideoProcessor(patch_size=4, merge_size=2)
-        template = TEMPLATE.replace("IMAGE", "<vision_start> <image> <vision_end>")
-        kind = (
-            transformers.Qwen2VLProcessor
-            if name == "qwen2_vl"
-            else transformers.Qwen2_5_VLProcessor
-        )
-        return kind(images, words, videos, chat_template=template)
-    if name == "gemma3":
+        given = {"size": {"shortest_edge": 8}, "crop_size": size}
+        if name == "llava":
+            kind = transformers.LlavaProcessor
+            images = transformers.CLIPImageProcessor(**given)
+        else:
+            kind = transformers.LlavaNextProcessor
+            images = transformers.LlavaNextImageProcessor(**given, image_grid_pinpoints=[[8, 8]])
+        more = {"patch_size": 4, "vision_feature_select_strategy": "default"}
+        more["num_additional_image_tokens"] = 1
+    elif name in ("qwen2_vl", "qwen2_5_vl"):
+        kinds = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
+        kind = getattr(transformers, kinds[name])
+        patches = {"patch_size": 4, "merge_size": 2}
+        images = transformers.Qwen2VLImageProcessor(**patches, min_pixels=64, max_pixels=256)
+        parts = [transformers.Qwen2VLVideoProcessor(**patches)]
+        mark = "<vision_start> <image> <vision_end>"
+    elif name == "gemma3":
+        kind = transformers.Gemma3Processor
         images = transformers.Gemma3ImageProcessor(size=size, image_seq_length=4)
-        return transformers.Gemma3Processor(
-            images,
-            words,
-            image_seq_length=4,
-            chat_template=TEMPLATE.replace("IMAGE", "<start_of_image>"),
+        more = {"image_seq_length": 4}
+        mark = "<start_of_image>"
+    else:
+        kind = transformers.SmolVLMProcessor
+        edge = {"longest_edge": 8}
+        images = transformers.SmolVLMImageProcessor(
+            size=edge, max_image_size=edge, do_image_splitting=False
         )
-    images = transformers.SmolVLMImageProcessor(
-        size={"longest_edge": 8}, max_image_size={"longest_edge": 8}, do_image_splitting=False
-    )
-    return transformers.SmolVLMProcessor(
-        images,
-        words,
-        transformers.SmolVLMVideoProcessor(),
-        image_seq_len=4,
-        chat_template=TEMPLATE.replace("IMAGE", "<image>"),
-    )
+        parts = [transformers.SmolVLMVideoProcessor()]
+        more = {"image_seq_len": 4}
+    return kind(images, words, *parts, chat_template=TEMPLATE.replace("IMAGE", mark), **more)
 
 
 def picture(color="red"):
@@ -267,31 +213,24 @@ def picture(color="red"):
 def inputs(name, count=1):
     """What the processor of one of `CLASSES` makes of `what is it ?` and a picture, `count` random
     ones, without it."""
+    qwen = name in ("qwen2_vl", "qwen2_5_vl")
     mark = ID["<image_soft_token>" if name == "gemma3" else "<image>"]
-    vision = ("<vision_start>", "<vision_end>")
     around = {
-        "qwen2_vl": vision,
-        "qwen2_5_vl": vision,
+        "qwen2_vl": ("<vision_start>", "<vision_end>"),
+        "qwen2_5_vl": ("<vision_start>", "<vision_end>"),
         "gemma3": ("<start_of_image>", "<end_of_image>"),
+        "smolvlm": ("<fake_token_around_image>",) * 2,
     }
-    around["smolvlm"] = ("<fake_token_around_image>",) * 2
-    before, after = ([ID[word]] for word in around.get(name, ("user", "user")))
+    before, after = (ID[word] for word in around.get(name, ("user", "user")))
     places = {"qwen2_vl": 1, "qwen2_5_vl": 1, "llava_next": 10}.get(name, 4)
-    ids = torch.tensor(
-        [[*before, *[mark] * places, *after, *(ID[word] for word in ("what", "is", "it", "?"))]]
-        * count
-    )
+    asked = [ID[word] for word in ("what", "is", "it", "?")]
+    ids = torch.tensor([[before, *[mark] * places, after, *asked]] * count)
     pictures = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
     found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if name in ("qwen2_vl", "qwen2_5_vl"):
-        grid = torch.tensor([[1, 2, 2]] * count)
-        patches = pictures.repeat(1, 2, 1, 1).reshape(count * 4, 96)
-        return {
-            **found,
-            "pixel_values": patches,
-            "image_grid_thw": grid,
-            "mm_token_type_ids": (ids == mark).int(),
-        }
+    if qwen:
+        pictures = pictures.repeat(1, 2, 1, 1).reshape(count * 4, 96)
+        found["image_grid_thw"] = torch.tensor([[1, 2, 2]] * count)
+        found["mm_token_type_ids"] = (ids == mark).int()
     if name == "gemma3":
         found["token_type_ids"] = (ids == mark).long()
     if name == "llava_next":

@@ -54,14 +54,11 @@ def are_gone(*pids):
 def descendants(pid):
     """Processes that a process has begun, and those that they have."""
     try:
-        lists = [
-            (task / "children").read_text().split() for task in Path(f"/proc/{pid}/task").iterdir()
-        ]
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [each for task in tasks for each in (task / "children").read_text().split()]
     except OSError:
         return []
-    return [
-        each for own in lists for child in map(int, own) for each in (child, *descendants(child))
-    ]
+    return [*map(int, children), *(each for child in children for each in descendants(child))]
 
 
 def sql(folder, statement):

@@ -3,13 +3,12 @@ network.
 
 It imitates what `hf-evomerge push`, `space` and `reproduce`, `from_pretrained`, `push_to_hub` and
 the `hf` command ask for: repositories of models, datasets and Spaces, commits of regular and LFS
-files, branches, tags, revisions, pull requests that a commit opens, trees, downloads with
-redirects and ranges, the checks of cards, and errors by which the client picks its exception. The
-shapes come from the client's code and from recorded answers; they were not compared with the real
-Hub call by call.
+files, branches, tags, revisions, trees, downloads with redirects and ranges, the checks of cards,
+and errors by which the client picks its exception. The shapes come from the client's code and from
+recorded answers; they were not compared with the real Hub call by call.
 
 It does not imitate git clone and push, Xet, gated repositories, likes, scans, quotas, pages for a
-browser, merging and closing of pull requests, running a Space, search, `hf repos list`,
+browser, pull requests, running a Space, search, `hf repos list`,
 `settings`, `move` and `duplicate`, inference, `.gitignore`, git's own ids of commits, or freeing
 the space of what is deleted. An address below `/api` that it does not know is answered with 501
 and a line that names it.

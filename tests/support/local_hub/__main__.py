@@ -9,13 +9,14 @@ import argparse
 import os
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 from .hub import LocalHub
 
 
-def main() -> None:
+def main():
     """Serve until Ctrl-C, or until the command ends."""
     parser = argparse.ArgumentParser(prog="python -m local_hub", description=__doc__)
     parser.add_argument(
@@ -25,24 +26,16 @@ def main() -> None:
     parser.add_argument(
         "--user", default="local", help="your name there, and the namespace of your repositories"
     )
-    parser.add_argument(
-        "--org", action="append", default=[], help="another namespace to write in; can be repeated"
-    )
-    parser.add_argument(
-        "command", nargs="*", help="run this and stop, in place of serving until Ctrl-C"
-    )
+    parser.add_argument("command", nargs="*", help="run this in place of serving until Ctrl-C")
     given = parser.parse_args()
     try:
-        with LocalHub(given.root, given.port, user=given.user, orgs=given.org) as hub:
+        with LocalHub(given.root, given.port, user=given.user) as hub:
             if given.command:
-                sys.exit(
-                    subprocess.run(
-                        given.command, env={**os.environ, **hub.environment()}, check=False
-                    ).returncode
-                )
+                environment = {**os.environ, **hub.environment()}
+                sys.exit(subprocess.run(given.command, env=environment, check=False).returncode)
             print(hub.describe(), flush=True)
             with suppress(KeyboardInterrupt):
-                hub.wait()
+                threading.Event().wait()
     except OSError as error:
         sys.exit(f"error: {error}")
     print(f"stopped; the repositories are kept in {given.root}")

@@ -1,10 +1,7 @@
 """Who may do what: the account with its token, and private repositories."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
-from .repository import Repository
 from .store import Store
 from .wire import Refusal, Request
 
@@ -29,7 +26,7 @@ class Account:
     token: str = field(repr=False)
     orgs: tuple[str, ...] = ()
 
-    def owns(self, namespace: str) -> bool:
+    def owns(self, namespace):
         """Whether what is in a namespace is theirs to change."""
         return namespace == self.name or namespace in self.orgs
 
@@ -50,16 +47,16 @@ class Call:
     account: Account
     endpoint: str
 
-    def content_url(self, path: str) -> str:
+    def content_url(self, path):
         """The address of a content: at another origin than the API, as on the real Hub, so that no
         token is sent there."""
         return self.endpoint.replace("127.0.0.1", "localhost") + path
 
-    def web_url(self, kind: str, repo_id: str, rest: str = "") -> str:
+    def web_url(self, kind, repo_id, rest=""):
         """The address of a page of a repository."""
         return f"{self.endpoint}/{'' if kind == 'models' else kind + '/'}{repo_id}{rest}"
 
-    def is_known(self) -> bool:
+    def is_known(self):
         """Whether the request has the account's token, False without a token; raises `Refusal`
         where it is another."""
         header = self.request.headers.get("Authorization")
@@ -69,13 +66,13 @@ class Call:
             raise Refusal(401, "Invalid credentials in Authorization header")
         return True
 
-    def user(self) -> Account:
+    def user(self):
         """Who asks; raises `Refusal` (401) where that is nobody."""
         if not self.is_known():
             raise Refusal(401, NO_ENTRY)
         return self.account
 
-    def repository(self, kind: str, repo_id: str, *, write: bool = False) -> Repository:
+    def repository(self, kind, repo_id, *, write=False):
         """Find the repository that is asked for.
 
         Args:

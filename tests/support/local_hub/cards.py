@@ -1,14 +1,11 @@
 """The metadata on top of a README: read, checked as the Hub checks it, and turned into the tags of
 a repository."""
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import yaml
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 _LICENSES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
@@ -38,35 +35,24 @@ TEXTS = (
 )
 
 
-def front_matter(text: str) -> str | None:
-    """Find the YAML between the two `---` lines at the top of a README; None where there is
+def front_matter(text):
+    """Find the YAML between the two `---` lines at the top of a README; empty where there is
     none."""
-    match = re.match(r"\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", text, re.DOTALL)
-    return match[1] if match else None
+    match = REGEX_YAML_BLOCK.match(text)
+    return match[2] if match else ""
 
 
-def read_card(data: bytes) -> dict[str, Any]:
-    """Read the metadata of a README; metadata that cannot be read is empty.
-
-    Args:
-        data: The file's content.
-    """
-    block = front_matter(data.decode("utf-8", "replace"))
+def read_card(data):
+    """Read the metadata in the content of a README; metadata that cannot be read is empty."""
     try:
-        card = json.loads(
-            json.dumps(yaml.safe_load(block) if block else {}, default=str)
-        )  # JSON has no dates
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        RecursionError,
-    ):  # no YAML, or not a thing that JSON could say
-        card = {}
+        card = yaml.safe_load(front_matter(data.decode("utf-8", "replace")))
+        card = json.loads(json.dumps(card, default=str))  # JSON has no dates
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return {}
     return card if isinstance(card, dict) else {}
 
 
-def check_card(text: str, kind: str) -> tuple[list[str], list[str]]:
+def check_card(text, kind):
     """Check the metadata of a README.
 
     Args:
@@ -76,9 +62,8 @@ def check_card(text: str, kind: str) -> tuple[list[str], list[str]]:
     Returns:
         Errors, which forbid a commit, and warnings, which do not.
     """
-    block = front_matter(text)
     try:
-        card = yaml.safe_load(block) if block else None
+        card = yaml.safe_load(front_matter(text))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         return [f"invalid YAML: {' '.join(str(error).split())}"], []
     if card is None:
@@ -90,12 +75,9 @@ def check_card(text: str, kind: str) -> tuple[list[str], list[str]]:
     return list(_mistakes(card, kind)), warnings
 
 
-def _mistakes(card: dict[str, Any], kind: str) -> Iterator[str]:
+def _mistakes(card, kind):
     for key in TEXTS:
-        value = card.get(key)
-        if value is not None and not all(
-            isinstance(item, str) for item in (value if isinstance(value, list) else [value])
-        ):
+        if not all(isinstance(item, str) for item in _listed(card.get(key))):
             # `language: [no]` is a boolean to YAML
             yield f'"{key}" must be a string or an array of strings'
     if isinstance(card.get("tags"), str):
@@ -123,7 +105,7 @@ def _mistakes(card: dict[str, Any], kind: str) -> Iterator[str]:
         yield '"short_description" length must be less than or equal to 60 characters long'
 
 
-def card_tags(card: dict[str, Any]) -> list[str]:
+def card_tags(card):
     """The tags that a repository has because of its card."""
     bases = _texts(card.get("base_model"))
     relation = card.get("base_model_relation") or ("merge" if len(bases) > 1 else "finetune")
@@ -132,17 +114,19 @@ def card_tags(card: dict[str, Any]) -> list[str]:
         for key in ("library_name", "pipeline_tag", "tags", "language", "sdk")
         for tag in _texts(card.get(key))
     ]
-    tags += [f"base_model:{name}" for name in bases] + [
-        f"base_model:{relation}:{name}" for name in bases
-    ]
+    tags += [f"base_model:{name}" for name in bases]
+    tags += [f"base_model:{relation}:{name}" for name in bases]
     tags += [f"license:{name}" for name in _texts(card.get("license"))]
     return list(dict.fromkeys(tags))
 
 
-def _texts(value: Any) -> list[str]:
-    """Normalise a string or a list to a list of strings."""
-    return [
-        item
-        for item in (value if isinstance(value, list) else [value])
-        if isinstance(item, str) and item
-    ]
+def _listed(value):
+    """Normalise a value or a list to a list; None is an empty one."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _texts(value):
+    """The strings of a value or a list."""
+    return [item for item in _listed(value) if isinstance(item, str) and item]

@@ -1,23 +1,16 @@
-"""The endpoints that change and list history: what goes where, commits, and pull requests of one
-commit."""
-
-from __future__ import annotations
+"""The endpoints that change and list history: what goes where, and commits."""
 
 import base64
 import json
-from collections.abc import Iterable
-from typing import Any
 
-from .access import NO_WRITE, Call
-from .repository import SINGULAR, Commit, Repository, Tree, now
+from .repository import Commit
 from .store import LARGE_ENDINGS
 from .wire import Refusal, Response
 
 LARGEST_REGULAR = 10_000_000  # bytes; larger files are kept out of git
-Operation = tuple[str, dict[str, Any]]
 
 
-def preupload(call: Call, kind: str, repo_id: str, revision: str) -> Response:
+def preupload(call, kind, repo_id, revision):
     """Say for each file that a client is about to commit: into git or not, and what is there
     now."""
     repository = _writable(call, kind, repo_id, revision)
@@ -26,36 +19,30 @@ def preupload(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     for file in call.request.json()["files"]:
         path = file["path"]
         mode = "lfs" if _is_large(path, file) else "regular"
-        answer: dict[str, Any] = {"path": path, "uploadMode": mode, "shouldIgnore": False}
+        answer = {"path": path, "uploadMode": mode, "shouldIgnore": False}
         if path in there.tree:
             answer["oid"] = there.tree[path].etag
         answers.append(answer)
     return Response(200, {"files": answers, "commitOid": there.id})
 
 
-def _is_large(path: str, file: dict[str, Any]) -> bool:
+def _is_large(path, file):
     ending = path.rsplit("/", 1)[-1].rpartition(".")[2].lower()
     sample = base64.b64decode(file.get("sample") or "")
     return ending in LARGE_ENDINGS or file["size"] > LARGEST_REGULAR or b"\0" in sample
 
 
-def _writable(call: Call, kind: str, repo_id: str, revision: str) -> Repository:
-    """The repository, if the user may commit to this revision, or propose to: anybody may."""
-    repository = call.repository(kind, repo_id)
-    user = call.user()
-    if call.request.flag("create_pr"):
-        return repository
+def _writable(call, kind, repo_id, revision):
+    """The repository, if the user may commit to this revision."""
+    repository = call.repository(kind, repo_id, write=True)
     repository.resolve(revision)
-    if not user.owns(repository.owner):
-        raise Refusal(403, NO_WRITE)
     if revision.removeprefix("refs/heads/") not in repository.state.branches:
         raise Refusal(400, f"commits go to a branch, and {revision} is none")
     return repository
 
 
-def commit(call: Call, kind: str, repo_id: str, revision: str) -> Response:
-    """Make a commit of the operations in the body, one a line, and move the branch to it, or open a
-    pull request."""
+def commit(call, kind, repo_id, revision):
+    """Make a commit of the operations in the body, one a line, and move the branch to it."""
     repository = _writable(call, kind, repo_id, revision)
     lines = [json.loads(line) for line in call.request.body().splitlines() if line.strip()]
     (_, header), *operations = ((line["key"], line["value"]) for line in lines)
@@ -63,7 +50,6 @@ def commit(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     message = header.get("description") or ""
     with repository.lock:
         base = repository.at(revision)
-        state = repository.state
         if header.get("parentCommit") not in (None, base.id):
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         tree = _apply(call, base.tree, operations)
@@ -75,16 +61,12 @@ def commit(call: Call, kind: str, repo_id: str, revision: str) -> Response:
             "commitOid": made.id,
             "commitUrl": call.web_url(kind, repo_id, f"/commit/{made.id}"),
         }
-        if call.request.flag("create_pr"):
-            number = _open_pull(call, repository, made, title)
-            answer["pullRequestUrl"] = call.web_url(kind, repo_id, f"/discussions/{number}")
-        else:
-            state.branches[revision.removeprefix("refs/heads/")] = made.id
+        repository.state.branches[revision.removeprefix("refs/heads/")] = made.id
         repository.save()
     return Response(200, answer)
 
 
-def _apply(call: Call, tree: Tree, operations: Iterable[Operation]) -> Tree:
+def _apply(call, tree, operations):
     """The tree after the operations; raises `Refusal` where one cannot be."""
     tree = dict(tree)
     for key, value in operations:
@@ -110,7 +92,7 @@ def _apply(call: Call, tree: Tree, operations: Iterable[Operation]) -> Tree:
     return tree
 
 
-def history(call: Call, kind: str, repo_id: str, revision: str) -> Response:
+def history(call, kind, repo_id, revision):
     """The commits of a revision, the newest first."""
     repository = call.repository(kind, repo_id)
     return Response(
@@ -126,27 +108,3 @@ def history(call: Call, kind: str, repo_id: str, revision: str) -> Response:
             for one in repository.log(repository.resolve(revision))
         ],
     )
-
-
-def pull_requests(call: Call, kind: str, repo_id: str) -> Response:
-    """List the pull requests."""
-    shown = call.repository(kind, repo_id).state.requests[::-1]
-    return Response(200, {"discussions": shown, "count": len(shown), "start": 0})
-
-
-def _open_pull(call: Call, repository: Repository, head: Commit, title: str) -> int:
-    """Open a pull request of a commit, and return its number. The caller holds the lock, and
-    saves."""
-    state = repository.state
-    number = len(state.requests) + 1
-    about = {
-        "num": number,
-        "title": title,
-        "status": "open",
-        "isPullRequest": True,
-        "createdAt": now(),
-    }
-    repo = {"name": repository.id, "type": SINGULAR[state.kind]}
-    state.requests.append({**about, "author": {"name": call.user().name}, "repo": repo})
-    state.pulls[f"refs/pr/{number}"] = head.id
-    return number

@@ -1,18 +1,13 @@
 """The endpoints of files: tree, facts about paths, download with its redirect, LFS upload."""
 
-from __future__ import annotations
-
 import hashlib
 import re
-from typing import Any
 from urllib.parse import parse_qs
 
-from .access import Call
-from .repository import Commit, Entry
 from .wire import Refusal, Response, Slice
 
 
-def tree(call: Call, kind: str, repo_id: str, revision: str, path: str = "") -> Response:
+def tree(call, kind, repo_id, revision, path=""):
     """The entries of a folder, or of everything below it."""
     commit = call.repository(kind, repo_id).at(revision)
     headers = {"X-Repo-Commit": commit.id}
@@ -25,8 +20,8 @@ def tree(call: Call, kind: str, repo_id: str, revision: str, path: str = "") -> 
     return Response(200, entries, headers)
 
 
-def _entries(commit: Commit, prefix: str, *, deep: bool) -> list[dict[str, Any]]:
-    entries: dict[str, dict[str, Any]] = {}
+def _entries(commit, prefix, *, deep):
+    entries = {}
     for path in commit.tree:
         if path.startswith(prefix):
             parts = path.removeprefix(prefix).split("/")
@@ -36,7 +31,7 @@ def _entries(commit: Commit, prefix: str, *, deep: bool) -> list[dict[str, Any]]
     return [entries[name] for name in sorted(entries)]
 
 
-def _shown(commit: Commit, path: str) -> dict[str, Any]:
+def _shown(commit, path):
     """What the API says of a file, or of a folder, whose name changes with what is in it. git would
     name it otherwise."""
     if (entry := commit.tree.get(path)) is not None:
@@ -54,7 +49,7 @@ def _shown(commit: Commit, path: str) -> dict[str, Any]:
     return {"type": "directory", "oid": oid, "size": 0, "path": path}
 
 
-def paths_info(call: Call, kind: str, repo_id: str, revision: str) -> Response:
+def paths_info(call, kind, repo_id, revision):
     """What the tree says of the given paths; one that is not there is left out."""
     commit = call.repository(kind, repo_id).at(revision)
     form = parse_qs(call.request.body().decode("utf-8", "replace"))
@@ -67,7 +62,7 @@ def paths_info(call: Call, kind: str, repo_id: str, revision: str) -> Response:
     return Response(200, [_shown(commit, path) for path in there])
 
 
-def resolve(call: Call, kind: str, repo_id: str, revision: str, path: str) -> Response:
+def resolve(call, kind, repo_id, revision, path):
     """Send a file that git keeps; send the client of a large file to another origin, where its
     token does not go."""
     commit = call.repository(kind, repo_id).at(revision)
@@ -86,7 +81,7 @@ def resolve(call: Call, kind: str, repo_id: str, revision: str, path: str) -> Re
     return _content(call, entry, {**headers, "Content-Type": "text/plain; charset=utf-8"})
 
 
-def content(call: Call, kind: str, repo_id: str, sha256: str) -> Response:
+def content(call, kind, repo_id, sha256):
     """The content of a large file, for who knows its hash."""
     entry = call.store.large(sha256)
     if entry is None:
@@ -94,10 +89,10 @@ def content(call: Call, kind: str, repo_id: str, sha256: str) -> Response:
     return _content(call, entry, {})
 
 
-def _content(call: Call, entry: Entry, headers: dict[str, str]) -> Response:
+def _content(call, entry, headers):
     """A content, or the part of it that a Range header asks for; a header of another form is not
     heeded, as HTTP wants."""
-    path = call.store.objects.path(entry.sha256)
+    path = call.store.content(entry.sha256)
     headers = {**headers, "ETag": f'"{entry.etag}"', "Accept-Ranges": "bytes"}
     start, end = _range(call.request.headers.get("Range", ""), entry.size)
     if (start, end) == (0, entry.size):
@@ -106,7 +101,7 @@ def _content(call: Call, entry: Entry, headers: dict[str, str]) -> Response:
     return Response(206, Slice(path, start, end - start), headers)
 
 
-def _range(header: str, size: int) -> tuple[int, int]:
+def _range(header, size):
     """The first byte that is asked for, and the one after the last."""
     match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip())
     if not match or match.groups() == ("", ""):
@@ -123,18 +118,16 @@ def _range(header: str, size: int) -> tuple[int, int]:
     return start, end
 
 
-def batch(call: Call, kind: str, repo_id: str) -> Response:
+def batch(call, kind, repo_id):
     """Say for each content where to upload it; one that is here already needs no upload."""
     call.repository(kind, repo_id)
-    # whoever can see it: a content may be for a pull request, and shows only where a commit names
-    # it
     call.user()
     answers = []
     for item in call.request.json()["objects"]:
         sha256 = item["oid"]
         size = item["size"]
-        answer: dict[str, Any] = {"oid": sha256, "size": size, "authenticated": True}
-        if call.store.objects.size(sha256) != size:
+        answer = {"oid": sha256, "size": size, "authenticated": True}
+        if call.store.large(sha256) is None:
             answer["actions"] = {"upload": {"href": call.content_url(f"/lfs/{sha256}")}}
         answers.append(answer)
     return Response(
@@ -144,7 +137,7 @@ def batch(call: Call, kind: str, repo_id: str) -> Response:
     )
 
 
-def upload(call: Call, sha256: str) -> Response:
+def upload(call, sha256):
     """Take a content; it shows only where a commit names it."""
-    call.store.objects.receive(sha256, call.request.pieces())
+    call.store.receive(sha256, call.request.pieces())
     return Response(200)

@@ -1,19 +1,14 @@
 """The hub as a whole: a folder, a port, an account, and the environment that points clients at
 it."""
 
-from __future__ import annotations
-
 import shlex
 import threading
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 
 from .access import Account, Call
 from .routes import answer
-from .server import Server
+from .server import Handler, Server
 from .store import Store
-from .wire import Request, Response
 
 TOKEN = "hf_local"
 
@@ -40,24 +35,24 @@ class LocalHub:
         ```
     """  # noqa: E501
 
-    def __init__(
-        self, root: str | Path, port: int = 0, *, user: str = "local", orgs: Iterable[str] = ()
-    ) -> None:
+    handler = Handler
+
+    def __init__(self, root, port=0, *, user="local", orgs=()):
         self._account = Account(user, TOKEN, tuple(orgs))
         self.root = Path(root).absolute()
         self.token = TOKEN
         self.user = user
         self._port = port
-        self._server: Server | None = None
-        self._thread: threading.Thread | None = None
+        self._server = None
+        self._thread = None
 
     @property
-    def endpoint(self) -> str:
+    def endpoint(self):
         """The address of a hub that runs, for `HF_ENDPOINT` and `HfApi(endpoint=...)`."""
         assert self._server is not None
         return f"http://127.0.0.1:{self._server.server_port}"
 
-    def environment(self, *, home: str | Path | None = None) -> dict[str, str]:
+    def environment(self, *, home=None):
         """The variables that make a new process talk to this hub and to nothing else.
 
         They have to be set before `huggingface_hub` is imported, which reads them once. Large files
@@ -80,7 +75,7 @@ class LocalHub:
             "HF_HUB_DISABLE_XET": "1",
         }
 
-    def describe(self) -> str:
+    def describe(self):
         """What a person needs to know: where it is, what to export in another terminal, and what it
         does not do."""
         exports = "\n".join(
@@ -93,13 +88,11 @@ class LocalHub:
             "What it does not imitate is listed in tests/support/local_hub/__init__.py."
         )
 
-    def start(self) -> LocalHub:
+    def start(self):
         """Begin to serve, in threads of this process."""
         self.root.mkdir(parents=True, exist_ok=True)
-        store = Store(self.root)
-        self._server = self._listen(
-            self._port, lambda request: answer(Call(request, store, self._account, self.endpoint))
-        )
+        self._store = Store(self.root)
+        self._server = Server(self._port, self)
         self._port = self._server.server_port
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -107,29 +100,19 @@ class LocalHub:
         self._thread.start()
         return self
 
-    def _listen(self, port: int, respond: Callable[[Request], Response]) -> Server:
-        return Server(port, respond)
+    def respond(self, request):
+        """Make the answer to a request."""
+        return answer(Call(request, self._store, self._account, self.endpoint))
 
-    def stop(self) -> None:
+    def stop(self):
         """Stop serving. `start` begins again at the same port."""
         if self._server is not None and self._thread is not None:
             self._server.close()
             self._thread.join()
             self._server = self._thread = None
 
-    def wait(self) -> None:
-        """Serve until the program is interrupted."""
-        thread = self._thread
-        while thread is not None and thread.is_alive():
-            thread.join(timeout=0.5)
-
-    def __enter__(self) -> LocalHub:
+    def __enter__(self):
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind, error, trace):
         self.stop()

@@ -1,77 +1,57 @@
 """The endpoints of whole repositories: who am I, create, delete, describe, branches and tags."""
 
-from __future__ import annotations
-
-from typing import Any
-
-from .access import Call
 from .cards import card_tags, check_card, read_card
-from .repository import KINDS, SINGULAR, Commit, Entry, Repository, State
+from .repository import KINDS, State
 from .wire import Refusal, Response
 
 
-def whoami(call: Call) -> Response:
+def whoami(call):
     """The user behind the token."""
     user = call.user()
-    orgs = [
-        {"type": "org", "id": name, "name": name, "fullname": name, "roleInOrg": "admin"}
-        for name in user.orgs
-    ]
-    token = {"type": "access_token", "accessToken": {"displayName": "local", "role": "write"}}
     about = {
         "type": "user",
-        "id": user.name,
         "name": user.name,
-        "fullname": user.name,
-        "isPro": False,
-        "canPay": False,
+        "orgs": [{"name": name} for name in user.orgs],
+        "auth": {"accessToken": {"displayName": "local", "role": "write"}},
     }
-    return Response(200, {**about, "emailVerified": True, "orgs": orgs, "auth": token})
+    return Response(200, about)
 
 
-def validate_yaml(call: Call) -> Response:
+def validate_yaml(call):
     """Check the metadata of a README that is about to be committed."""
     kind = call.request.json().get("repoType") or "model"
     errors, warnings = check_card(call.request.json()["content"], kind)
-    answer = {"errors": errors, "warnings": warnings}
-    shown = {
-        name: [{"message": message} for message in messages] for name, messages in answer.items()
+    answer = {
+        "errors": [{"message": message} for message in errors],
+        "warnings": [{"message": message} for message in warnings],
     }
-    return Response(400 if errors else 200, shown)
+    return Response(400 if errors else 200, answer)
 
 
-def create(call: Call) -> Response:
+def create(call):
     """Create a repository."""
     user = call.user()
     wanted = call.request.json()
     kind, owner, repo_id = _names(call)
     if not user.owns(owner):
-        what = (
-            f'You don\'t have the rights to create a {SINGULAR[kind]} under the namespace "{owner}"'
-        )
-        raise Refusal(403, what)
+        raise Refusal(403, f'You don\'t have the rights to create a repo under "{owner}"')
     private = bool(wanted.get("private")) or wanted.get("visibility") in ("private", "protected")
-    state = State(kind, repo_id, private=private)
-    if kind == "spaces":
-        state.sdk = wanted.get("sdk")
+    state = State(kind, repo_id, private=private, sdk=wanted.get("sdk"))
     url = call.web_url(kind, repo_id)
-    try:
-        call.store.create(state, author=user.name)
-    except (
-        Refusal
-    ) as refusal:  # the client reads the address where it was told that the repository may exist
-        raise Refusal(refusal.status, refusal.message, body={"url": url}) from None
+    if not call.store.create(state, author=user.name):
+        # the client reads the address where it was told that the repository may exist
+        raise Refusal(409, f"You already created this repo: {repo_id}", body={"url": url})
     return Response(200, {"url": url, "name": repo_id})
 
 
-def delete(call: Call) -> Response:
+def delete(call):
     """Delete a repository."""
     kind, _, repo_id = _names(call)
     call.store.delete(call.repository(kind, repo_id, write=True))
     return Response(200, b"OK")
 
 
-def _names(call: Call) -> tuple[str, str, str]:
+def _names(call):
     """Kind, namespace and id of the repository that a body names."""
     wanted = call.request.json()
     user = call.user()
@@ -80,66 +60,53 @@ def _names(call: Call) -> tuple[str, str, str]:
     return kind, owner, f"{owner}/{wanted['name']}"
 
 
-def describe(call: Call, kind: str, repo_id: str, revision: str = "main") -> Response:
+def describe(call, kind, repo_id, revision="main"):
     """What a repository is at a revision: files, tags, card."""
     repository = call.repository(kind, repo_id)
-    return Response(
-        200, _facts(call, repository, repository.at(revision), sizes=call.request.flag("blobs"))
-    )
-
-
-def _facts(call: Call, repository: Repository, commit: Commit, *, sizes: bool) -> dict[str, Any]:
+    commit = repository.at(revision)
     state = repository.state
     readme = commit.tree.get("README.md")
-    card = read_card(call.store.objects.read(readme.sha256)) if readme and not readme.lfs else {}
-    return {
+    card = {}
+    if readme is not None and not readme.lfs:
+        card = read_card(call.store.content(readme.sha256).read_bytes())
+    facts = {
         "id": repository.id,
-        "author": repository.owner,
         "sha": commit.id,
-        "createdAt": state.created,
-        "lastModified": commit.date,
         "private": state.private,
-        "gated": False,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
         "tags": card_tags(card),
         "cardData": card or None,
         "siblings": [
-            {"rfilename": path, **(_sizes(entry) if sizes else {})}
+            {"rfilename": path, **(_sizes(entry) if call.request.flag("blobs") else {})}
             for path, entry in commit.tree.items()
         ],
-        **{
-            key: card.get(key)
-            for key in ("library_name", "pipeline_tag", "model-index")
-            if state.kind == "models"
-        },
-        **({"sdk": card.get("sdk", state.sdk)} if state.kind == "spaces" else {}),
+        **{key: card.get(key) for key in ("library_name", "pipeline_tag", "model-index")},
+        "sdk": card.get("sdk", state.sdk),
     }
+    return Response(200, facts)
 
 
-def _sizes(entry: Entry) -> dict[str, Any]:
+def _sizes(entry):
     return {"size": entry.size, "blobId": entry.oid, **entry.lfs_facts("sha256")}
 
 
-def refs(call: Call, kind: str, repo_id: str) -> Response:
-    """Branches, tags and the refs of pull requests."""
+def refs(call, kind, repo_id):
+    """Branches and tags."""
     state = call.repository(kind, repo_id).state
 
-    def shown(names: dict[str, str], prefix: str) -> list[dict[str, str]]:
+    def shown(names, prefix):
         return [
-            {"name": name, "ref": prefix + name, "targetCommit": oid}
-            for name, oid in list(names.items())
+            {"name": name, "ref": prefix + name, "targetCommit": oid} for name, oid in names.items()
         ]
 
     answer = {
         "branches": shown(state.branches, "refs/heads/"),
         "tags": shown(state.tags, "refs/tags/"),
+        "converts": [],
     }
-    return Response(200, {**answer, "converts": [], "pullRequests": shown(state.pulls, "")})
+    return Response(200, answer)
 
 
-def branch(call: Call, kind: str, repo_id: str, name: str) -> Response:
+def branch(call, kind, repo_id, name):
     """Create a branch, or delete it."""
     if call.request.method == "DELETE" and name == "main":
         raise Refusal(403, "the default branch cannot be deleted")
@@ -148,16 +115,16 @@ def branch(call: Call, kind: str, repo_id: str, name: str) -> Response:
     )
 
 
-def tag(call: Call, kind: str, repo_id: str, revision: str) -> Response:
+def tag(call, kind, repo_id, revision):
     """Create a tag at a revision, or delete the tag of that name."""
     name = revision if call.request.method == "DELETE" else call.request.json()["tag"]
     return _ref(call, "tags", kind, repo_id, name, revision)
 
 
-def _ref(call: Call, which: str, kind: str, repo_id: str, name: str, revision: str) -> Response:
+def _ref(call, which, kind, repo_id, name, revision):
     repository = call.repository(kind, repo_id, write=True)
     with repository.lock:
-        names: dict[str, str] = getattr(repository.state, which)
+        names = getattr(repository.state, which)
         if call.request.method == "DELETE":
             if names.pop(name, None) is None:
                 raise Refusal(404, f"Invalid rev id: {name}", code="RevisionNotFound")

@@ -1,36 +1,26 @@
 """One repository: its commits, its refs and its settings, in a folder. A commit is a file; moving a
 ref rewrites another."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
+import secrets
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 from .wire import Refusal
 
 KINDS = {"model": "models", "dataset": "datasets", "space": "spaces"}
-SINGULAR = {kind: name for name, kind in KINDS.items()}
 STATE = "repository.json"
 
 
-def now() -> str:
-    """The time, as the Hub writes it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def git_id(data: bytes) -> str:
+def git_id(data):
     """The name that git gives to a content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def pointer(sha256: str, size: int) -> bytes:
+def pointer(sha256, size):
     """The text that git keeps in place of an LFS file."""
     return (
         f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
@@ -42,7 +32,7 @@ class Entry:
     """A file of a commit.
 
     Attributes:
-        sha256: Its content, in `Objects`.
+        sha256: Its content, in `Store`.
         size: Bytes of the content.
         oid: git's name: of the content, or of the pointer where `lfs`.
         lfs: Whether it is kept out of git.
@@ -54,23 +44,18 @@ class Entry:
     lfs: bool = False
 
     @property
-    def etag(self) -> str:
+    def etag(self):
         """What the client compares to know whether it has the file: SHA-256 for large files, git's
         name for others."""
         return self.sha256 if self.lfs else self.oid
 
-    def lfs_facts(self, name: str) -> dict[str, Any]:
+    def lfs_facts(self, name):
         """What the API says of a large file, the SHA-256 under this name; nothing of a regular
         file."""
+        if not self.lfs:
+            return {}
         pointer_size = len(pointer(self.sha256, self.size))
-        return (
-            {"lfs": {name: self.sha256, "size": self.size, "pointerSize": pointer_size}}
-            if self.lfs
-            else {}
-        )
-
-
-Tree = dict[str, Entry]
+        return {"lfs": {name: self.sha256, "size": self.size, "pointerSize": pointer_size}}
 
 
 @dataclass(frozen=True)
@@ -83,28 +68,17 @@ class Commit:
     message: str
     date: str
     author: str
-    tree: Tree
+    tree: dict[str, Entry]
 
     @classmethod
-    def make(
-        cls, tree: Tree, parent: str | None, *, title: str, message: str = "", author: str
-    ) -> Commit:
-        """Make a commit, named by what is in it."""
-        rest = {
-            "parent": parent,
-            "title": title,
-            "message": message,
-            "date": now(),
-            "author": author,
-        }
-        files = sorted((path, entry.oid) for path, entry in tree.items())
-        name = hashlib.sha1(json.dumps([files, rest]).encode(), usedforsecurity=False).hexdigest()
-        return cls(
-            name, parent, title, message, str(rest["date"]), author, dict(sorted(tree.items()))
-        )
+    def make(cls, tree, parent, *, title, message="", author):
+        """Make a commit."""
+        date = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        tree = dict(sorted(tree.items()))
+        return cls(secrets.token_hex(20), parent, title, message, date, author, tree)
 
     @classmethod
-    def from_json(cls, data: bytes) -> Commit:
+    def from_json(cls, data):
         """Read the content of a commit's file."""
         value = json.loads(data)
         tree = {path: Entry(**entry) for path, entry in value.pop("tree").items()}
@@ -118,22 +92,17 @@ class State:
     Attributes:
         kind: `models`, `datasets` or `spaces`.
         id: `owner/name`.
-        created: When it was made.
         private: Whether it is hidden from everybody but its owner.
         sdk: A Space's SDK.
-        branches, tags, pulls: Commit ids by name; a pull request's name is `refs/pr/N`.
-        requests: The pull requests, as the API shows them; the first is number 1.
+        branches, tags: Commit ids by name.
     """
 
     kind: str
     id: str
-    created: str = field(default_factory=now)
     private: bool = False
     sdk: str | None = None
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    pulls: dict[str, str] = field(default_factory=dict)
-    requests: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Repository:
@@ -148,46 +117,42 @@ class Repository:
         lock: Hold it over reading a ref and moving it.
     """
 
-    def __init__(self, folder: Path, state: State | None = None) -> None:
+    def __init__(self, folder, state=None):
         self.folder = folder
         self.lock = threading.RLock()
         self.state = state or State(**json.loads((folder / STATE).read_bytes()))
-        self._commits: dict[str, Commit] = {}
+        self._commits = {}
 
     @property
-    def id(self) -> str:
+    def id(self):
         """`owner/name`."""
         return self.state.id
 
     @property
-    def owner(self) -> str:
+    def owner(self):
         """The namespace it is in."""
         return self.state.id.split("/")[0]
 
-    def save(self) -> None:
+    def save(self):
         """Write the state."""
         self._write(self.folder / STATE, self.state)
 
-    def commit(self, oid: str) -> Commit:
+    def commit(self, oid):
         """Read a commit by its full id."""
         if oid not in self._commits:
             self._commits[oid] = Commit.from_json(self._file(oid).read_bytes())
         return self._commits[oid]
 
-    def add(self, commit: Commit) -> Commit:
+    def add(self, commit):
         """Keep a commit. No ref points to it yet."""
         self._write(self._file(commit.id), commit)
         self._commits[commit.id] = commit
         return commit
 
-    def resolve(self, revision: str) -> str:
-        """The commit id of a branch, a tag, a pull request, or the beginning of an id (seven
-        digits); raises `Refusal`."""
-        names = (
-            (self.state.branches, "refs/heads/"),
-            (self.state.tags, "refs/tags/"),
-            (self.state.pulls, ""),
-        )
+    def resolve(self, revision):
+        """The commit id of a branch, a tag, or the beginning of an id (seven digits); raises
+        `Refusal`."""
+        names = ((self.state.branches, "refs/heads/"), (self.state.tags, "refs/tags/"))
         for refs, prefix in names:
             if (oid := refs.get(revision.removeprefix(prefix))) is not None:
                 return oid
@@ -197,21 +162,21 @@ class Repository:
                 return commits[0]
         raise Refusal(404, f"Invalid rev id: {revision}", code="RevisionNotFound")
 
-    def at(self, revision: str) -> Commit:
+    def at(self, revision):
         """Read the commit of a revision; see `resolve`."""
         return self.commit(self.resolve(revision))
 
-    def log(self, oid: str) -> Iterator[Commit]:
+    def log(self, oid):
         """A commit and those before it, the newest first."""
-        parent: str | None = oid
+        parent = oid
         while parent is not None:
             commit = self.commit(parent)
             yield commit
             parent = commit.parent
 
-    def _file(self, oid: str) -> Path:
+    def _file(self, oid):
         return self.folder / "commits" / f"{oid}.json"
 
-    def _write(self, path: Path, value: State | Commit) -> None:
+    def _write(self, path, value):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(value)), encoding="utf-8")

@@ -1,32 +1,25 @@
 """The table of endpoints, and the way from a request to its answer."""
 
-from __future__ import annotations
-
 import logging
 import re
-from collections.abc import Callable
-from typing import Any
 from urllib.parse import unquote
 
 from . import commits, files, repos
-from .access import Call
-from .wire import Refusal, Response
+from .wire import Refusal
 
 logger = logging.getLogger(__name__)
-Endpoint = Callable[..., Response]
-Route = tuple[set[str], re.Pattern[str], dict[str, Any], Endpoint]
 
 # What the names in a path match, in the path as it is sent, still quoted.
 NAMES = {
     "kind": "models|datasets|spaces",
     "repo_id": "[^/]+(?:/[^/]+)?",
-    "revision": r"refs/pr/\d+|[^/]+",
+    "revision": "[^/]+",
     "name": ".+",
     "path": ".+",
     "sha256": "[0-9a-f]{64}",
 }
 API = "/api/{kind}/{repo_id}"
-ENDPOINTS: list[tuple[str, str, Endpoint]] = [
+ENDPOINTS = [
     ("GET", "/api/whoami-v2", repos.whoami),
     ("POST", "/api/validate-yaml", repos.validate_yaml),
     ("POST", "/api/repos/create", repos.create),
@@ -43,17 +36,16 @@ ENDPOINTS: list[tuple[str, str, Endpoint]] = [
     ("GET", API + "/commits/{revision}", commits.history),
     ("POST", API + "/preupload/{revision}", commits.preupload),
     ("POST", API + "/commit/{revision}", commits.commit),
-    ("GET", API + "/discussions", commits.pull_requests),
     ("GET", API, repos.describe),
 ]
 # Below the address of a repository, which for models has no `models/`.
-PAGES: list[tuple[str, str, Endpoint]] = [
+PAGES = [
     ("POST", "/{repo_id}.git/info/lfs/objects/batch", files.batch),
     ("GET HEAD", "/{repo_id}/resolve/{revision}/{path}", files.resolve),
 ]
 
 
-def _route(methods: str, path: str, endpoint: Endpoint, **fixed: str) -> Route:
+def _route(methods, path, endpoint, **fixed):
     pattern = re.sub(r"\{(\w+)\}", lambda name: f"(?P<{name[1]}>{NAMES[name[1]]})", path)
     return set(methods.split()), re.compile(pattern + "/?"), fixed, endpoint
 
@@ -67,7 +59,7 @@ ROUTES += [
 ]
 
 
-def answer(call: Call) -> Response:
+def answer(call):
     """Answer a request. One that cannot be read, and a fault of this program, is logged and
     answered with 500."""
     try:
@@ -81,20 +73,13 @@ def answer(call: Call) -> Response:
         return Refusal(500, "the hub failed on this request; see its log").to_response()
 
 
-def _dispatch(call: Call) -> Response:
+def _dispatch(call):
     request = call.request
-    allowed = set[str]()
     for methods, pattern, fixed, endpoint in ROUTES:
         match = pattern.fullmatch(request.path)
-        if match is None:
-            continue
-        if request.method in methods:
-            return endpoint(
-                call, **fixed, **{name: unquote(value) for name, value in match.groupdict().items()}
-            )
-        allowed |= methods
-    if allowed:
-        raise Refusal(405, "Method Not Allowed", headers={"Allow": ", ".join(sorted(allowed))})
+        if match is not None and request.method in methods:
+            names = {name: unquote(value) for name, value in match.groupdict().items()}
+            return endpoint(call, **fixed, **names)
     if request.path.startswith("/api/"):
         what = f"{request.method} {request.path[:200]}"
         raise Refusal(501, f"the hub on loopback does not imitate {what}")

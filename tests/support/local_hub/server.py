@@ -1,15 +1,11 @@
 """HTTP on a socket: reads requests, writes answers, keeps connections open."""
 
-from __future__ import annotations
-
 import logging
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
-from .wire import Request, Response, Slice
+from .wire import Request
 
 logger = logging.getLogger(__name__)
 IDLE_SECONDS = 120  # after which a connection that is not used is closed
@@ -26,27 +22,26 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     disable_nagle_algorithm = True
     timeout = IDLE_SECONDS
-    server: Server
 
-    def handle(self) -> None:
+    def handle(self):
         """Serve requests until either side has enough."""
         try:
             super().handle()
         except OSError:  # the client went away
             self.close_connection = True
 
-    def finish(self) -> None:
+    def finish(self):
         """Send what is left, if the client is still there."""
         with suppress(OSError):
             super().finish()
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format, *args):
         """Nothing on stderr."""
 
-    def serve(self) -> None:
+    def serve(self):
         """Answer one request."""
         length = int(self.headers.get("Content-Length") or 0)
-        request = Request(self.command, self.path, self.headers, self.rfile, length)  # type: ignore[arg-type]
+        request = Request(self.command, self.path, self.headers, self.rfile, length)
         response = self.answer(request)
         for _ in request.pieces():
             pass  # the next request begins behind this body
@@ -54,11 +49,11 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve  # noqa: N815 - the names that http.server looks for
 
-    def answer(self, request: Request) -> Response:
+    def answer(self, request):
         """Make the answer to a request."""
-        return self.server.respond(request)
+        return self.server.hub.respond(request)
 
-    def send(self, response: Response) -> None:
+    def send(self, response):
         """Write an answer."""
         payload = response.payload()
         self.send_response(response.status)
@@ -69,14 +64,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD" and payload:
             self.send_body(payload)
 
-    def send_body(self, payload: bytes | Slice) -> None:
+    def send_body(self, payload):
         """Write the body of an answer, which is not empty."""
-        if isinstance(payload, bytes):
-            self.wfile.write(payload)
-            return
-        self.wfile.flush()
-        with payload.path.open("rb") as file:
-            self.connection.sendfile(file, payload.start, payload.length)
+        self.wfile.write(payload if isinstance(payload, bytes) else payload.read())
 
 
 class Server(ThreadingHTTPServer):
@@ -84,30 +74,27 @@ class Server(ThreadingHTTPServer):
 
     Args:
         port: The port; 0 for any that is free.
-        respond: Makes the answer to a request.
-        handler: What serves a connection.
+        hub: Makes the answer to a request, and says what serves a connection.
     """
 
     daemon_threads = True
 
-    def __init__(
-        self, port: int, respond: Callable[[Request], Response], handler: type[Handler] = Handler
-    ) -> None:
-        self.respond = respond
-        self._connections: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", port), handler)
+    def __init__(self, port, hub):
+        self.hub = hub
+        self._connections = set()
+        super().__init__(("127.0.0.1", port), hub.handler)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
+    def process_request(self, request, client_address):
         """Serve a connection, and know that it is open."""
         self._connections.add(request)
         super().process_request(request, client_address)
 
-    def shutdown_request(self, request: Any) -> None:
+    def shutdown_request(self, request):
         """Close a connection, and forget it."""
         self._connections.discard(request)
         super().shutdown_request(request)
 
-    def close(self) -> None:
+    def close(self):
         """Stop, and end connections that clients keep open: they would be served for ever."""
         self.shutdown()
         self.server_close()
@@ -115,6 +102,6 @@ class Server(ThreadingHTTPServer):
             with suppress(OSError):  # the client was faster
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request, client_address):
         """Log what a handler did not expect; a client that goes away is not among it."""
         logger.error("a connection failed", exc_info=True)

@@ -1,13 +1,10 @@
 """What travels over HTTP: the request that an endpoint reads, the response it gives, and the
 refusal it raises."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 CHUNK = 1 << 20  # bytes that are read at once
@@ -25,15 +22,7 @@ class Refusal(Exception):  # noqa: N818 - the word of the protocol: an answer, n
         body: More keys of the JSON body.
     """
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, status, message, *, code=None, headers=None, body=None):
         super().__init__(message)
         self.status = status
         self.message = message
@@ -41,7 +30,7 @@ class Refusal(Exception):  # noqa: N818 - the word of the protocol: an answer, n
         self.headers = dict(headers or {})
         self.body = dict(body or {})
 
-    def to_response(self) -> Response:
+    def to_response(self):
         """Make the answer to send."""
         headers = {
             "X-Error-Message": self.message,
@@ -62,20 +51,18 @@ class Request:
         length: Bytes of the body.
     """
 
-    def __init__(
-        self, method: str, target: str, headers: Mapping[str, str], stream: BinaryIO, length: int
-    ) -> None:
+    def __init__(self, method, target, headers, stream, length):
         self.method = method
         self.target = target
         self.headers = headers
         self._stream = stream
         self._left = length
-        self._body: bytes | None = None
+        self._body = None
         parts = urlsplit(target)
         self.path = parts.path
         self.query = parse_qs(parts.query, keep_blank_values=True)
 
-    def pieces(self) -> Iterator[bytes]:
+    def pieces(self):
         """Read what is left of the body, at most `CHUNK` bytes at a time; raises `ConnectionError`
         where it ends early."""
         while self._left:
@@ -85,17 +72,17 @@ class Request:
             self._left -= len(piece)
             yield piece
 
-    def body(self) -> bytes:
+    def body(self):
         """Read the whole body into memory."""
         if self._body is None:
             self._body = b"".join(self.pieces())
         return self._body
 
-    def flag(self, name: str) -> bool:
+    def flag(self, name):
         """Whether a query parameter says yes."""
         return self.query.get(name, [""])[0].lower() in ("1", "true")
 
-    def json(self) -> dict[str, Any]:
+    def json(self):
         """The body as a JSON object; an empty body is an empty object."""
         return dict(json.loads(self.body() or b"{}"))
 
@@ -108,8 +95,14 @@ class Slice:
     start: int
     length: int
 
-    def __len__(self) -> int:
+    def __len__(self):
         return self.length
+
+    def read(self):
+        """Read these bytes."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.length)
 
 
 @dataclass
@@ -121,7 +114,7 @@ class Response:
     content: Any = b""
     headers: dict[str, str] = field(default_factory=dict)
 
-    def payload(self) -> bytes | Slice:
+    def payload(self):
         """What is sent as the body."""
         return (
             self.content
@@ -129,7 +122,7 @@ class Response:
             else json.dumps(self.content).encode()
         )
 
-    def all_headers(self) -> dict[str, str]:
+    def all_headers(self):
         """The headers, with a content type, fit to be sent: no line breaks, and Latin-1 as HTTP
         wants it."""
         raw = isinstance(self.content, bytes | Slice)
@@ -138,6 +131,6 @@ class Response:
         return {name: _one_line(value) for name, value in headers.items()}
 
 
-def _one_line(value: str) -> str:
+def _one_line(value):
     shown = "".join(letter if letter.isprintable() else " " for letter in value)
     return shown.encode("latin-1", "replace").decode("latin-1")
