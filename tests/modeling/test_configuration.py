@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from refusals import REFUSALS, VALID, table
+from wrong_configs import REFUSALS, VALID, table
 from slowly import slow_beyond
 from tiny_models import ARCHITECTURES, FAMILIES, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
