@@ -485,7 +485,7 @@ def export(
 
 def _next(result: Result, out: Path, *, build: bool) -> list[str]:
     """Say what to do with a result: keep what is simpler and does as well, or look and publish."""
-    from ..search.results.verdict import FORM, solves_nothing
+    from ..search.results.verdict import FORM, is_no_better, solves_nothing
     from ..search.study.files import INSTEAD_FILE
 
     name = shlex.quote(str(out))
@@ -496,15 +496,21 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
             recipe = shlex.quote(str(out / INSTEAD_FILE))
             lines.append(f"        hf-evomerge merge {recipe} --out {name}/instead")
         return lines
+    if is_no_better(result.rows, result.constant):
+        return ["next:   look at the examples: one answer for all is right as often"]
     if not build:
         return []
     lines = [f"next:   hf-evomerge eval {name} --show 3"]
     # of a model that is wrong more often than right the next step is no push
     solved = next(row for row in result.rows if row.winner).scores.accuracy
-    if solves_nothing(result.rows):
+    if solves_nothing(result.rows) and not result.by_heart:
         LOGGER.warning(f"look at what it answers: {FORM}")
     elif solved is not None and solved < 0.5:
-        more = "raise evaluations, or give it more search examples"
+        more = "give it more search examples"
+        if not result.by_heart:
+            more += ", or raise evaluations"
+        if all(row.stage != "lora" for row in result.rows):
+            more += "; does a LoRA do better? compare: {baselines: [lora]}"
         lines.append(f"        it solves {solved:.0%} of the problems: {more}")
     else:
         lines.append(f"        hf-evomerge push {name} YOUR-NAME/YOUR-MERGE --space --examples 50")

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from wrong_configs import REFUSALS, VALID, table
 from slowly import slow_beyond
 from tiny_models import ARCHITECTURES, FAMILIES, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from wrong_configs import REFUSALS, VALID, table
 
 from hf_evomerge.modeling import EvoMergedConfig, check_alike
 from hf_evomerge.modeling.origins import check_rearrangeable

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from hf_evomerge.cli.searching import _next
-from hf_evomerge.fitness import Scores
+from hf_evomerge.fitness import Example, Scores
 from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.search.phases.baselines import alone, average, lora, noise
 from hf_evomerge.search.phases.held_out import _learned_by_heart
+from hf_evomerge.search.results.constant import Constant
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.table import Against, Row, published, rows_table
 from hf_evomerge.search.results.verdict import (
@@ -41,6 +42,7 @@ def _row(stage, model, right, **more):
         "lora": lora.against(
             model.rpartition(" (")[0], SourceRef(model="tiny", adapter="baselines/lora")
         ),
+        "together": Against("itself with LoRA beside it", "", keep="take the merge with LoRA"),
         "ps": Against(model, lost),
         "dfs": Against(model, lost),
     }.get(stage)
@@ -110,8 +112,8 @@ def test_parents_that_complement_each_other():
     assert about_parents({"a": one, "b": other}, 100) == (
         [
             "search examples solved by a alone 50%, by b alone 25%, by all 0%, by none 25%",
-            "a difference of 0.05 in accuracy needs about 2353 test examples to be seen; "
-            "there are 100",
+            "a difference of 0.05 in accuracy needs about 312 test examples to be seen, "
+            "more where many answers differ; there are 100",
         ],
         None,
     )
@@ -184,6 +186,7 @@ NAMES = {
     "noise": "noise",
     "random": "random search",
     "lora": "LoRA from maths, rate 0.0003 (best of 4)",
+    "together": "merge with LoRA beside it",
     "ps": "evolved PS",
 }
 
@@ -284,7 +287,12 @@ SEARCHES = {
     "LoRA is better": (
         {"average": 0.3, "alone_maths": 0.3, "alone_japanese": 0.1, "lora": 0.9, "ps": 0.7},
         ["Evolved PS is WORSE than a LoRA from maths, rate 0.0003, by 0.200 of acc", PARENT],
-        "take the LoRA in baselines/lora",
+        "take the LoRA in baselines/lora, an adapter of tiny",
+    ),
+    "LoRA is better, and beside the merge it is better still": (
+        {"average": 0.3, "lora": 0.9, "together": 0.97, "ps": 0.7},
+        ["Evolved PS is WORSE than itself with LoRA beside it, by 0.270 of accuracy (0.2"],
+        "take the merge with LoRA",
     ),
     "the prompt is better": (
         {"average": 0.3, "prompt": 0.9, "ps": 0.7},
@@ -316,7 +324,7 @@ SEARCHES = {
     "LoRA is level with a level average, and better than it": (
         {"average": 0.66, "lora": 0.74, "ps": 0.7},
         ["Evolved PS is WORSE than a LoRA from maths, rate 0.0003, by 0.040 of accuracy (0."],
-        "take the LoRA in baselines/lora",
+        "take the LoRA in baselines/lora, an adapter of tiny",
     ),
 }
 
@@ -332,6 +340,22 @@ def test_searches_whose_truth_is_known(case):
     simpler = instead(rows)
     assert (simpler and (simpler.against.keep or f"keep {simpler.against.name}")) == keep
     assert solves_nothing(rows) == case.endswith("body solves")
+
+
+@pytest.mark.parametrize(("often", "is_enough"), [(0.05, False), (0.6, False), (0.76, True)])
+def test_one_answer_for_all_examples(often, is_enough):
+    """Where always the same answer is right as often as the winner, that comes first: no source is
+    said to be needed, nothing is advised, and the examples are the next thing to look at."""
+    examples = [Example("", "red" if i < often * 100 else str(i)) for i in range(100)]
+    rows = _search(average=0.3, alone_maths=0.2, alone_japanese=0.1, lora=0.9, ps=0.7)
+    constant = Constant.of([*examples[:2], examples[-1]], examples)
+    said = verdict(rows, "test", constant=constant)
+    result = Result(None, "test", rows, constant=constant)
+    assert said[0].startswith("Always answering 'red', the most frequent") == is_enough
+    assert (f"is right in {often:.3f}, no less than" in said[0]) == is_enough
+    assert ("Needs both sources" in " ".join(said)) != is_enough
+    assert (result.instead is None) == is_enough
+    assert _next(result, Path("mine"), build=True)[0].startswith("next:   look at") == is_enough
 
 
 @pytest.mark.parametrize("right", [0.9, 0.0])
@@ -357,7 +381,7 @@ def test_equal_answers_are_as_good_whatever_their_likelihood(right):
         (_rows(0.31, maths=0.3), ["next:   keep maths as it is"]),
         (
             _rows(0.45),
-            ["next:   hf-evomerge eval ", "        it solves 45% of the problems: raise"],
+            ["next:   hf-evomerge eval ", "        it solves 45% of the problems: give "],
         ),
     ],
 )

@@ -11,6 +11,7 @@ from ..evaluation.sources import Target
 from ..file.splits import RETAINED
 from ..file.stages import STAGES
 from ..front.results import finalists, front
+from ..results.constant import Constant
 from ..results.result import Result
 from .phase import Phase, PhasePlan, Planner, SearchRun, judged_on
 
@@ -59,7 +60,8 @@ class HeldOut(Phase):
                 logger.warning(f"the results have no {row.model}: {outcome.error}")
                 continue
             rows.append(replace(row, scores=outcome, retained=retained[row.label]))
-        run.notes += _learned_by_heart(run, scores[run.winner])
+        heart = _learned_by_heart(run, scores[run.winner])
+        run.notes += heart
         run.result = Result(
             run.study.recipe(run.winner),
             run.judged_on,
@@ -69,6 +71,8 @@ class HeldOut(Phase):
             looks=run.study.meta("looks") or 1,
             notes=run.notes,
             contributions=run.contributions,
+            constant=_constant(run),
+            by_heart=bool(heart),
         )
 
 
@@ -94,6 +98,13 @@ def _learned_by_heart(run: SearchRun, held_out: Scores) -> list[str]:
         f"It solves {searched:.3f} of the search examples and {solved:.3f} of the others: it has "
         "learned some by heart; more search examples help, and more evaluations alone do not"
     ]
+
+
+def _constant(run: SearchRun) -> Constant | None:
+    if run.evaluator is None:
+        return None
+    examples = run.evaluator.tasks.examples
+    return Constant.of(examples("search"), examples(run.judged_on))
 
 
 def _skills(run: SearchRun) -> dict[str, list[int]]:

@@ -11,11 +11,14 @@ from ...fitness.tasks.multiple_choice import MultipleChoiceSpec
 from ..evaluation.evaluator import Evaluator
 from ..file.config import SearchConfig
 from ..front.results import blind
+from ..results.constant import Constant
 from ..results.table import Row, base_name
 from ..results.verdict import about_parents, no_better_than_chance
 from .phase import Findings, Phase, PhasePlan, Planner, SearchRun, parents_once
 
 logger = logging.getLogger(__name__)
+
+_FREQUENT = 0.5  # of the search examples, that have one answer
 
 
 class Parents(Phase):
@@ -79,9 +82,17 @@ def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:
     notes, warning = about_parents(sources, run.sizes[run.judged_on])
     for note in notes:
         logger.info(note)
-    chance = 0.0 if run.evaluator is None else _chance(run.evaluator)
+    chance = 0.0
+    frequent = None
+    if run.evaluator is not None:
+        chance = _chance(run.evaluator)
+        examples = run.evaluator.tasks.examples("search")
+        constant = Constant.of(examples, examples)
+        if constant.answer and constant.accuracy >= _FREQUENT:
+            frequent = f"{constant}: a merge has to do better than that"
     for line in (
         warning,
+        frequent,
         no_better_than_chance(list(scores.values()), chance),
         *blind(config, sources.values()),
     ):

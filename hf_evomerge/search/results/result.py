@@ -9,9 +9,10 @@ from typing import Any
 from ...recipes.recipe import Recipe
 from ...record import Contribution, Results
 from ..front.results import Front
+from .constant import Constant
 from .kept import what_is_kept
 from .table import Row, RowStage, contributions_table, kept_by, published, rows_table
-from .verdict import RULE, instead, verdict
+from .verdict import RULE, instead, is_no_better, verdict
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Result:
             evaluations, or its table more rows, after its results.
         notes: Sentences after those of the comparison, such as what a source gives the winner.
         contributions: What each source gives the winner, where that was asked for.
+        constant: What one answer for all examples scores; None where answers are neither right nor
+            wrong.
+        by_heart: Whether the winner has learned some of the search examples by heart.
     """
 
     winner: Recipe
@@ -41,6 +45,8 @@ class Result:
     looks: int = 1
     notes: list[str] = field(default_factory=list)
     contributions: list[Contribution] = field(default_factory=list)
+    constant: Constant | None = None
+    by_heart: bool = False
 
     @property
     def examples(self) -> int:
@@ -58,7 +64,7 @@ class Result:
     def verdict(self) -> list[str]:
         """Verdict of the comparison on the winner, in sentences."""
         if not self.front:
-            said = verdict(self.rows, self.split, self.unit, self.looks)
+            said = verdict(self.rows, self.split, self.unit, self.looks, self.constant)
             winner = next((row for row in self.rows if row.winner), None)
             shares = [] if winner is None else kept_by(winner, self.rows)
             return [*said, *what_is_kept(shares), *self.notes]
@@ -67,8 +73,11 @@ class Result:
     @property
     def instead(self) -> Row | None:
         """The simplest model that does as well as the winner; None where there is none, or a
-        front. What to do about it is ``row.against.keep``."""
-        return None if self.front else instead(self.rows)
+        front, or where one answer for all examples does as well. What to do about it is
+        ``row.against.keep``."""
+        if self.front or is_no_better(self.rows, self.constant):
+            return None
+        return instead(self.rows)
 
     def published(self) -> Results:
         """The comparison for the record. Each row has the winner's lead over it."""

@@ -25,6 +25,7 @@ from ...fitness.comparison import (
 )
 from ...fitness.scores import Scores
 from ..file.stages import STAGES
+from .constant import Constant
 from .table import Against, Row
 
 PARENTS = ("base", "source")
@@ -38,10 +39,17 @@ RULE = (
 FEW = 30  # test examples; that fewer do not tell two models apart is no news
 LITTLE = 0.1  # of accuracy: who is the best of models that solve less is no advice
 DIFFERENCE = 0.05  # of accuracy; what a reader would call better
+DISCORDANCE = 0.1  # of examples, that only one of two models solves
 FORM = "do separator, chat template and end of the answer suit the models?"
 
 
-def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> list[str]:
+def verdict(
+    rows: Sequence[Row],
+    split: str,
+    unit: str = "",
+    looks: int = 1,
+    constant: Constant | None = None,
+) -> list[str]:
     """Sentences about the winner of a comparison, the most important first; none where nothing won
     or it failed.
 
@@ -52,6 +60,7 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
         split: What they were measured on.
         unit: What the fitness is measured in; empty where it has no unit.
         looks: How often the test split was scored.
+        constant: What one answer for all examples scores; None where that is not known.
     """
     judged = _judged(rows, unit)
     if judged is None:
@@ -65,10 +74,15 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
     simpler = judged.simplest(others)
     if simpler is not None and simpler.stage == "noise":
         others = [row for row in others if row.stage != "alone"]  # no source is needed
+    advised = simpler
+    if is_no_better(rows, constant):
+        sentences = [f"{constant}, no less than {judged.winner.model}: look at the examples first"]
+        others = [row for row in others if row.stage not in ("alone", "noise")]
+        advised = None
     for row in sorted(others, key=lambda row: row is not simpler):
         if sentence := judged.against(row):
             # one piece of advice is enough
-            plain = simpler in (None, row)
+            plain = row is advised or simpler is None
             sentences.append(sentence if plain else _without_advice(sentence))
     sentences += judged.forgotten() + _cut(rows)
     if split == "test":
@@ -106,6 +120,14 @@ def no_better_than_chance(models: Sequence[Scores], chance: float = 0.0) -> str 
     none = f"of {count} search examples no model answers {right}"
     normal = "which is as it should be where a task needs the skills of several"
     return f"{none}, {normal}; if one alone should, look at {look}: {FORM}"
+
+
+def is_no_better(rows: Sequence[Row], constant: Constant | None) -> bool:
+    """Tell whether the winner is right no more often than one answer for all examples is."""
+    winner = next((row for row in rows if row.winner), None)
+    if constant is None or winner is None or winner.scores.accuracy is None:
+        return False
+    return LITTLE <= constant.accuracy >= winner.scores.accuracy
 
 
 def instead(rows: Sequence[Row]) -> Row | None:
@@ -193,7 +215,7 @@ class _Judged:
     # is level and has lost more of what was to be retained does not. Of those that do, the simplest
     # is named that no other of them beats: a LoRA that is better than the winner comes before a
     # parent that is level with it. A model that was cut from its only parent is no worse for being
-    # level.
+    # level. Before a LoRA comes the merge with a LoRA beside it, where that is better still.
     def simplest(self, others: Sequence[Row]) -> Row | None:
         """The simplest of some rows that does as well as the winner, and that no other such row
         beats."""
@@ -203,6 +225,9 @@ class _Judged:
         level.sort(key=lambda row: SIMPLER.index(row.stage))
         for row in level:
             if not any(self._beats(other, row) for other in level):
+                both = [other for other in others if other.stage == "together"]
+                if row.stage == "lora" and both and self._beats(both[0], row):
+                    return both[0]
                 return row
         return None
 
@@ -405,8 +430,9 @@ def about_parents(
         Notes, and a warning where no source can give another anything.
     """
     # A merge by examples solved: with a table of (source, example), what one source alone solves is
-    # what a merge could gain. The discordance, the share of examples that tell two sources apart,
-    # gives the number of test examples that would show a difference (`needed_examples`).
+    # what a merge could gain. How many test examples show a difference depends on the discordance,
+    # the share of them that only one of two models solves, and that is not known yet: a tenth is
+    # what two models that hardly differ have.
     whole = {name: scores for name, scores in parents.items() if scores.error is None}
     if len(whole) < 2:
         return [], None
@@ -419,13 +445,12 @@ def about_parents(
     ]
     none = float((~solved.any(0)).mean())
     everyone = float(solved.all(0).mean())
-    apart = [float((solved[0] != row).mean()) for row in solved[1:]]
-    needed = needed_examples(DIFFERENCE, max(0.1, *apart))  # two models hardly differ on fewer
+    needed = needed_examples(DIFFERENCE, DISCORDANCE)
     notes = [
         f"search examples solved by {', by '.join(alone)}, by all {everyone:.0%}, by "
         f"none {none:.0%}",
         f"a difference of {DIFFERENCE} in accuracy needs about {needed} test examples to be "
-        f"seen; there are {test_examples}",
+        f"seen, more where many answers differ; there are {test_examples}",
     ]
     warning = None
     best = max(whole, key=lambda name: (whole[name].accuracy or 0.0, whole[name].mean or 0.0))

@@ -188,7 +188,7 @@ def against(name: str, model: SourceRef) -> Against:
         f"a {name}",
         worse="here fine-tuning is worth more than merging",
         level="the best of several LoRAs, each at this cost, is as good",
-        keep=f"take the LoRA in {model.adapter}",
+        keep=f"take the LoRA in {model.adapter}, an adapter of {model.model}",
     )
 
 

@@ -70,7 +70,9 @@ class MergeWithLora(Phase):
             logger.warning(f"the results have no merge with LoRA beside it: {error}")
             return
         against = Against(
-            "itself with LoRA beside it", f"`{TOGETHER_FOLDER}` in the study is better"
+            "itself with LoRA beside it",
+            f"`{TOGETHER_FOLDER}` in the study is better",
+            keep=f"take {run.study.folder / TOGETHER_FOLDER}, the merge with LoRA beside it",
         )
         cost = stage.evaluations
         run.rows.append(
