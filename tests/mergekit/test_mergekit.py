@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import yaml
 from refusals import refused
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -355,59 +356,51 @@ def recipe_of(**fields):
     ("fields", "message"),
     [
         (
-            {"flow": {"path": ["2:0-3"], "embedding_source": 2}},
+            "flow: {path: ['2:0-3'], embedding_source: 2}",
             "flow: mergekit has no path through a merged model",
         ),
         (
-            {"merge": None, "flow": {"path": ["0:0 + 1:0*0.5"]}},
+            "{merge: null, flow: {path: ['0:0 + 1:0*0.5']}}",
             "flow.path: mergekit has no hop of several layers",
         ),
         (
-            {"merge": None, "flow": {"path": ["0:0"], "scales": [0.5]}},
+            "{merge: null, flow: {path: ['0:0'], scales: [0.5]}}",
             "flow.scales: mergekit scales tensors",
         ),
         (
-            {"merge": None, "flow": {"path": ["0:0", "1:1"]}},
+            "{merge: null, flow: {path: ['0:0', '1:1']}}",
             "flow.embedding_source: mergekit takes embeddings and head from",
         ),
+        ("merge: {method: linear, sources: [0, 0]}", "merge.sources: mergekit takes a model once"),
         (
-            {"merge": {"method": "linear", "sources": [0, 0]}},
-            "merge.sources: mergekit takes a model once",
-        ),
-        (
-            {
-                "merge": {
-                    "method": "linear",
-                    "parameters": [{"weight": {"embed": 1, "default": 0}}, {}],
-                }
-            },
+            "merge: {method: linear, parameters: [{weight: {embed: 1, default: 0}}, {}]}",
             "merge.parameters[0].weight.embed: mergekit knows parts of names, such as "
             "'*mlp*', and no layer groups; "
             "`hf-evomerge merge` builds the recipe",
         ),
         (
-            {"merge": {"method": "dare_ties", "options": {"rescale": "expected"}}, "base": A},
+            "{merge: {method: dare_ties, options: {rescale: expected}}, base: {model: org/a}}",
             "merge.options.rescale: mergekit knows",
         ),
         (
-            {"merge": {"method": "karcher", "parameters": [{"weight": 2}, {}]}},
+            "merge: {method: karcher, parameters: [{weight: 2}, {}]}",
             "merge.parameters[0].weight: mergekit has nothing",
         ),
         (
-            {"merge": {"method": "passthrough", "slices": [{"layers": ["0:3-0"]}]}},
+            "merge: {method: passthrough, slices: [{layers: ['0:3-0']}]}",
             "merge.slices[0].layers: mergekit's layers go up one by one (found [3, 2, 1, 0])",
         ),
         (
-            {"merge": {"method": "linear", "slices": [{"layers": ["0:0-1", "0:1-2"]}]}},
+            "merge: {method: linear, slices: [{layers: ['0:0-1', '0:1-2']}]}",
             "merge.slices[0].layers: mergekit takes a model once in a slice (found org/a twice)",
         ),
-        ({"sources": [SourceRef(model="a+b"), B]}, "sources: a+b has a + or an @ in a name"),
+        ("sources: [{model: a+b}, {model: b}]", "sources: a+b has a + or an @ in a name"),
     ],
 )
 def test_what_mergekit_cannot_say_is_refused(fields, message):
     """Each is refused in one line that begins with the recipe's key."""
     with refused(RecipeError, f"^{re.escape(message)}"):
-        to_mergekit(recipe_of(**fields))
+        to_mergekit(recipe_of(**yaml.safe_load(fields)))
 
 
 def test_a_path_is_written_as_a_passthrough_merge():
