@@ -115,14 +115,11 @@ SEARCH = "{space: ps, sources: [{model: a}, {model: b}], fitness: {task: likelih
 RECIPE = "{sources: [{model: a}], flow: {path: '0:0-3, 0:2'}}"
 # A kind of file with a change, the place, and what is said.
 MISTAKES = {
-    "unknown nested key": (
-        "search: {merge: {mehtod: ties}}",
-        "$.merge: .* 'mehtod' was unexpected",
-    ),
+    "unknown nested key": ("search: {merge: {mehtod: ties}}", "$.merge: 'mehtod' was unexpected"),
     "unknown space": ("search: {space: sp}", "$.space: 'sp' is not one of"),
     "unknown key of a task": (
         "search: {fitness: {task: likelihood, sep: 1}}",
-        "$.fitness: .* is not valid under any",
+        "$.fitness: is not valid under any",
     ),
     "no source": ("search: {sources: []}", "$.sources: [] should be non-empty"),
     "seed below 0": (
@@ -133,7 +130,7 @@ MISTAKES = {
         "recipe: {sources: [{model: 1}]}",
         "$.sources[0].model: 1 is not of type 'string'",
     ),
-    "unknown key of a recipe": ("recipe: {fow: 1}", "$: .* 'fow' was unexpected"),
+    "unknown key of a recipe": ("recipe: {fow: 1}", "$: 'fow' was unexpected"),
 }
 
 
@@ -148,7 +145,7 @@ def test_mistakes_are_seen(mistake):
     ((where, said),) = _complaints(name, {**data, **changes})
     place, _, words = message.partition(": ")
     assert where == place
-    assert words.removeprefix(".* ") in said
+    assert words in said
 
 
 def test_both_ways_to_write_a_path_and_a_task_of_ones_own_are_allowed():
