@@ -71,8 +71,8 @@ def test_stop_strings(model, examples, tokenizer):
 @pytest.mark.parametrize(
     "wish",
     [
-        "{do_sample: true, temperature: 9.0, repetition_penalty: 3.0, no_repeat_ngram_size: 1}",
-        "num_beams: 2",
+        "{do_sample: true, temperature: 9.0, repetition_penalty: 3.0, "
+        "no_repeat_ngram_size: 1, num_beams: 2}",
         "{min_new_tokens: 7, eos_token_id: 2}",
         "suppress_tokens: [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]",
         "max_time: 1.0e-09",

@@ -61,7 +61,7 @@ def test_a_wrong_config_json_is_refused_in_one_line(what, tmp_path, monkeypatch)
 
 
 def test_the_refusals_are_documented():
-    """The page of the model's tests has the table that `python tests/modeling/refusals.py`
+    """The page of the model's tests has the table that `python tests/modeling/wrong_configs.py`
     prints."""
     assert table() in (
         Path(__file__).parents[2] / "benchmarks" / "pages" / "model-tests.md"

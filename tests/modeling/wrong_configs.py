@@ -1,7 +1,7 @@
 """Refusals of a config.json, in words: for the test, and for the table in
 benchmarks/pages/model-tests.md.
 
-    python tests/modeling/refusals.py
+    python tests/modeling/wrong_configs.py
 
 prints the table.
 """
