@@ -10,6 +10,7 @@ import merge_reference as reference
 import numpy as np
 import pytest
 import torch
+import yaml
 from method_cases import NAME, RANDOM, assert_close, deltas, exact, merge, tensors
 
 from hf_evomerge.merging.registry import all_methods, get_method
@@ -17,34 +18,53 @@ from hf_evomerge.merging.registry import all_methods, get_method
 WEIGHTS = [[2.0], [0.6, 0.7], [0.9, -0.4], [-0.5, -0.25], [0.0, 0.8], [0.7, 0.4, 0.3]]
 BOTH = [True, False]
 # Options of a method, in the order of its reference, with values.
-DENSE = {
-    "linear": {"normalize": BOTH},
-    "slerp": {"t": [0.0, 0.25, 0.9, 1.0]},
-    "task_arithmetic": {"normalize": BOTH, "lambda": [1.0, 0.3, -2.0]},
-    "model_stock": {"filter_wise": BOTH},
-    "sce": {"select_topk": [1.0, 0.7, 0.001, 0.0]},
-    "nuslerp": {"nuslerp_flatten": BOTH, "nuslerp_row_wise": BOTH},
-    "multislerp": {"normalize_weights": BOTH},
-    "karcher": {"max_iter": [0, 1, 10]},
-    "nearswap": {"t": [0.0, 0.001, 0.1, 10.0]},
-    "ram": {"epsilon": [0.0, 0.05, 10.0]},
-    "iso_c": {"lambda": [0.7]},
+DENSE = yaml.safe_load("""
+linear: {normalize: [true, false]}
+slerp: {t: [0.0, 0.25, 0.9, 1.0]}
+task_arithmetic: {normalize: [true, false], lambda: [1.0, 0.3, -2.0]}
+model_stock: {filter_wise: [true, false]}
+sce: {select_topk: [1.0, 0.7, 0.001, 0.0]}
+nuslerp: {nuslerp_flatten: [true, false], nuslerp_row_wise: [true, false]}
+multislerp: {normalize_weights: [true, false]}
+karcher: {max_iter: [0, 1, 10]}
+nearswap: {t: [0.0, 0.001, 0.1, 10.0]}
+ram: {epsilon: [0.0, 0.05, 10.0]}
+iso_c: {lambda: [0.7]}
+""")
+# What is kept of a task vector, and parameters of a source.
+KEPT = {
+    "ties": reference.trim,
+    "dare": reference.drop,
+    "breadcrumbs": reference.breadcrumbs,
+    "della": reference.della,
 }
-# What is kept of a task vector: the reference, names of parameters of a source, and their values.
-SPARSE = {
-    "ties": (reference.trim, ["density"], [(1.0,), (0.5,), (0.2,), (0.0015,), (0.0001,), (0.0,)]),
-    "dare": (reference.drop, ["density"], [(1.0,), (0.5,), (0.25,), (0.0,)]),
-    "breadcrumbs": (
-        reference.breadcrumbs,
-        ["density", "gamma"],
-        [(1, 0.3), (0.5, 0.1), (0.3, 0), (0.002, 0.01), (0, 0.1), (0.2, 1)],
-    ),
-    "della": (
-        reference.della,
-        ["density", "epsilon"],
-        [(1, 0.15), (0.5, 0.15), (0.9, 0.3), (0.1, 0.3), (0, 0.1)],
-    ),
-}
+SPARSE = yaml.safe_load("""
+ties:
+  - {density: 1.0}
+  - {density: 0.5}
+  - {density: 0.2}
+  - {density: 0.0015}
+  - {density: 0.0001}
+  - {density: 0.0}
+dare:
+  - {density: 1.0}
+  - {density: 0.5}
+  - {density: 0.25}
+  - {density: 0.0}
+breadcrumbs:
+  - {density: 1, gamma: 0.3}
+  - {density: 0.5, gamma: 0.1}
+  - {density: 0.3, gamma: 0}
+  - {density: 0.002, gamma: 0.01}
+  - {density: 0, gamma: 0.1}
+  - {density: 0.2, gamma: 1}
+della:
+  - {density: 1, epsilon: 0.15}
+  - {density: 0.5, epsilon: 0.15}
+  - {density: 0.9, epsilon: 0.3}
+  - {density: 0.1, epsilon: 0.3}
+  - {density: 0, epsilon: 0.1}
+""")
 VOTES = ["ties", *RANDOM, "breadcrumbs", "breadcrumbs_ties"]
 
 
@@ -114,11 +134,10 @@ def test_a_sparse_method_is_its_reference(method, weights, shape):
     base, sources = matrices(len(weights), shape)
     sources[0][2] = sources[0][2].round()  # equal magnitudes
     kind = method.split("_")[0]
-    by, names, parameters = SPARSE[kind]
     rescales = get_method(method).options[-1].choices
     fields = [reference.random_field(4, at, NAME, base.numel()) for at in range(len(weights))]
-    for values, normalize, rescale, keep in itertools.product(parameters, BOTH, rescales, BOTH):
-        own = [dict(zip(names, values, strict=True)) for _ in weights]
+    for values, normalize, rescale, keep in itertools.product(SPARSE[kind], BOTH, rescales, BOTH):
+        own = [dict(values) for _ in weights]
         own[0]["density"] = min(1.0, own[0]["density"] * 1.5)
         found = merge(
             method,
@@ -133,7 +152,7 @@ def test_a_sparse_method_is_its_reference(method, weights, shape):
         for delta, field, each in zip(deltas(base, sources), fields, own, strict=True):
             shaped = delta if kind == "della" else delta.ravel()
             given = {"delta": shaped, "field": field, **each}
-            kept.append(called(by, given, rescale).ravel())
+            kept.append(called(KEPT[kind], given, rescale).ravel())
         flat = exact(base).ravel()
         if method in ("breadcrumbs", "della_linear", "dare_linear"):
             share = sum(weights) if normalize else 1
