@@ -13,7 +13,8 @@ from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe, SourceRef, l
 MERGE = "merge: {method: linear}\n"
 HEAD = "sources: [{model: a}, {model: b}]\n"
 
-FULL = """
+FULL = Recipe.model_validate(
+    yaml.safe_load("""
 sources: [{model: org/日本語, revision: abc}, {model: ./folder with spaces}]
 base: {model: org/base}
 merge:
@@ -30,8 +31,8 @@ flow:
   scale_target: mlp_delta
 dtype: bfloat16
 seed: 7
-"""
-FULL = Recipe.model_validate(yaml.safe_load(FULL))
+""")
+)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from hf_evomerge.merging.checks import complete
 from hf_evomerge.merging.registry import get_method
 
 NAME = "model.layers.0.mlp.up_proj.weight"
-CASES = """
+CASES = [
+    tuple(case)
+    for case in yaml.safe_load("""
 - [linear, &three [{weight: 0.6}, {weight: &grouped
     {embed: 0.3, blocks.0.attn: 0.9, blocks.0.mlp: 0.1, default: 0.6}}, {weight: -0.2}], {}]
 - [slerp, [{}, {}], {t: *grouped}]
@@ -62,8 +64,8 @@ CASES = """
 - [arcee_fusion, [{}], {}]
 - [ram, [{}, {}, {}], {epsilon: 0.05}]
 - [iso_c, [{}, {}, {}], {lambda: *grouped}]
-"""
-CASES = [tuple(case) for case in yaml.safe_load(CASES)]
+""")
+]
 IDS = [f"{method}-{position}" for position, (method, *_) in enumerate(CASES)]
 every_case = pytest.mark.parametrize(("method", "parameters", "options"), CASES, ids=IDS)
 RANDOM = ["dare_linear", "dare_ties", "della", "della_linear"]
