@@ -2,6 +2,7 @@ import itertools
 import sys
 
 import pytest
+import yaml
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import GenerationSpec
@@ -21,60 +22,60 @@ ENGLISH = (
 )
 
 
-def spec(**keys):
+def spec(text):
     """Settings as they are read from a file."""
-    return validate(GenerationSpec, keys, FitnessError)
+    return validate(GenerationSpec, yaml.safe_load(text), FitnessError)
 
 
 @pytest.mark.parametrize(
     ("keys", "output", "answer", "right"),
     [
-        ({}, "1,000 yen", "1000", True),
-        ({}, "1,000 yen", "1,000.0", True),
-        ({}, "no number", "0", False),
-        ({"compat": "paper"}, "1,000 yen", "1000", False),
-        ({"compat": "paper"}, "no number", "0", False),
-        ({"decimal": "comma"}, "1.000,50 Euro", "1,000.5", True),
-        ({"language": {"code": "de"}}, "Das sind 1.000 Euro", "1000", True),
-        ({"language": {"code": "de"}, "decimal": "point"}, "Das ist 1.500", "1.5", True),
-        ({"language": {"code": "ja"}}, "5万円", "50000", True),
-        ({"extract": {"regex": r"A: (.*)"}, "compare": "number"}, "A: 3/4", "0.75", True),
-        ({}, "0.3333", "0.333", False),
-        ({"tolerance": 0.001}, "0.3333", "0.333", True),
-        ({"extract": "all"}, "  seven \n", "seven", True),
-        ({"extract": "all"}, "seven!", "seven", False),
-        ({"extract": "all", "compare": "number"}, " 7.0 ", "7", True),
-        ({"extract": "all", "compare": "number"}, "7 eggs", "7", False),
-        ({"extract": {"regex": r"\(([A-D])\)"}}, "(A) or rather (B).", "B", True),
-        ({"extract": {"regex": "[A-D]$"}}, "It is B", "B", True),
-        ({"extract": {"regex": r"\(([A-D])\)"}}, "B", "B", False),
+        ("{}", "1,000 yen", "1000", True),
+        ("{}", "1,000 yen", "1,000.0", True),
+        ("{}", "no number", "0", False),
+        ("compat: paper", "1,000 yen", "1000", False),
+        ("compat: paper", "no number", "0", False),
+        ("decimal: comma", "1.000,50 Euro", "1,000.5", True),
+        ("language: {code: de}", "Das sind 1.000 Euro", "1000", True),
+        ("{language: {code: de}, decimal: point}", "Das ist 1.500", "1.5", True),
+        ("language: {code: ja}", "5万円", "50000", True),
+        ("{extract: {regex: 'A: (.*)'}, compare: number}", "A: 3/4", "0.75", True),
+        ("{}", "0.3333", "0.333", False),
+        ("tolerance: 0.001", "0.3333", "0.333", True),
+        ("extract: all", "  seven \n", "seven", True),
+        ("extract: all", "seven!", "seven", False),
+        ("{extract: all, compare: number}", " 7.0 ", "7", True),
+        ("{extract: all, compare: number}", "7 eggs", "7", False),
+        (r"extract: {regex: '\(([A-D])\)'}", "(A) or rather (B).", "B", True),
+        ("extract: {regex: '[A-D]$'}", "It is B", "B", True),
+        (r"extract: {regex: '\(([A-D])\)'}", "B", "B", False),
     ],
 )
 def test_comparison(keys, output, answer, right):
     """An answer is right where what is extracted is the same number within the tolerance, or the
     same text."""
-    assert is_right(output, answer, spec(**keys)) is right
+    assert is_right(output, answer, spec(keys)) is right
 
 
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
-        ({"extract": {"regex": "("}}, "not a regular expression"),
-        ({"extract": {"regex": "(" * 5000 + ")" * 5000}}, "not a regular expression"),
-        ({"extract": {"regex": "a{99999999999999999999}"}}, "not a regular expression"),
-        ({"extract": "first"}, "extract"),
-        ({"compare": "text"}, "compare: last numbers are compared as numbers"),
-        ({"extract": "all", "compat": "paper"}, "compat"),
-        ({"decimal": "comma", "compat": "paper"}, "decimal"),
-        ({"stop": ["a", ""]}, "stop"),
-        ({"language": {"code": "Japanese"}}, "language.code"),
-        ({"language": {"code": "ja", "threshold": 2}}, "language.threshold"),
+        ("extract: {regex: (}", "not a regular expression"),
+        ("extract: {regex: %s}" % ("(" * 5000 + ")" * 5000), "not a regular expression"),
+        ("extract: {regex: 'a{99999999999999999999}'}", "not a regular expression"),
+        ("extract: first", "extract"),
+        ("compare: text", "compare: last numbers are compared as numbers"),
+        ("{extract: all, compat: paper}", "compat"),
+        ("{decimal: comma, compat: paper}", "decimal"),
+        ("stop: [a, '']", "stop"),
+        ("language: {code: Japanese}", "language.code"),
+        ("language: {code: ja, threshold: 2}", "language.threshold"),
     ],
 )
 def test_wrong_options(keys, complaint):
     """An option that cannot work is refused when the file is read, by name."""
     with refused(complaint):
-        spec(**keys)
+        spec(keys)
 
 
 def test_language():

@@ -3,6 +3,7 @@ import os
 import sys
 
 import pytest
+import yaml
 
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import DataSpec, Example, check_disjoint, load_examples
@@ -79,34 +80,28 @@ def test_hostile_templates(template):
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
-        ({}, "exactly one"),
-        ({"jsonl": "a", "dataset": "b"}, "exactly one"),
-        ({"jsonl": "a", "split": "test"}, "belong to 'dataset'"),
-        ({"jsonl": "a", "system": "s"}, "needs 'chat: true'"),
-        ({"jsonl": "a", "count": 0}, "count"),
-        ({"jsonl": "a", "nonsense": 1}, "nonsense"),
-        ({"function": "os.system"}, "function"),
-        ({"data_files": "x.pkl"}, "data_files: cannot tell how to read x.pkl"),
-        ({"data_files": ["x.csv", "y.tsv"]}, "files of one kind are read"),
-        ({"dataset": "pandas", "data_files": "x.pkl"}, "pandas reads pickle files"),
-        ({"jsonl": "x.jsonl", "data_files": "x.csv"}, "found jsonl and data_files"),
-        (
-            {"data_files": "x.json", "columns": ["a"]},
-            "'columns' names the fields of CSV and TSV files",
-        ),
-        ({"dataset": "some/set", "streaming": True}, "'streaming' needs a 'count'"),
-        ({"jsonl": "x", "text_field": "t"}, "is the whole text, without a prompt; leave"),
-        (
-            {"jsonl": "x.jsonl", "streaming": True, "count": 1},
-            "belong to 'dataset'; here is 'jsonl'",
-        ),
+        ("{}", "exactly one"),
+        ("{jsonl: a, dataset: b}", "exactly one"),
+        ("{jsonl: a, split: test}", "belong to 'dataset'"),
+        ("{jsonl: a, system: s}", "needs 'chat: true'"),
+        ("{jsonl: a, count: 0}", "count"),
+        ("{jsonl: a, nonsense: 1}", "nonsense"),
+        ("function: os.system", "function"),
+        ("data_files: x.pkl", "data_files: cannot tell how to read x.pkl"),
+        ("data_files: [x.csv, y.tsv]", "files of one kind are read"),
+        ("{dataset: pandas, data_files: x.pkl}", "pandas reads pickle files"),
+        ("{jsonl: x.jsonl, data_files: x.csv}", "found jsonl and data_files"),
+        ("{data_files: x.json, columns: [a]}", "'columns' names the fields of CSV and TSV files"),
+        ("{dataset: some/set, streaming: true}", "'streaming' needs a 'count'"),
+        ("{jsonl: x, text_field: t}", "is the whole text, without a prompt; leave"),
+        ("{jsonl: x.jsonl, streaming: true, count: 1}", "belong to 'dataset'; here is 'jsonl'"),
     ],
 )
 def test_wrong_keys(keys, complaint):
     """A contradictory or unknown key, and what would be read by running it, is refused before
     anything is opened."""
     with refused(complaint):
-        spec(**keys)
+        spec(**yaml.safe_load(keys))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from classes import edit_json
 from refusals import refused
 from safetensors.torch import load_file
@@ -30,17 +31,17 @@ EXAMPLES = [
     Example("four", "seven one", "b"),
     Example("six", "two one two one one", "c"),
 ]
-PROMPTS = {"query": "one ", "document": "two three "}
-CASES = {
-    "plain": {"size": None},
-    "cls": {"size": None, "pooling": "cls"},
-    "last": {"size": None, "pooling": "lasttoken"},
-    "max": {"size": None, "pooling": "max"},
-    "two": {"pooling": ["mean", "cls"], "size": None},
-    "tanh": {"prompts": PROMPTS},
-    "identity": {"activation": "torch.nn.modules.linear.Identity", "pooling": "mean"},
-    "norm": {"norm": True, "pooling": "cls", "activation": "torch.nn.modules.activation.GELU"},
-}
+CASES = yaml.safe_load("""
+plain: {size: null}
+cls: {size: null, pooling: cls}
+last: {size: null, pooling: lasttoken}
+max: {size: null, pooling: max}
+two: {pooling: [mean, cls], size: null}
+tanh: {prompts: {query: "one ", document: "two three "}}
+identity: {activation: torch.nn.modules.linear.Identity, pooling: mean}
+norm: {norm: true, pooling: cls, activation: torch.nn.modules.activation.GELU}
+""")
+PROMPTS = CASES["tanh"]["prompts"]
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -29,30 +31,19 @@ def test_own_function(model, examples, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("function", "complaint"),
+    ("returned", "complaint"),
     [
-        (lambda model, tokenizer, examples: [1.0], "<lambda>: 1 numbers for 23 examples"),
-        (lambda model, tokenizer, examples: 1.0, "<lambda>: expected one number per example"),
-        (
-            lambda model, tokenizer, examples: ["1"] * 23,
-            "<lambda>: expected one number per example: found the text '1'",
-        ),
-        (
-            lambda model, tokenizer, examples: "1" * 23,
-            "<lambda>: expected one number per example: found a str",
-        ),
-        (
-            lambda model, tokenizer, examples: set(range(23)),
-            "<lambda>: expected one number per example: found a set",
-        ),
-        (
-            lambda model, tokenizer, examples: dict.fromkeys(range(23)),
-            "expected one number per example: found a dict",
-        ),
-        (lambda model, tokenizer, examples: [float("nan")] * 23, "the score of example 0 is nan"),
+        ([1.0], "<lambda>: 1 numbers for 23 examples"),
+        (1.0, "<lambda>: expected one number per example"),
+        (["1"] * 23, "<lambda>: expected one number per example: found the text '1'"),
+        ("1" * 23, "<lambda>: expected one number per example: found a str"),
+        (set(range(23)), "<lambda>: expected one number per example: found a set"),
+        (dict.fromkeys(range(23)), "expected one number per example: found a dict"),
+        ([float("nan")] * 23, "the score of example 0 is nan"),
     ],
+    ids=itertools.count(),
 )
-def test_wrong_returns(function, complaint, model, examples, tokenizer):
+def test_wrong_returns(returned, complaint, model, examples, tokenizer):
     """Anything but one finite number per example is refused by name."""
     with refused(complaint):
-        run(function, model, examples, tokenizer)
+        run(lambda *given: returned, model, examples, tokenizer)

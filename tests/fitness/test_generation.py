@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from transformers import GenerationConfig
 
 from hf_evomerge.fitness import Example, Scores
@@ -70,28 +71,23 @@ def test_stop_strings(model, examples, tokenizer):
 @pytest.mark.parametrize(
     "wish",
     [
-        {
-            "do_sample": True,
-            "temperature": 9.0,
-            "repetition_penalty": 3.0,
-            "no_repeat_ngram_size": 1,
-            "num_beams": 2,
-        },
-        {"min_new_tokens": 7, "eos_token_id": 2},
-        {"suppress_tokens": list(range(3, 17))},
-        {"max_time": 1e-9},
-        {"forced_eos_token_id": 5},
+        "{do_sample: true, temperature: 9.0, repetition_penalty: 3.0, "
+        "no_repeat_ngram_size: 1, num_beams: 2}",
+        "{min_new_tokens: 7, eos_token_id: 2}",
+        "suppress_tokens: [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]",
+        "max_time: 1.0e-09",
+        "forced_eos_token_id: 5",
     ],
 )
 def test_sources_ask_for_nothing_in_decoding(wish, model, examples, tokenizer):
     """No key of a source's generation config changes what is written: decoding is greedy; and the
     model keeps the config."""
     wilful = copy.deepcopy(model)
-    own = GenerationConfig(**wish)
+    own = GenerationConfig(**yaml.safe_load(wish))
     wilful.generation_config = own
     assert run(wilful, examples, tokenizer) == run(model, examples, tokenizer)
     assert wilful.generation_config is own
-    assert own.do_sample == wish.get("do_sample")
+    assert bool(own.do_sample) == ("do_sample" in wish)
 
 
 def test_special_tokens_are_kept():

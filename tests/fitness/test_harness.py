@@ -13,41 +13,33 @@ from hf_evomerge.recipes.strict_yaml import validate
 
 from .conftest import WORDS, prepared, refused, write_lines
 
-CHOICE = {
-    "task": "tiny_choice",
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{question}}",
-    "doc_to_choice": "{{options}}",
-    "doc_to_target": "{{answer}}",
-    "fewshot_split": "train",
-    "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+KINDS = {
+    "tiny_choice": """
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{options}}"
+doc_to_target: "{{answer}}"
+fewshot_split: train
+metric_list: [{metric: acc}, {metric: acc_norm}]
+""",
+    "tiny_write": r"""
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{options[answer]}}"
+generation_kwargs: {until: ["18"], max_gen_toks: 6, do_sample: false}
+filter_list:
+  - name: first
+    filter: [{function: regex, regex_pattern: (\S+)}, {function: take_first}]
+  - {name: whole, filter: [{function: take_first}]}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+""",
+    "tiny_rolling": """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{question}}"
+metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
+""",
 }
-WRITE = {
-    "task": "tiny_write",
-    "output_type": "generate_until",
-    "doc_to_text": "{{question}}",
-    "doc_to_target": "{{options[answer]}}",
-    "generation_kwargs": {"until": ["18"], "max_gen_toks": 6, "do_sample": False},
-    "filter_list": [
-        {
-            "name": "first",
-            "filter": [
-                {"function": "regex", "regex_pattern": "(\\S+)"},
-                {"function": "take_first"},
-            ],
-        },
-        {"name": "whole", "filter": [{"function": "take_first"}]},
-    ],
-    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-}
-ROLLING = {
-    "task": "tiny_rolling",
-    "output_type": "loglikelihood_rolling",
-    "doc_to_text": "",
-    "doc_to_target": "{{question}}",
-    "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
-}
-KINDS = [CHOICE, WRITE, ROLLING]
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +52,15 @@ def tasks(tmp_path_factory):
         options = rng.sample(WORDS[:8], 3)
         question = " ".join(rng.choices(WORDS, k=rng.randint(2, 9)))
         records.append({"question": question, "options": options, "answer": rng.randrange(3)})
-    files = {}
-    for name, part in (("train", records[:4]), ("test", records[4:])):
-        files[name] = write_lines(folder / f"{name}.jsonl", part)["jsonl"]
-    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test"}
+    write_lines(folder / "train.jsonl", records[:4])
+    write_lines(folder / "test.jsonl", records[4:])
+    files = f"{{train: {folder}/train.jsonl, test: {folder}/test.jsonl}}"
+    data = f"dataset_path: json\ndataset_kwargs: {{data_files: {files}}}\ntest_split: test\n"
     made = {}
-    for kind in KINDS:
-        made[kind["task"]] = str(folder / f"{kind['task']}.yaml")
-        Path(made[kind["task"]]).write_text(yaml.safe_dump({**data, **kind}), encoding="utf-8")
+    for name, kind in KINDS.items():
+        file = folder / f"{name}.yaml"
+        file.write_text(f"task: {name}\n{data}{kind}", encoding="utf-8")
+        made[name] = str(file)
     return made
 
 
@@ -109,11 +102,10 @@ def score(model, tokenizer, names, **keys):
     return task.evaluate(model)
 
 
-def changed(task, folder, **change):
-    """The file of a task with other keys."""
-    text = yaml.safe_dump({**yaml.safe_load(Path(task).read_text(encoding="utf-8")), **change})
-    text = text.replace("'!function utils.prompt'", "!function utils.prompt")
-    (folder / "task.yaml").write_text(text, encoding="utf-8")
+def changed(task, folder, change):
+    """The file of a task with other keys, of which the last counts."""
+    text = Path(task).read_text(encoding="utf-8")
+    (folder / "task.yaml").write_text(text + change, encoding="utf-8")
     return str(folder / "task.yaml")
 
 
@@ -195,18 +187,18 @@ def test_leaves_everything_as_it_was(tasks, model, tokenizer):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"test_split": "nowhere"}, "cannot be loaded: .*nowhere"),
+        ("test_split: nowhere", "cannot be loaded: .*nowhere"),
         (
-            {"dataset_kwargs": {"data_files": "nowhere.jsonl"}},
+            "dataset_kwargs: {data_files: nowhere.jsonl}",
             "cannot be loaded: .*nowhere.jsonl.*without a network only",
         ),
-        ({"doc_to_text": "!function utils.prompt"}, "cannot be loaded: "),
+        ("doc_to_text: !function utils.prompt", "cannot be loaded: "),
     ],
 )
 def test_refuses_files(change, message, tasks, tmp_path):
     """A task's file that cannot be loaded, or whose templates fail, is refused."""
     with refused(message):
-        read(changed(tasks["tiny_choice"], tmp_path, **change))
+        read(changed(tasks["tiny_choice"], tmp_path, change))
 
 
 def test_a_task_file_runs_code_with_consent_only(tasks, tmp_path, tokenizer):
@@ -214,7 +206,7 @@ def test_a_task_file_runs_code_with_consent_only(tasks, tmp_path, tokenizer):
     they are scored."""
     code = "def prompt(doc):\n    return 'asked: ' + doc['question']\n"
     (tmp_path / "utils.py").write_text(code, encoding="utf-8")
-    file = changed(tasks["tiny_choice"], tmp_path, doc_to_text="!function utils.prompt")
+    file = changed(tasks["tiny_choice"], tmp_path, "doc_to_text: !function utils.prompt")
     consent = "a task file may run code; read it, and pass --trust-remote-code"
     with refused(consent):
         load_examples(DataSpec(lm_eval=[file]))
@@ -227,19 +219,19 @@ def test_a_task_file_runs_code_with_consent_only(tasks, tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"metric": "acc_nrom"}, "metric: tiny_choice has no 'acc_nrom'; did you mean acc_norm"),
-        ({"metric": {"tiny": "acc"}}, "metric: 'tiny' is no task here"),
-        ({"chat": True}, "the tokenizer has no chat template; leave out chat"),
-        ({}, r"metric: bleu of tiny_choice is of all documents together \(bleu\)"),
+        ("metric: acc_nrom", "metric: tiny_choice has no 'acc_nrom'; did you mean acc_norm"),
+        ("metric: {tiny: acc}", "metric: 'tiny' is no task here"),
+        ("chat: true", "the tokenizer has no chat template; leave out chat"),
+        ("{}", r"metric: bleu of tiny_choice is of all documents together \(bleu\)"),
     ],
 )
 def test_refuses_settings(keys, message, tasks, tokenizer, tmp_path):
     """Metrics, tasks and templates that there are not, and a metric that only many documents
     together have, are named before any model is scored."""
-    bleu = {} if keys else {"metric_list": [{"metric": "bleu"}], "output_type": "generate_until"}
-    file = changed(tasks["tiny_choice"], tmp_path, **bleu)
+    bleu = "metric_list: [{metric: bleu}]\noutput_type: generate_until"
+    file = changed(tasks["tiny_choice"], tmp_path, bleu if keys == "{}" else "")
     with refused(message):
-        prepared("lm_eval", read(file), tokenizer, TRUSTED, **keys)
+        prepared("lm_eval", read(file), tokenizer, TRUSTED, **yaml.safe_load(keys))
 
 
 def test_refuses_other_data(tokenizer):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import yaml
 
 from hf_evomerge.fitness import DataSpec, Example, load_examples
 
@@ -57,27 +58,29 @@ def test_refuses_what_is_no_choice(choices, message, tokenizer):
 def read(record, choices):
     """The example of one record."""
     data = DataSpec(
-        function=lambda: [{"q": "which?", **record}], prompt_field="q", answer_field="a"
+        function=lambda: [{"q": "which?", **yaml.safe_load(record)}],
+        prompt_field="q",
+        answer_field="a",
+        choices=yaml.safe_load(choices),
     )
-    (example,) = load_examples(data.model_copy(update={"choices": choices}))
-    return example
+    return load_examples(data)[0]
 
 
-LISTED = {"options": ["red", "green", "blue"]}
-ARC = {"options": {"text": ["red", "green", "blue"], "label": ["1", "2", "3"]}}
+LISTED = "options: [red, green, blue]\n"
+ARC = "options: {text: [red, green, blue], label: ['1', '2', '3']}\n"
 
 
 @pytest.mark.parametrize(
     ("record", "choices", "answer"),
     [
-        ({**LISTED, "a": "green"}, "options", "green"),
-        ({**LISTED, "a": 1}, "options", "green"),
-        ({**LISTED, "a": "2"}, "options", "blue"),
-        ({**LISTED, "a": "B"}, "options", "green"),
-        ({**ARC, "a": "2"}, "options", "green"),
-        ({"one": "red", "two": "green", "a": 1}, ["the {one}", "the {two}"], "the green"),
-        ({"a": "no"}, ["yes", "no"], "no"),
-        ({"options": [3, 4, 5], "a": 5}, "options", "5"),
+        (LISTED + "a: green", "options", "green"),
+        (LISTED + "a: 1", "options", "green"),
+        (LISTED + "a: '2'", "options", "blue"),
+        (LISTED + "a: B", "options", "green"),
+        (ARC + "a: '2'", "options", "green"),
+        ("{one: red, two: green, a: 1}", "['the {one}', 'the {two}']", "the green"),
+        ("a: 'no'", "['yes', 'no']", "no"),
+        ("{options: [3, 4, 5], a: 5}", "options", "5"),
     ],
 )
 def test_choices_of_a_record(record, choices, answer):
@@ -91,12 +94,12 @@ def test_choices_of_a_record(record, choices, answer):
 @pytest.mark.parametrize(
     ("record", "choices", "message"),
     [
-        ({**LISTED, "a": "yellow"}, "options", "the answer 'yellow' .* means none of the choices"),
-        ({"options": ["2", "1", "0"], "a": 0}, "options", "means several of the choices"),
-        ({"options": "red or green", "a": 0}, "options", "is no list of texts"),
-        ({"options": [["red"]], "a": 0}, "options", "is no list of texts"),
-        ({"a": 0}, "options", "is no list of texts"),
-        ({"a": 0}, ["{one}", "b"], "no field 'one'"),
+        (LISTED + "a: yellow", "options", "the answer 'yellow' .* means none of the choices"),
+        ("{options: ['2', '1', '0'], a: 0}", "options", "means several of the choices"),
+        ("{options: red or green, a: 0}", "options", "is no list of texts"),
+        ("{options: [[red]], a: 0}", "options", "is no list of texts"),
+        ("a: 0", "options", "is no list of texts"),
+        ("a: 0", "['{one}', b]", "no field 'one'"),
     ],
 )
 def test_refuses_an_answer_that_names_no_choice(record, choices, message):

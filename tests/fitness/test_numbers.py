@@ -1,7 +1,6 @@
 """Numbers in what models write: every format that docs/tasks/generation.md promises, and texts that
 are made to be slow."""
 
-import math
 import time
 
 import pytest
@@ -11,82 +10,100 @@ from hypothesis import strategies as st
 from hf_evomerge.fitness.text.answers import paper_last_number
 from hf_evomerge.fitness.text.numbers import last_number, parse_number
 
+LAST_NUMBERS = """\
+The answer is 18. | 18 | 18
+18 eggs, then 9 eggs | 9 | 9
+答えは1,000円です | 1000 | 0
+1,234,567.5 in all | 1234567.5 | 567.5
+答えは-5 | -5 | 5
+x = -5.25 | -5.25 | 5.25
+答えは\N{MINUS SIGN}5度 | -5 | 5
+= \N{EN DASH}5 | -5 | 5
+-$5 | -5 | 5
+$-5 | -5 | 5
+10-5 | 5 | 5
+10\N{EN DASH}5 | 5 | 5
+GPT-4 | 4 | 4
+3.50円 | 3.5 | 3.5
+.5 | 0.5 | 0.5
+合計は１\N{FULLWIDTH COMMA}０００円 | 1000 | 0
+面積は25m²です | 25 | 25
+3, 4 | 4 | 4
+1,2,3 | 3 | 3
+12,3456 | 3456 | 3456
+1'080 Fr. | 1080 | 80
+1\N{RIGHT SINGLE QUOTATION MARK}080 | 1080 | 80
+1\N{NARROW NO-BREAK SPACE}080 m | 1080 | 80
+1 080 | 80 | 80
+\\(70{,}000\\) | 70000 | 0
+70\\,000 | 70000 | 0
+\\boxed{18} | 18 | 18
+1.08e3 | 1080 | 3
+1.08 × 10^3 | 1080 | 3
+1.08\\times10^{3} | 1080 | 3
+3×10⁴ | 30000 | 10
+2e | 2 | 2
+1e400 | inf | 400
+-1e400 | -inf | 400
+1e-400 | 0 | 400
+1_000 | 1000 | 0
+1_234_567.5 | 1234567.5 | 567.5
+x_1 | 1 | 1
+5k | 5 | 5
+3/0 | 0 | 0
+3/4 | 0.75 | 4
+1 1/2 cups | 1.5 | 2
+1½ | 1.5 | 1
+\\frac{3}{4} | 0.75 | 4
+\\frac34 | 0.75 | 34
+2\\frac{1}{2} | 2.5 | 2
+$-2\\frac12$ | -2.5 | 12
+-\\frac{1}{2} | -0.5 | 2
+三分の二です | 0.6666666666666666 | None
+3分の1 | 0.3333333333333333 | 1
+マイナス五 | -5 | None
+答えは-五です | -5 | None
+10^3 | 1000 | 3
+10^{-2} m | 0.01 | 2
+1.500.000 | 1500000 | 0.0
+1.234.567.8 | 567.8 | 0.8
+マイナス5 | -5 | 5
+2024/05/01 | 1 | 1
+1/0 | 0 | 0
+5万円 | 50000 | 5
+2万5千円 | 25000 | 5
+10万5,000円 | 105000 | 0
+1億2000万 | 120000000 | 2000
+3千万 | 30000000 | 3
+答えは十八です | 18 | None
+二千二十四 | 2024 | None
+二〇二四 | 2024 | None
+一緒に18個、一緒に | 18 | 18
+わかりません | None | None
+| None | None
+"""
+WITH_COMMAS = """\
+70.000 | 70000
+1.080,5 Euro | 1080.5
+1 080 | 1080
+3,5 | 3.5
+1.5 | 1.5
+3.1415 | 3.1415
+12.345.678,9 | 12345678.9
+-1 080 € | -1080
+-.5 | -0.5
+1,500,000 | 1500000
+"""
 
-@pytest.mark.parametrize(
-    ("text", "number", "paper"),
-    [
-        ("The answer is 18.", 18, 18),
-        ("18 eggs, then 9 eggs", 9, 9),
-        ("答えは1,000円です", 1000, 0),
-        ("1,234,567.5 in all", 1234567.5, 567.5),
-        ("答えは-5", -5, 5),
-        ("x = -5.25", -5.25, 5.25),
-        ("答えは\N{MINUS SIGN}5度", -5, 5),
-        ("= \N{EN DASH}5", -5, 5),
-        ("-$5", -5, 5),
-        ("$-5", -5, 5),
-        ("10-5", 5, 5),
-        ("10\N{EN DASH}5", 5, 5),
-        ("GPT-4", 4, 4),
-        ("3.50円", 3.5, 3.5),
-        (".5", 0.5, 0.5),
-        ("合計は１\N{FULLWIDTH COMMA}０００円", 1000, 0),
-        ("面積は25m²です", 25, 25),
-        ("3, 4", 4, 4),
-        ("1,2,3", 3, 3),
-        ("12,3456", 3456, 3456),
-        ("1'080 Fr.", 1080, 80),
-        ("1\N{RIGHT SINGLE QUOTATION MARK}080", 1080, 80),
-        ("1\N{NARROW NO-BREAK SPACE}080 m", 1080, 80),
-        ("1 080", 80, 80),
-        (r"\(70{,}000\)", 70000, 0),
-        (r"70\,000", 70000, 0),
-        (r"\boxed{18}", 18, 18),
-        ("1.08e3", 1080, 3),
-        ("1.08 × 10^3", 1080, 3),
-        (r"1.08\times10^{3}", 1080, 3),
-        ("3×10⁴", 30000, 10),
-        ("2e", 2, 2),
-        ("1e400", math.inf, 400),
-        ("-1e400", -math.inf, 400),
-        ("1e-400", 0, 400),
-        ("1_000", 1000, 0),
-        ("1_234_567.5", 1234567.5, 567.5),
-        ("x_1", 1, 1),
-        ("5k", 5, 5),
-        ("3/0", 0, 0),
-        ("3/4", 0.75, 4),
-        ("1 1/2 cups", 1.5, 2),
-        ("1½", 1.5, 1),
-        (r"\frac{3}{4}", 0.75, 4),
-        (r"\frac34", 0.75, 34),
-        (r"2\frac{1}{2}", 2.5, 2),
-        (r"$-2\frac12$", -2.5, 12),
-        (r"-\frac{1}{2}", -0.5, 2),
-        ("三分の二です", 2 / 3, None),
-        ("3分の1", 1 / 3, 1),
-        ("マイナス五", -5, None),
-        ("答えは-五です", -5, None),
-        ("10^3", 1000, 3),
-        ("10^{-2} m", 0.01, 2),
-        ("1.500.000", 1500000, 0.0),
-        ("1.234.567.8", 567.8, 0.8),
-        ("マイナス5", -5, 5),
-        ("2024/05/01", 1, 1),
-        ("1/0", 0, 0),
-        ("5万円", 50000, 5),
-        ("2万5千円", 25000, 5),
-        ("10万5,000円", 105000, 0),
-        ("1億2000万", 120000000, 2000),
-        ("3千万", 30000000, 3),
-        ("答えは十八です", 18, None),
-        ("二千二十四", 2024, None),
-        ("二〇二四", 2024, None),
-        ("一緒に18個、一緒に", 18, 18),
-        ("わかりません", None, None),
-        ("", None, None),
-    ],
-)
+
+def table(text):
+    """Rows of a table: a text and the numbers that are read in it."""
+    for row in text.splitlines():
+        words, *numbers = map(str.strip, row.split("|"))
+        yield words, *(None if number == "None" else float(number) for number in numbers)
+
+
+@pytest.mark.parametrize(("text", "number", "paper"), [*table(LAST_NUMBERS)])
 def test_last_number(text, number, paper):
     """The last number is read with its sign, groups, fraction, power and ideographs; the paper's
     scorer reads none of these."""
@@ -94,21 +111,7 @@ def test_last_number(text, number, paper):
     assert paper_last_number(text) == paper
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("70.000", 70000),
-        ("1.080,5 Euro", 1080.5),
-        ("1 080", 1080),
-        ("3,5", 3.5),
-        ("1.5", 1.5),
-        ("3.1415", 3.1415),
-        ("12.345.678,9", 12345678.9),
-        ("-1 080 €", -1080),
-        ("-.5", -0.5),
-        ("1,500,000", 1500000),
-    ],
-)
+@pytest.mark.parametrize(("text", "number"), [*table(WITH_COMMAS)])
 def test_decimal_comma(text, number):
     """Where a comma is the decimal mark, points and spaces group thousands, and a point that groups
     none is a decimal point."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from hf_evomerge.fitness import DataSpec, load_examples
@@ -108,23 +109,22 @@ def test_code_runs_with_consent_alone(model, examples, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
-        ({"functions": ["CODE:short"]}, "reward function short: 1 numbers for 23 examples"),
-        ({"functions": ["CODE:text"]}, "reward function text: expected one number per example"),
-        ({"functions": ["CODE:narrow"]}, r"write it as `def narrow\(prompts, completions, "),
-        ({"functions": ["CODE:word"]}, "has no 'word'; did you mean words"),
-        ({"functions": ["absent.py:words"]}, "absent.py: there is no such file in /"),
-        ({"functions": ["rewards.words"]}, "write a function as FILE.py:NAME"),
-        ({}, "name reward functions"),
-        ({"model": "x", "weights": [1, 2]}, "weights: 2 for 1 rewards"),
-        ({"model": "x", "language": "ja"}, "language: a reward function judges it"),
-        ({"functions": ["CODE:words"], "revision": "x"}, "revision: belongs to the reward model"),
+        ("functions: ['CODE:short']", "reward function short: 1 numbers for 23 examples"),
+        ("functions: ['CODE:text']", "reward function text: expected one number per example"),
+        ("functions: ['CODE:narrow']", r"write it as `def narrow\(prompts, completions, "),
+        ("functions: ['CODE:word']", "has no 'word'; did you mean words"),
+        ("functions: ['absent.py:words']", "absent.py: there is no such file in /"),
+        ("functions: [rewards.words]", "write a function as FILE.py:NAME"),
+        ("{}", "name reward functions"),
+        ("{model: x, weights: [1, 2]}", "weights: 2 for 1 rewards"),
+        ("{model: x, language: ja}", "language: a reward function judges it"),
+        ("{functions: ['CODE:words'], revision: x}", "revision: belongs to the reward model"),
     ],
 )
 def test_refusals(keys, complaint, model, examples, tokenizer, code):
     """A wrong function, file, return or setting is one line that says what to write."""
-    functions = [each.replace("CODE", code) for each in keys.get("functions", ())]
     with refused(complaint):
-        scored(model, examples, tokenizer, **{**keys, "functions": functions})
+        scored(model, examples, tokenizer, **yaml.safe_load(keys.replace("CODE", code)))
 
 
 def saved(folder, tokenizer, kind=AutoModelForSequenceClassification, labels=1):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from hf_evomerge.fitness import DifferentiableTask, JudgingTask, make_task, parse_task
 
@@ -125,29 +126,29 @@ def test_is_written_as_it_is_read():
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ([{**LIKELIHOOD, "weight": 0}], "terms.0.weight: must be more than 0 (found 0)"),
-        ([{"task": "likelyhood"}], "terms.0: unknown task 'likelyhood'; did you mean likelihood?"),
+        ("[{task: likelihood, weight: 0}]", "terms.0.weight: must be more than 0 (found 0)"),
+        ("[{task: likelyhood}]", "terms.0: unknown task 'likelyhood'; did you mean likelihood?"),
         (
-            [{**LIKELIHOOD, "seperator": ""}],
+            "[{task: likelihood, seperator: ''}]",
             "terms.0: seperator: no such key; did you mean separator?",
         ),
         (
-            [{**LIKELIHOOD, "data": {"search": {"jsonl": "x"}}}],
+            "[{task: likelihood, data: {search: {jsonl: x}}}]",
             "terms: none scores the search's own examples",
         ),
         (
-            [{**LIKELIHOOD, "data": {"serch": {"jsonl": "x"}}}],
+            "[{task: likelihood, data: {serch: {jsonl: x}}}]",
             "terms.0.data.serch: must be 'search', 'validation' or 'test'",
         ),
-        ([{"task": "terms", "terms": [LIKELIHOOD]}], "terms: terms is no term; write one"),
-        ([LIKELIHOOD, {"task": "choice"}], "terms: choice is no term; write one"),
-        ([], "terms: is empty; write a task and its weight"),
+        ("[{task: terms, terms: [{task: likelihood}]}]", "terms: terms is no term; write one"),
+        ("[{task: likelihood}, {task: choice}]", "terms: choice is no term; write one"),
+        ("[]", "terms: is empty; write a task and its weight"),
     ],
 )
 def test_refuses_sections(terms, message):
     """A weight is a positive number, and a wrong key is named with its term."""
     with refused(f"^{re.escape(message)}"):
-        parse_task({"terms": terms})
+        parse_task({"terms": yaml.safe_load(terms)})
 
 
 def test_refuses_a_split_without_examples(further, examples):

@@ -1,4 +1,5 @@
 import pytest
+import yaml
 from refusals import refused
 from searches import minimal
 
@@ -98,19 +99,19 @@ def test_a_file_has_the_last_word():
 @pytest.mark.parametrize(
     ("fitness", "message"),
     [
-        ({"task": "mgsm"}, "language: which. There are prompts for de, en"),
+        ("task: mgsm", "language: which. There are prompts for de, en"),
         (
-            {"task": "mgsm", "language": "de", "compat": "paper"},
+            "{task: mgsm, language: de, compat: paper}",
             r"compat: the paper measured ja alone \(found de\)",
         ),
-        ({"task": "gsm8k", "compat": "paper"}, r"compat: the paper measured ja alone \(found en\)"),
-        ({"task": "mgsm", "language": "japanese"}, "language"),
+        ("{task: gsm8k, compat: paper}", r"compat: the paper measured ja alone \(found en\)"),
+        ("{task: mgsm, language: japanese}", "language"),
     ],
 )
 def test_refusals(fitness, message):
     """What the paper did not measure, and problems without a language, are refused in one line."""
     with refused(SearchError, message):
-        search(fitness, search={})
+        search(yaml.safe_load(fitness), search={})
 
 
 def test_languages_without_a_prompt():

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import yaml
 from refusals import refused
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from hf_evomerge.cli import app
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.mergekit import from_mergekit, load, to_mergekit
-from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe, SlicePart, SourceRef
+from hf_evomerge.recipes.recipe import FlowPart, Recipe, SourceRef
 
 A = SourceRef(model="org/a")
 B = SourceRef(model="org/b", revision="main")
@@ -75,15 +76,16 @@ def test_slices_with_filters_and_gradients():
     """The file that most slerp merges are made with: filters become patterns, and the base is where
     the way begins."""
     read = from_mergekit(SLERP)
-    t = {"*self_attn*": [0.0, 0.5, 0.3, 0.7, 1.0], "*mlp*": [1.0, 0.5], "default": 0.5}
-    part = MergePart(
-        method="slerp",
-        options={"t": t},
-        slices=[SlicePart(layers=["0:0-31", "1:0-31"])],
-        unmatched="ignore",
-        router="merge",
-    )
-    assert read.recipe == Recipe(sources=[B, A], merge=part, dtype="bfloat16")
+    assert read.recipe == Recipe.from_yaml("""
+sources: [{model: org/b, revision: main}, {model: org/a}]
+merge:
+  method: slerp
+  options: {t: {"*self_attn*": [0.0, 0.5, 0.3, 0.7, 1.0], "*mlp*": [1.0, 0.5], default: 0.5}}
+  slices: [{layers: [0:0-31, 1:0-31]}]
+  unmatched: ignore
+  router: merge
+dtype: bfloat16
+""")
     assert read.notes == []
 
 
@@ -91,18 +93,22 @@ def test_models_with_a_base():
     """Settings fall through from a model to the whole file; the base is no source; what has no
     effect is silent."""
     read = from_mergekit(TIES)
-    lora = SourceRef(model="org/b", revision="main", adapter="some/lora", adapter_revision="v2")
-    values = [
-        {"weight": {"*mlp*": 0.5, "default": 0.3}, "density": [1.0, 0.7, 0.1]},
-        {"weight": {"*embed*": 0.1, "default": 0.1}, "density": 0.33},
-    ]
-    options = {"normalize": True, "rescale": "l1"}
-    part = MergePart(
-        method="ties", options=options, parameters=values, unmatched="ignore", router="merge"
-    )
-    fields = {"dtype": "float16", "vocabulary": "tokenizer"}
-    expected = Recipe(sources=[A, lora], base=SourceRef(model="org/base"), merge=part, **fields)
-    assert read.recipe == expected
+    assert read.recipe == Recipe.from_yaml("""
+sources:
+  - {model: org/a}
+  - {model: org/b, revision: main, adapter: some/lora, adapter_revision: v2}
+base: {model: org/base}
+merge:
+  method: ties
+  options: {normalize: true, rescale: l1}
+  parameters:
+    - {weight: {"*mlp*": 0.5, default: 0.3}, density: [1.0, 0.7, 0.1]}
+    - {weight: {"*embed*": 0.1, default: 0.1}, density: 0.33}
+  unmatched: ignore
+  router: merge
+dtype: float16
+vocabulary: tokenizer
+""")
     assert read.notes == []
 
 
@@ -110,31 +116,37 @@ def test_a_stack_of_slices():
     """Passthrough slices become a stack, in their order, with the setting that counts most for
     each."""
     recipe = from_mergekit(FRANKEN).recipe
-    assert recipe.merge.slices == [
-        SlicePart(layers=["0:0-23"]),
-        SlicePart(layers=["1:8"], parameters=[{"scale": {"*o_proj*": 0.0, "default": 1.0}}]),
-        SlicePart(layers=["0:23-31"]),
-    ]
-    assert recipe.sources == [A, B]
-    assert recipe.chat_template == "{% for message in messages %}{{ message }}{% endfor %}"
+    assert recipe == Recipe.from_yaml("""
+sources: [{model: org/a}, {model: org/b, revision: main}]
+merge:
+  method: passthrough
+  slices:
+    - {layers: ["0:0-23"]}
+    - {layers: ["1:8"], parameters: [{scale: {"*o_proj*": 0.0, default: 1.0}}]}
+    - {layers: ["0:23-31"]}
+  unmatched: ignore
+  router: merge
+chat_template: "{% for message in messages %}{{ message }}{% endfor %}"
+""")
 
 
 def test_slices_of_several_sources():
     """The base of a slice has layers of its own, options of a slice stay there, and the file's are
     the merge's."""
-    recipe = from_mergekit(STACKED).recipe
-    piece = SlicePart(
-        layers=["0:0-7", "1:8-15"],
-        base="4-11",
-        options={"lambda": 0.9},
-        parameters=[{"weight": 0.5}, {"weight": [0.0, 1.0]}],
-    )
-    part = MergePart(
-        method="task_arithmetic", options={"normalize": False}, slices=[piece], router="merge"
-    )
-    assert recipe == Recipe(
-        sources=[A, B], base=SourceRef(model="org/base"), merge=part, tokenizer="base"
-    )
+    assert from_mergekit(STACKED).recipe == Recipe.from_yaml("""
+sources: [{model: org/a}, {model: org/b, revision: main}]
+base: {model: org/base}
+merge:
+  method: task_arithmetic
+  options: {normalize: false}
+  slices:
+    - layers: [0:0-7, 1:8-15]
+      base: 4-11
+      options: {lambda: 0.9}
+      parameters: [{weight: 0.5}, {weight: [0.0, 1.0]}]
+  router: merge
+tokenizer: base
+""")
 
 
 @pytest.mark.parametrize("text", [SLERP, TIES, FRANKEN, STACKED, LINEAR], ids=range(5))
@@ -355,59 +367,51 @@ def recipe_of(**fields):
     ("fields", "message"),
     [
         (
-            {"flow": {"path": ["2:0-3"], "embedding_source": 2}},
+            "flow: {path: ['2:0-3'], embedding_source: 2}",
             "flow: mergekit has no path through a merged model",
         ),
         (
-            {"merge": None, "flow": {"path": ["0:0 + 1:0*0.5"]}},
+            "{merge: null, flow: {path: ['0:0 + 1:0*0.5']}}",
             "flow.path: mergekit has no hop of several layers",
         ),
         (
-            {"merge": None, "flow": {"path": ["0:0"], "scales": [0.5]}},
+            "{merge: null, flow: {path: ['0:0'], scales: [0.5]}}",
             "flow.scales: mergekit scales tensors",
         ),
         (
-            {"merge": None, "flow": {"path": ["0:0", "1:1"]}},
+            "{merge: null, flow: {path: ['0:0', '1:1']}}",
             "flow.embedding_source: mergekit takes embeddings and head from",
         ),
+        ("merge: {method: linear, sources: [0, 0]}", "merge.sources: mergekit takes a model once"),
         (
-            {"merge": {"method": "linear", "sources": [0, 0]}},
-            "merge.sources: mergekit takes a model once",
-        ),
-        (
-            {
-                "merge": {
-                    "method": "linear",
-                    "parameters": [{"weight": {"embed": 1, "default": 0}}, {}],
-                }
-            },
+            "merge: {method: linear, parameters: [{weight: {embed: 1, default: 0}}, {}]}",
             "merge.parameters[0].weight.embed: mergekit knows parts of names, such as "
             "'*mlp*', and no layer groups; "
             "`hf-evomerge merge` builds the recipe",
         ),
         (
-            {"merge": {"method": "dare_ties", "options": {"rescale": "expected"}}, "base": A},
+            "{merge: {method: dare_ties, options: {rescale: expected}}, base: {model: org/a}}",
             "merge.options.rescale: mergekit knows",
         ),
         (
-            {"merge": {"method": "karcher", "parameters": [{"weight": 2}, {}]}},
+            "merge: {method: karcher, parameters: [{weight: 2}, {}]}",
             "merge.parameters[0].weight: mergekit has nothing",
         ),
         (
-            {"merge": {"method": "passthrough", "slices": [{"layers": ["0:3-0"]}]}},
+            "merge: {method: passthrough, slices: [{layers: ['0:3-0']}]}",
             "merge.slices[0].layers: mergekit's layers go up one by one (found [3, 2, 1, 0])",
         ),
         (
-            {"merge": {"method": "linear", "slices": [{"layers": ["0:0-1", "0:1-2"]}]}},
+            "merge: {method: linear, slices: [{layers: ['0:0-1', '0:1-2']}]}",
             "merge.slices[0].layers: mergekit takes a model once in a slice (found org/a twice)",
         ),
-        ({"sources": [SourceRef(model="a+b"), B]}, "sources: a+b has a + or an @ in a name"),
+        ("sources: [{model: a+b}, {model: b}]", "sources: a+b has a + or an @ in a name"),
     ],
 )
 def test_what_mergekit_cannot_say_is_refused(fields, message):
     """Each is refused in one line that begins with the recipe's key."""
     with refused(RecipeError, f"^{re.escape(message)}"):
-        to_mergekit(recipe_of(**fields))
+        to_mergekit(recipe_of(**yaml.safe_load(fields)))
 
 
 def test_a_path_is_written_as_a_passthrough_merge():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import yaml
 from method_cases import CASES, IDS, NAME, check_slopes, merge, tensors
 from refusals import refused
 from tiny_adapters import save_adapter
@@ -136,12 +137,13 @@ def parents(request, family, load, tmp_path):
     ], base
 
 
-NUMBERS = {  # of two sources, or one: elected signs change on the way between ends of a difference
-    "task_arithmetic": ([{"weight": 0.4}, {"weight": 0.7}], {"lambda": 0.9}),
-    "ties": ([{"weight": 0.4}], {"lambda": 0.9}),
-    "slerp": ([{}, {}], {"t": {"blocks.0": 0.2, "default": 0.7}}),
-    "karcher": ([{"weight": 0.4}, {"weight": 0.7}], {}),
-}
+# Of two sources, or one: elected signs change on the way between ends of a difference.
+NUMBERS = yaml.safe_load("""
+task_arithmetic: [[{weight: 0.4}, {weight: 0.7}], {lambda: 0.9}]
+ties: [[{weight: 0.4}], {lambda: 0.9}]
+slerp: [[{}, {}], {t: {blocks.0: 0.2, default: 0.7}}]
+karcher: [[{weight: 0.4}, {weight: 0.7}], {}]
+""")
 
 
 @pytest.mark.parametrize("parents", ["tied", "experts", "adapter"], indirect=True)

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import yaml
 from method_cases import check_slopes
 from peft import PeftModel
 from refusals import refused
@@ -22,39 +23,42 @@ from hf_evomerge.merging.live import LiveMerger
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.evaluation.quantization import keep_differentiable, packed
 
-ADAPTERS = {
-    "two of one rank": [{"r": 4}, {"r": 4}],
-    "ranks that differ": [{"r": 2}, {"r": 8}, {"r": 1}],
-    "rsLoRA and alpha": [{"r": 4, "use_rslora": True, "lora_alpha": 3}, {"r": 4, "lora_alpha": 32}],
-    "patterns": [
-        {"r": 4, "rank_pattern": {"layers.1.*": 2}, "alpha_pattern": {"q_proj": 5}},
-        {"r": 2},
-    ],
-    "other modules": [
-        {"r": 4, "target_modules": ["q_proj", "down_proj"]},
-        {"r": 4, "target_modules": ["v_proj", "q_proj"]},
-    ],
-}
+# Configs of peft.
+ADAPTERS = yaml.safe_load("""
+two of one rank: [{r: 4}, {r: 4}]
+ranks that differ: [{r: 2}, {r: 8}, {r: 1}]
+rsLoRA and alpha: [{r: 4, use_rslora: true, lora_alpha: 3}, {r: 4, lora_alpha: 32}]
+patterns: [{r: 4, rank_pattern: {layers.1.*: 2}, alpha_pattern: {q_proj: 5}}, {r: 2}]
+other modules:
+- {r: 4, target_modules: [q_proj, down_proj]}
+- {r: 4, target_modules: [v_proj, q_proj]}
+""")
 # What peft takes adapters for, where that is not every linear layer.
 SOME = {name: ["q_proj", "o_proj"] for name in ("mixtral", "qwen3_moe", "gpt_oss")} | {
     "mamba": ["in_proj"]
 }  # else peft refuses
 NAME = "model.layers.1.self_attn.q_proj.weight"
-WEIGHTS = {
-    "whole model": ([{"weight": 0.7}, {"weight": -0.4}, {"weight": 1.3}], {}),
-    "groups and lambda": (
-        [{"weight": {"embed": 0.3, "*mlp*": 0.0, "default": 1.1}}, {"weight": 0.5}, {}],
-        {"lambda": 0.6},
-    ),
-    "rows": (
-        [
-            {"weight": {NAME: [0.1, 0.9, -0.5], "default": 0.2}},
-            {"weight": {NAME: [1.0, 0.0], "default": 0.7}},
-            {},
-        ],
-        {},
-    ),
-}
+# Parameters of sources, and options.
+WEIGHTS = yaml.safe_load("""
+whole model: [[{weight: 0.7}, {weight: -0.4}, {weight: 1.3}], {}]
+groups and lambda:
+- [{weight: {embed: 0.3, "*mlp*": 0.0, default: 1.1}}, {weight: 0.5}, {}]
+- {lambda: 0.6}
+rows:
+- - weight: {model.layers.1.self_attn.q_proj.weight: [0.1, 0.9, -0.5], default: 0.2}
+  - weight: {model.layers.1.self_attn.q_proj.weight: [1.0, 0.0], default: 0.7}
+  - {}
+- {}
+""")
+CORE = yaml.safe_load("""
+ties: [[{weight: 0.7, density: 0.6}, {weight: {"*mlp*": 0.4, default: 0.9}}], {}]
+slerp: [[{}, {}], {t: 0.3}]
+linear:
+- - weight: {model.layers.1.self_attn.q_proj.weight: [0.1, 0.9, -0.5], default: 0.2}
+  - weight: {model.layers.1.self_attn.q_proj.weight: [1.0, 0.3], default: 0.7}
+- {normalize: false}
+nuslerp: [[{weight: 0.7}, {weight: 0.4}], {}]
+""")
 DIAGONAL = list(zip(ADAPTERS, itertools.cycle(WEIGHTS), strict=False))
 
 
@@ -116,15 +120,6 @@ def test_unmerged_equals_merged(kind, weights, adapters, family, load, whole):
     for number, slope in wanted.items():
         assert found.get(number, 0.0) == pytest.approx(slope, rel=1e-3, abs=1e-5), number
     assert found == joined.gradient(parameters, options, lambda: loss(light).backward())
-
-
-ROWS = [{"weight": {NAME: [0.1, 0.9, -0.5], "default": 0.2}}]
-CORE = {
-    "ties": ([{"weight": 0.7, "density": 0.6}, {"weight": {"*mlp*": 0.4, "default": 0.9}}], {}),
-    "slerp": ([{}, {}], {"t": 0.3}),
-    "linear": ([*ROWS, {"weight": {NAME: [1.0, 0.3], "default": 0.7}}], {"normalize": False}),
-    "nuslerp": ([{"weight": 0.7}, {"weight": 0.4}], {}),
-}
 
 
 @pytest.mark.parametrize("method", CORE)

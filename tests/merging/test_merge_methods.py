@@ -2,6 +2,7 @@
 formulas, and against what was worked out by hand."""
 
 import hashlib
+import inspect
 import itertools
 import math
 
@@ -9,71 +10,68 @@ import merge_reference as reference
 import numpy as np
 import pytest
 import torch
+import yaml
 from method_cases import NAME, RANDOM, assert_close, deltas, exact, merge, tensors
 
 from hf_evomerge.merging.registry import all_methods, get_method
 
 WEIGHTS = [[2.0], [0.6, 0.7], [0.9, -0.4], [-0.5, -0.25], [0.0, 0.8], [0.7, 0.4, 0.3]]
 BOTH = [True, False]
-# Method: its reference for a base, sources, weights and options; and values of these.
-DENSE = {
-    "linear": (lambda b, x, w, o: reference.linear(x, w, *o), {"normalize": BOTH}),
-    "slerp": (lambda b, x, w, o: reference.slerp(*x, *o), {"t": [0.0, 0.25, 0.9, 1.0]}),
-    "task_arithmetic": (
-        lambda b, x, w, o: reference.task_arithmetic(b, x, w, *o),
-        {"normalize": BOTH, "lambda": [1.0, 0.3, -2.0]},
-    ),
-    "model_stock": (lambda b, x, w, o: reference.model_stock(b, x, *o), {"filter_wise": BOTH}),
-    "sce": (lambda b, x, w, o: reference.sce(b, x, *o), {"select_topk": [1.0, 0.7, 0.001, 0.0]}),
-    "nuslerp": (
-        lambda b, x, w, o: reference.nuslerp(b, *x, w, *o),
-        {"nuslerp_flatten": BOTH, "nuslerp_row_wise": BOTH},
-    ),
-    "multislerp": (
-        lambda b, x, w, o: reference.multislerp(b, x, w, *o),
-        {"normalize_weights": BOTH},
-    ),
-    "karcher": (lambda b, x, w, o: reference.karcher(x, w, *o), {"max_iter": [0, 1, 10]}),
-    "nearswap": (lambda b, x, w, o: reference.nearswap(b, *x, *o), {"t": [0.0, 0.001, 0.1, 10.0]}),
-    "ram": (lambda b, x, w, o: reference.ram(b, x, *o), {"epsilon": [0.0, 0.05, 10.0]}),
-    "iso_c": (lambda b, x, w, o: reference.iso_c(b, x, *o), {"lambda": [0.7]}),
+# Options of a method, in the order of its reference, with values.
+DENSE = yaml.safe_load("""
+linear: {normalize: [true, false]}
+slerp: {t: [0.0, 0.25, 0.9, 1.0]}
+task_arithmetic: {normalize: [true, false], lambda: [1.0, 0.3, -2.0]}
+model_stock: {filter_wise: [true, false]}
+sce: {select_topk: [1.0, 0.7, 0.001, 0.0]}
+nuslerp: {nuslerp_flatten: [true, false], nuslerp_row_wise: [true, false]}
+multislerp: {normalize_weights: [true, false]}
+karcher: {max_iter: [0, 1, 10]}
+nearswap: {t: [0.0, 0.001, 0.1, 10.0]}
+ram: {epsilon: [0.0, 0.05, 10.0]}
+iso_c: {lambda: [0.7]}
+""")
+# What is kept of a task vector, and parameters of a source.
+KEPT = {
+    "ties": reference.trim,
+    "dare": reference.drop,
+    "breadcrumbs": reference.breadcrumbs,
+    "della": reference.della,
 }
-# Method: what of a task vector is kept, and the parameters of a source.
-SPARSE = {
-    "ties": (
-        lambda d, field, rescale, density: reference.trim(d, density, rescale),
-        [{"density": density} for density in (1.0, 0.5, 0.2, 0.0015, 0.0001, 0.0)],
-    ),
-    "dare": (
-        lambda d, field, rescale, density: reference.drop(d, density, field, rescale),
-        [{"density": density} for density in (1.0, 0.5, 0.25, 0.0)],
-    ),
-    "breadcrumbs": (
-        lambda d, field, rescale, density, gamma: reference.breadcrumbs(d, density, gamma, rescale),
-        [
-            {"density": density, "gamma": gamma}
-            for density, gamma in (
-                (1, 0.3),
-                (0.5, 0.1),
-                (0.3, 0),
-                (0.002, 0.01),
-                (0, 0.1),
-                (0.2, 1),
-            )
-        ],
-    ),
-    "della": (
-        lambda d, field, rescale, density, epsilon: reference.della(
-            d, density, epsilon, field, rescale
-        ),
-        [
-            {"density": density, "epsilon": epsilon}
-            for density, epsilon in ((1, 0.15), (0.5, 0.15), (0.9, 0.3), (0.1, 0.3), (0, 0.1))
-        ],
-    ),
-}
-VOTES = {"ties": "ties", "dare_linear": "dare", "dare_ties": "dare", "breadcrumbs": "breadcrumbs"}
-VOTES |= {"breadcrumbs_ties": "breadcrumbs", "della": "della", "della_linear": "della"}
+SPARSE = yaml.safe_load("""
+ties:
+  - {density: 1.0}
+  - {density: 0.5}
+  - {density: 0.2}
+  - {density: 0.0015}
+  - {density: 0.0001}
+  - {density: 0.0}
+dare:
+  - {density: 1.0}
+  - {density: 0.5}
+  - {density: 0.25}
+  - {density: 0.0}
+breadcrumbs:
+  - {density: 1, gamma: 0.3}
+  - {density: 0.5, gamma: 0.1}
+  - {density: 0.3, gamma: 0}
+  - {density: 0.002, gamma: 0.01}
+  - {density: 0, gamma: 0.1}
+  - {density: 0.2, gamma: 1}
+della:
+  - {density: 1, epsilon: 0.15}
+  - {density: 0.5, epsilon: 0.15}
+  - {density: 0.9, epsilon: 0.3}
+  - {density: 0.1, epsilon: 0.3}
+  - {density: 0, epsilon: 0.1}
+""")
+VOTES = ["ties", *RANDOM, "breadcrumbs", "breadcrumbs_ties"]
+
+
+def called(function, given, *options):
+    """What a reference computes of those of the given that it names, and options."""
+    names = inspect.signature(function).parameters
+    return function(*(given[name] for name in names if name in given), *options)
 
 
 def matrices(count=3, shape=(37, 27), spread=0.1):
@@ -97,7 +95,7 @@ def many(weights, **values):
 def test_a_method_is_its_reference(method, spread, shape):
     """With any number of sources, weights and options, and with and without an optional base."""
     chosen = get_method(method)
-    by, grid = DENSE[method]
+    grid = DENSE[method]
     weighted = any(parameter.name == "weight" for parameter in chosen.parameters)
     low, high = chosen.count
     for weights in WEIGHTS:
@@ -116,7 +114,15 @@ def test_a_method_is_its_reference(method, spread, shape):
                 taken = [exact(source) for source in sources]
                 if chosen.task_vectors and start is not None:
                     taken = [exact(base) + delta for delta in deltas(base, sources)]
-                expected = by(None if start is None else exact(base), taken, weights, options)
+                given = {
+                    "base": None if start is None else exact(base),
+                    "sources": taken,
+                    "weights": weights,
+                    "first": taken[0],
+                    "second": taken[-1],
+                    "source": taken[0],
+                }
+                expected = called(getattr(reference, method), given, *options)
                 assert_close(found, expected, 3e-6 * max(1.0, float(np.abs(expected).max())))
 
 
@@ -127,11 +133,10 @@ def test_a_sparse_method_is_its_reference(method, weights, shape):
     """Each task vector keeps what the method keeps, is rescaled, and is added up or votes."""
     base, sources = matrices(len(weights), shape)
     sources[0][2] = sources[0][2].round()  # equal magnitudes
-    kind = VOTES[method]
-    by, parameters = SPARSE[kind]
+    kind = method.split("_")[0]
     rescales = get_method(method).options[-1].choices
     fields = [reference.random_field(4, at, NAME, base.numel()) for at in range(len(weights))]
-    for values, normalize, rescale, keep in itertools.product(parameters, BOTH, rescales, BOTH):
+    for values, normalize, rescale, keep in itertools.product(SPARSE[kind], BOTH, rescales, BOTH):
         own = [dict(values) for _ in weights]
         own[0]["density"] = min(1.0, own[0]["density"] * 1.5)
         found = merge(
@@ -146,7 +151,8 @@ def test_a_sparse_method_is_its_reference(method, weights, shape):
         kept = []
         for delta, field, each in zip(deltas(base, sources), fields, own, strict=True):
             shaped = delta if kind == "della" else delta.ravel()
-            kept.append(by(shaped, field, rescale, **each).ravel())
+            given = {"delta": shaped, "field": field, **each}
+            kept.append(called(KEPT[kind], given, rescale).ravel())
         flat = exact(base).ravel()
         if method in ("breadcrumbs", "della_linear", "dare_linear"):
             share = sum(weights) if normalize else 1

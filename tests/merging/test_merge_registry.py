@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import yaml
 from method_cases import check_part
 from refusals import refused
 
@@ -15,9 +16,9 @@ from hf_evomerge.recipes.recipe import MergePart
 NAMES = ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
 
 
-def part(method="dare_ties", parameters=(), **options):
+def part(method="dare_ties", **fields):
     """A merge part."""
-    return MergePart(method=method, parameters=list(parameters), options=options)
+    return MergePart(method=method, **fields)
 
 
 def test_the_methods_of_the_field_are_there():
@@ -60,78 +61,80 @@ def test_a_new_method_is_one_function(monkeypatch):
     assert get_method("scaled").help == "The source times a number."
     one = [torch.ones(1)]
     assert [merging.scaled(one).item(), merging.scaled(one, size=3).item()] == [1, 3]
-    check_part(part("scaled", size=2), sources=1, has_base=False)
+    check_part(part("scaled", options={"size": 2}), sources=1, has_base=False)
     for size, sources, message in (
         (-1, 1, "options.size: -1.0 is out of range; give a number at least 0"),
         (1, 2, r"sources: scaled merges 1 model \(found 2\)"),
     ):
         with refused(RecipeError, f"merge.{message}"):
-            check_part(part("scaled", size=size), sources=sources, has_base=False)
+            check_part(part("scaled", options={"size": size}), sources=sources, has_base=False)
 
 
-def first(values):
-    """A merge part whose first source has these parameters."""
-    return part(parameters=[values, {}])
-
-
+# A merge part, of dare_ties where it names no method.
 REFUSED = [
     (
-        part(lamda=1),
+        "options: {lamda: 1}",
         r"merge.options.lamda: dare_ties has no such parameter here; it takes normalize, lambda",
     ),
-    (part(weight=1), r"merge.options.weight: .*it belongs in merge.parameters, once per source"),
-    (first({"lambda": 1}), r"merge.parameters\[0\].lambda: .*it belongs in merge.options"),
     (
-        part(parameters=[{}, {"wieght": 1}]),
-        r"merge.parameters\[1\].wieght: .*it takes weight, density",
+        "options: {weight: 1}",
+        r"merge.options.weight: .*it belongs in merge.parameters, once per source",
     ),
     (
-        part(parameters=[{}, {"density": 1.5}]),
+        "parameters: [{lambda: 1}, {}]",
+        r"merge.parameters\[0\].lambda: .*it belongs in merge.options",
+    ),
+    ("parameters: [{}, {wieght: 1}]", r"merge.parameters\[1\].wieght: .*it takes weight, density"),
+    (
+        "parameters: [{}, {density: 1.5}]",
         r"merge.parameters\[1\].density: 1.5 is out of range; give a number from 0 to 1",
     ),
-    (part(normalize="yes"), r"merge.options.normalize: 'yes' is not true or false"),
-    (part(rescale="l2"), r"merge.options.rescale: 'l2' is not one of l1, expected, none"),
-    (part(**{"lambda": True}), r"merge.options.lambda: True is not a finite number"),
+    ("options: {normalize: 'yes'}", r"merge.options.normalize: 'yes' is not true or false"),
+    ("options: {rescale: l2}", r"merge.options.rescale: 'l2' is not one of l1, expected, none"),
+    ("options: {lambda: true}", r"merge.options.lambda: True is not a finite number"),
     (
-        part(**{"lambda": {"head": 1.0}}),
+        "options: {lambda: {head: 1.0}}",
         r"merge.options.lambda: takes one value, not one per layer group",
     ),
     (
-        part("task_arithmetic", [{"density": 0.5}, {}]),
+        "{method: task_arithmetic, parameters: [{density: 0.5}, {}]}",
         r"density: task_arithmetic has no such parameter here",
     ),
     (
-        first({"weight": {"block.0": 1}}),
+        "parameters: [{weight: {block.0: 1}}, {}]",
         r"merge.parameters\[0\].weight: 'block.0' is not a layer group",
     ),
-    (first({"weight": {}}), r"merge.parameters\[0\].weight: no layer groups"),
+    ("parameters: [{weight: {}}, {}]", r"merge.parameters\[0\].weight: no layer groups"),
     (
-        first({"weight": {"embed": 1, "head": 1}}),
+        "parameters: [{weight: {embed: 1, head: 1}}, {}]",
         r"weight: no layer group names layers.0.self_attn.weight",
     ),
-    (first({"weight": {"default": 1, "blocks.0-4": 1}}), r"blocks.0-4: there are 4 blocks, 0 to 3"),
     (
-        first({"weight": {"default": 1, "blocks.0-1": 1, "blocks.1": 1}}),
+        "parameters: [{weight: {default: 1, blocks.0-4: 1}}, {}]",
+        r"blocks.0-4: there are 4 blocks, 0 to 3",
+    ),
+    (
+        "parameters: [{weight: {default: 1, blocks.0-1: 1, blocks.1: 1}}, {}]",
         r"both name layers.1.self_attn.weight",
     ),
     (
-        part("linear", [{"weight": {"default": 1, "blocks.3.mlp": 0}}, {"weight": 0}]),
+        "{method: linear, parameters: [{weight: {default: 1, blocks.3.mlp: 0}}, {weight: 0}]}",
         "the weights of linear add up to 0",
     ),
     (
-        first({"weight": []}),
+        "parameters: [{weight: []}, {}]",
         r"merge.parameters\[0\].weight: an empty list; give the numbers of the gradient",
     ),
     (
-        first({"density": {"*mlp*": [0.5, -1], "default": 1}}),
+        "parameters: [{density: {'*mlp*': [0.5, -1], default: 1}}, {}]",
         r"density.\*mlp\*\[1\]: -1(.0)? is out of range",
     ),
     (
-        part(**{"lambda": [1.0, 2.0]}),
+        "options: {lambda: [1.0, 2.0]}",
         r"merge.options.lambda: takes one value, not a gradient over the layers",
     ),
     (
-        part("slerp", t={"*norm*": 0.1, "default": 0.5}),
+        "{method: slerp, options: {t: {'*norm*': 0.1, default: 0.5}}}",
         r"merge.options.t: the pattern '\*norm\*' names no tensor",
     ),
 ]
@@ -140,6 +143,7 @@ REFUSED = [
 @pytest.mark.parametrize(("wrong", "message"), REFUSED)
 def test_a_wrong_part_is_refused(wrong, message):
     """Each mistake in a merge part is answered with its key, what was found and what to do."""
+    wrong = part(**yaml.safe_load(wrong))
     with refused(RecipeError, message):
         check_part(wrong, sources=2, has_base=True, layer_count=4, names=one_of_each(4))
 

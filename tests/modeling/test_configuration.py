@@ -50,7 +50,7 @@ def test_a_wrong_config_json_is_refused_in_one_line(what, tmp_path, monkeypatch)
     """A wrong config.json is refused with one line that begins with the field's name, before a
     module is made."""
     fields, message = REFUSALS[what]
-    (tmp_path / "config.json").write_text(json.dumps({**VALID, **fields}))
+    (tmp_path / "config.json").write_text(json.dumps({**VALID, **json.loads(fields)}))
     monkeypatch.setattr(torch.nn.Module, "__init__", None)
     for load in (AutoConfig.from_pretrained, AutoModelForCausalLM.from_pretrained):
         with pytest.raises(ValueError, match=r"^[\w.]+(\[\d+\])?(\.\w+)?: ") as caught:
@@ -61,7 +61,7 @@ def test_a_wrong_config_json_is_refused_in_one_line(what, tmp_path, monkeypatch)
 
 
 def test_the_refusals_are_documented():
-    """The page of the model's tests has the table that `python tests/modeling/refusals.py`
+    """The page of the model's tests has the table that `python tests/modeling/wrong_configs.py`
     prints."""
     assert table() in (
         Path(__file__).parents[2] / "benchmarks" / "pages" / "model-tests.md"

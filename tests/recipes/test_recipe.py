@@ -4,6 +4,7 @@ import itertools
 import re
 
 import pytest
+import yaml
 from refusals import refused
 
 from hf_evomerge.errors import RecipeError
@@ -12,36 +13,25 @@ from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe, SourceRef, l
 MERGE = "merge: {method: linear}\n"
 HEAD = "sources: [{model: a}, {model: b}]\n"
 
-FULL = Recipe(
-    sources=[
-        SourceRef(model="org/日本語", revision="abc"),
-        SourceRef(model="./folder with spaces"),
-    ],
-    base=SourceRef(model="org/base"),
-    merge=MergePart(
-        method="dare_ties",
-        options={
-            "normalize": False,
-            "lambda": 1.5,
-            "rescale": "l1",
-            "t": {"embed": 0.1, "default": 0.2},
-        },
-        sources=[1, 0],
-        parameters=[
-            {"weight": 1 / 3, "density": 1e-7},
-            {
-                "weight": {"blocks.0-3": 0.1, "*o_proj*": [0.1, 0.7], "default": -2.0},
-                "density": [0.0, 1 / 3],
-            },
-        ],
-    ),
-    flow=FlowPart(
-        path=["2:0-3", "1:3", "0:1*0.5 + 1:1*0.5 x2"],
-        scales=[0.1 + 0.2, *[1e-9] * 6],
-        scale_target="mlp_delta",
-    ),
-    dtype="bfloat16",
-    seed=7,
+FULL = Recipe.model_validate(
+    yaml.safe_load("""
+sources: [{model: org/日本語, revision: abc}, {model: ./folder with spaces}]
+base: {model: org/base}
+merge:
+  method: dare_ties
+  options: {normalize: false, lambda: 1.5, rescale: l1, t: {embed: 0.1, default: 0.2}}
+  sources: [1, 0]
+  parameters:
+    - {weight: 0.3333333333333333, density: 1.0e-7}
+    - weight: {blocks.0-3: 0.1, "*o_proj*": [0.1, 0.7], default: -2.0}
+      density: [0.0, 0.3333333333333333]
+flow:
+  path: ["2:0-3", "1:3", "0:1*0.5 + 1:1*0.5 x2"]
+  scales: [0.30000000000000004, 1.0e-9, 1.0e-9, 1.0e-9, 1.0e-9, 1.0e-9, 1.0e-9]
+  scale_target: mlp_delta
+dtype: bfloat16
+seed: 7
+""")
 )
 
 
