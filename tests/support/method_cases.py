@@ -6,70 +6,48 @@ A new method joins the tests of this folder with its line in `CASES`.
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from hf_evomerge.merging.arithmetic import TensorJob
 from hf_evomerge.merging.checks import complete
 from hf_evomerge.merging.registry import get_method
 
 NAME = "model.layers.0.mlp.up_proj.weight"
-GROUPED = {"embed": 0.3, "blocks.0.attn": 0.9, "blocks.0.mlp": 0.1, "default": 0.6}
-_THREE = [{"weight": 0.6}, {"weight": GROUPED}, {"weight": -0.2}]
-_SPARSE = [{"weight": 0.6, "density": GROUPED}, {"weight": 0.9, "density": 0.3}, {"density": 1.0}]
-_EPSILON = {"head": 0.5, "default": 0.2}
-
-CASES = [
-    ("linear", _THREE, {}),
-    ("slerp", [{}, {}], {"t": GROUPED}),
-    ("passthrough", [{"scale": GROUPED}], {}),
-    ("task_arithmetic", _THREE, {"lambda": 0.8}),
-    (
-        "ties",
-        [{"weight": 0.6, "density": GROUPED}, {"weight": 0.9, "density": 0.3}, {"density": 0.0}],
-        {"rescale": "l1"},
-    ),
-    ("dare_linear", _SPARSE, {}),
-    (
-        "dare_ties",
-        [{"weight": GROUPED, "density": 0.5}, {"weight": 0.9, "density": 0.3}, {"weight": 0}],
-        {"normalize": True},
-    ),
-    (
-        "breadcrumbs",
-        [{"weight": 0.6, "density": GROUPED, "gamma": 0.2}, {"density": 0.4, "gamma": GROUPED}],
-        {"rescale": "l1"},
-    ),
-    ("breadcrumbs_ties", [{**values, "gamma": 0.1} for values in _SPARSE], {"normalize": True}),
-    (
-        "della",
-        [
-            {"weight": 0.6, "density": GROUPED, "epsilon": 0.1},
-            {"density": 0.5, "epsilon": _EPSILON},
-        ],
-        {},
-    ),
-    (
-        "della_linear",
-        [{**values, "epsilon": 0.2} for values in _SPARSE],
-        {"rescale": "expected", "lambda": 1.2},
-    ),
-    ("model_stock", [{}, {}, {}], {}),
-    ("model_stock", [{}, {}], {"filter_wise": True}),
-    ("sce", [{}, {}, {}], {"select_topk": GROUPED}),
-    ("nuslerp", [{"weight": GROUPED}, {"weight": 0.3}], {}),
-    ("nuslerp", [{"weight": GROUPED}, {"weight": 0.3}], {"nuslerp_flatten": False}),
-    (
-        "nuslerp",
-        [{"weight": 0.7}, {"weight": GROUPED}],
-        {"nuslerp_flatten": False, "nuslerp_row_wise": True},
-    ),
-    ("multislerp", [{"weight": 0.6}, {"weight": GROUPED}, {"weight": 0.2}], {}),
-    ("karcher", [{"weight": 0.6}, {"weight": GROUPED}, {}], {}),
-    ("linear", [{"weight": [0.2, 0.9]}, {"weight": {"*up_proj*": [0.5, 0.1], "default": 0.4}}], {}),
-    ("nearswap", [{}], {"t": {"embed": 0.001, "default": 0.01}}),
-    ("arcee_fusion", [{}], {}),
-    ("ram", [{}, {}, {}], {"epsilon": 0.05}),
-    ("iso_c", [{}, {}, {}], {"lambda": GROUPED}),
-]
+# Method, parameters of each source, options.
+CASES = yaml.safe_load("""
+- [linear, &three [{weight: 0.6}, {weight: &grouped {embed: 0.3, blocks.0.attn: 0.9,
+   blocks.0.mlp: 0.1, default: 0.6}}, {weight: -0.2}], {}]
+- [slerp, [{}, {}], {t: *grouped}]
+- [passthrough, [{scale: *grouped}], {}]
+- [task_arithmetic, *three, {lambda: 0.8}]
+- [ties, [{weight: 0.6, density: *grouped}, {weight: 0.9, density: 0.3}, {density: 0.0}],
+   {rescale: l1}]
+- [dare_linear, [&s0 {weight: 0.6, density: *grouped}, &s1 {weight: 0.9, density: 0.3},
+   &s2 {density: 1.0}], {}]
+- [dare_ties, [{weight: *grouped, density: 0.5}, {weight: 0.9, density: 0.3}, {weight: 0}],
+   {normalize: true}]
+- [breadcrumbs, [{weight: 0.6, density: *grouped, gamma: 0.2}, {density: 0.4,
+   gamma: *grouped}], {rescale: l1}]
+- [breadcrumbs_ties, [{<<: *s0, gamma: 0.1}, {<<: *s1, gamma: 0.1}, {<<: *s2, gamma: 0.1}],
+   {normalize: true}]
+- [della, [{weight: 0.6, density: *grouped, epsilon: 0.1}, {density: 0.5, epsilon: {head: 0.5,
+   default: 0.2}}], {}]
+- [della_linear, [{<<: *s0, epsilon: 0.2}, {<<: *s1, epsilon: 0.2}, {<<: *s2, epsilon: 0.2}],
+   {rescale: expected, lambda: 1.2}]
+- [model_stock, [{}, {}, {}], {}]
+- [model_stock, [{}, {}], {filter_wise: true}]
+- [sce, [{}, {}, {}], {select_topk: *grouped}]
+- [nuslerp, &two [{weight: *grouped}, {weight: 0.3}], {}]
+- [nuslerp, *two, {nuslerp_flatten: false}]
+- [nuslerp, [{weight: 0.7}, {weight: *grouped}], {nuslerp_flatten: false, nuslerp_row_wise: true}]
+- [multislerp, [{weight: 0.6}, {weight: *grouped}, {weight: 0.2}], {}]
+- [karcher, [{weight: 0.6}, {weight: *grouped}, {}], {}]
+- [linear, [{weight: [0.2, 0.9]}, {weight: {"*up_proj*": [0.5, 0.1], default: 0.4}}], {}]
+- [nearswap, [{}], {t: {embed: 0.001, default: 0.01}}]
+- [arcee_fusion, [{}], {}]
+- [ram, [{}, {}, {}], {epsilon: 0.05}]
+- [iso_c, [{}, {}, {}], {lambda: *grouped}]
+""")
 IDS = [f"{method}-{position}" for position, (method, *_) in enumerate(CASES)]
 every_case = pytest.mark.parametrize(("method", "parameters", "options"), CASES, ids=IDS)
 RANDOM = ["dare_linear", "dare_ties", "della", "della_linear"]

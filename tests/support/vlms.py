@@ -3,6 +3,7 @@ language part."""
 
 import torch
 import transformers
+import yaml
 from classes import random_weights
 from PIL import Image
 from words import word_tokenizer
@@ -23,76 +24,59 @@ TEMPLATE = (
     "endif %}{% endfor %}"
     "{% if add_generation_prompt %}assistant{% endif %}"
 )
-IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-TEXT = {
-    **VISION,
-    **IDS,
-    "vocab_size": len(WORDS),
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-}
-
-
-IMAGE = {**VISION, "image_size": 8, "patch_size": 4}
-ROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
-GEMMA = {
-    "query_pre_attn_scalar": 8,
-    "layer_types": ["sliding_attention", "full_attention"],
-    "sliding_window": 64,
-}
-QWEN = {
-    "hidden_size": 16,
-    "intermediate_size": 20,
-    "depth": 2,
-    "num_heads": 2,
-    "patch_size": 4,
-    "out_hidden_size": 32,
-}
-
-# Name: model type of the plain language model, fields of both, and the config and class of the
-# vision-language model.
-PLAIN = {
-    "llava": "mistral",
-    "llava_next": "llama",
-    "qwen2_5_vl": "qwen2",
-    "gemma3": "gemma3_text",
-    "smolvlm": "llama",
-    "qwen2_vl": "qwen2",
-}
-
-
-SIGHT = ["torchvision"]
-NEEDS = {
-    "qwen2_vl": SIGHT,
-    "qwen2_5_vl": SIGHT,
-    "smolvlm": [*SIGHT, "num2words"],
-}  # what their processors need
-CLASSES = {
-    "llava": "LlavaForConditionalGeneration",
-    "llava_next": "LlavaNextForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
-    "gemma3": "Gemma3ForConditionalGeneration",
-    "smolvlm": "SmolVLMForConditionalGeneration",
-}
-ALL_CLASSES = {
-    **CLASSES,
-    "qwen2_vl": "Qwen2VLForConditionalGeneration",
-}  # whose language part is a table's entry of its own
+TABLES = yaml.safe_load("""
+ids: &ids {pad_token_id: 0, bos_token_id: 1, eos_token_id: 2}
+vision: &vision
+  hidden_size: 16
+  intermediate_size: 20
+  num_hidden_layers: 2
+  num_attention_heads: 2
+text:
+  <<: [*ids, *vision]
+  hidden_size: 32
+  intermediate_size: 40
+  num_attention_heads: 4
+  num_key_value_heads: 2
+  head_dim: 8
+  max_position_embeddings: 128
+image: {<<: *vision, image_size: 8, patch_size: 4}
+rope: {rope_parameters: {rope_type: default, mrope_section: [1, 1, 2], rope_theta: 10000.0}}
+gemma:
+  query_pre_attn_scalar: 8
+  layer_types: [sliding_attention, full_attention]
+  sliding_window: 64
+qwen:
+  hidden_size: 16
+  intermediate_size: 20
+  depth: 2
+  num_heads: 2
+  patch_size: 4
+  out_hidden_size: 32
+# model type of the plain language model, class, packages that the processor needs
+kinds:
+  llava: [mistral, LlavaForConditionalGeneration, []]
+  llava_next: [llama, LlavaNextForConditionalGeneration, []]
+  qwen2_5_vl: [qwen2, Qwen2_5_VLForConditionalGeneration, [torchvision]]
+  gemma3: [gemma3_text, Gemma3ForConditionalGeneration, []]
+  smolvlm: [llama, SmolVLMForConditionalGeneration, [torchvision, num2words]]
+  qwen2_vl: [qwen2, Qwen2VLForConditionalGeneration, [torchvision]]
+""")
+IDS = TABLES["ids"]
+VISION = TABLES["vision"]
+TEXT = {**TABLES["text"], "vocab_size": len(WORDS)}
+IMAGE = TABLES["image"]
+ROPE = TABLES["rope"]
+QWEN = TABLES["qwen"]
+PLAIN = {name: kind[0] for name, kind in TABLES["kinds"].items()}
+ALL_CLASSES = {name: kind[1] for name, kind in TABLES["kinds"].items()}
+NEEDS = {name: kind[2] for name, kind in TABLES["kinds"].items()}
+# Qwen2-VL's language part is a table's entry of its own.
+CLASSES = {name: kind for name, kind in ALL_CLASSES.items() if name != "qwen2_vl"}
 
 
 def text_config(name, **fields):
     """The config of the plain language model that fits one of `CLASSES`."""
-    given = {**TEXT, **(GEMMA if name == "gemma3" else {}), **fields}
+    given = {**TEXT, **(TABLES["gemma"] if name == "gemma3" else {}), **fields}
     if name in ("qwen2_vl", "qwen2_5_vl"):
         given.pop("head_dim")
     return transformers.CONFIG_MAPPING[PLAIN[name]](**given)
