@@ -52,24 +52,26 @@ qwen:
   num_heads: 2
   patch_size: 4
   out_hidden_size: 32
-# model type of the plain language model, class, packages that the processor needs
+# type of the plain language model, beginning of the names of classes, packages that the processor
+# needs, words around the places of a picture, how many places
 kinds:
-  llava: [mistral, LlavaForConditionalGeneration, []]
-  llava_next: [llama, LlavaNextForConditionalGeneration, []]
-  qwen2_5_vl: [qwen2, Qwen2_5_VLForConditionalGeneration, [torchvision]]
-  gemma3: [gemma3_text, Gemma3ForConditionalGeneration, []]
-  smolvlm: [llama, SmolVLMForConditionalGeneration, [torchvision, num2words]]
-  qwen2_vl: [qwen2, Qwen2VLForConditionalGeneration, [torchvision]]
-""")
+  llava: [mistral, Llava, [], [user, user], 4]
+  llava_next: [llama, LlavaNext, [], [user, user], 10]
+  qwen2_5_vl: [qwen2, Qwen2_5_VL, &sight [torchvision], &vision_marks [<vision_start>, <vision_end>], 1]
+  gemma3: [gemma3_text, Gemma3, [], [<start_of_image>, <end_of_image>], 4]
+  smolvlm: [llama, SmolVLM, [torchvision, num2words], [&fake <fake_token_around_image>, *fake], 4]
+  qwen2_vl: [qwen2, Qwen2VL, *sight, *vision_marks, 1]
+""")  # noqa: E501
 IDS = TABLES["ids"]
 VISION = TABLES["vision"]
 TEXT = {**TABLES["text"], "vocab_size": len(WORDS)}
 IMAGE = TABLES["image"]
 ROPE = TABLES["rope"]
 QWEN = TABLES["qwen"]
-PLAIN = {name: kind[0] for name, kind in TABLES["kinds"].items()}
-ALL_CLASSES = {name: kind[1] for name, kind in TABLES["kinds"].items()}
-NEEDS = {name: kind[2] for name, kind in TABLES["kinds"].items()}
+KINDS = TABLES["kinds"]
+QWENS = ("qwen2_vl", "qwen2_5_vl")
+NEEDS = {name: kind[2] for name, kind in KINDS.items()}
+ALL_CLASSES = {name: f"{kind[1]}ForConditionalGeneration" for name, kind in KINDS.items()}
 # Qwen2-VL's language part is a table's entry of its own.
 CLASSES = {name: kind for name, kind in ALL_CLASSES.items() if name != "qwen2_vl"}
 
@@ -77,9 +79,9 @@ CLASSES = {name: kind for name, kind in ALL_CLASSES.items() if name != "qwen2_vl
 def text_config(name, **fields):
     """The config of the plain language model that fits one of `CLASSES`."""
     given = {**TEXT, **(TABLES["gemma"] if name == "gemma3" else {}), **fields}
-    if name in ("qwen2_vl", "qwen2_5_vl"):
+    if name in QWENS:
         given.pop("head_dim")
-    return transformers.CONFIG_MAPPING[PLAIN[name]](**given)
+    return transformers.CONFIG_MAPPING[KINDS[name][0]](**given)
 
 
 def vlm_config(name, **fields):
@@ -91,7 +93,7 @@ def vlm_config(name, **fields):
         more = {"image_token_index": ID["<image>"], "vision_feature_layer": -1}
         if name == "llava_next":
             more["image_grid_pinpoints"] = [[8, 8]]
-    elif name in ("qwen2_vl", "qwen2_5_vl"):
+    elif name in QWENS:
         del text["model_type"]
         text |= ROPE
         if name == "qwen2_vl":
@@ -159,33 +161,28 @@ def processor(name, vocabulary=WORDS):
     if name in ("llava", "llava_next"):
         given = {"size": {"shortest_edge": 8}, "crop_size": size}
         if name == "llava":
-            kind = transformers.LlavaProcessor
             images = transformers.CLIPImageProcessor(**given)
         else:
-            kind = transformers.LlavaNextProcessor
             images = transformers.LlavaNextImageProcessor(**given, image_grid_pinpoints=[[8, 8]])
         more = {"patch_size": 4, "vision_feature_select_strategy": "default"}
         more["num_additional_image_tokens"] = 1
-    elif name in ("qwen2_vl", "qwen2_5_vl"):
-        kinds = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
-        kind = getattr(transformers, kinds[name])
+    elif name in QWENS:
         patches = {"patch_size": 4, "merge_size": 2}
         images = transformers.Qwen2VLImageProcessor(**patches, min_pixels=64, max_pixels=256)
         parts = [transformers.Qwen2VLVideoProcessor(**patches)]
         mark = "<vision_start> <image> <vision_end>"
     elif name == "gemma3":
-        kind = transformers.Gemma3Processor
         images = transformers.Gemma3ImageProcessor(size=size, image_seq_length=4)
         more = {"image_seq_length": 4}
         mark = "<start_of_image>"
     else:
-        kind = transformers.SmolVLMProcessor
         edge = {"longest_edge": 8}
         images = transformers.SmolVLMImageProcessor(
             size=edge, max_image_size=edge, do_image_splitting=False
         )
         parts = [transformers.SmolVLMVideoProcessor()]
         more = {"image_seq_len": 4}
+    kind = getattr(transformers, f"{KINDS[name][1]}Processor")
     return kind(images, words, *parts, chat_template=TEMPLATE.replace("IMAGE", mark), **more)
 
 
@@ -197,21 +194,14 @@ def picture(color="red"):
 def inputs(name, count=1):
     """What the processor of one of `CLASSES` makes of `what is it ?` and a picture, `count` random
     ones, without it."""
-    qwen = name in ("qwen2_vl", "qwen2_5_vl")
     mark = ID["<image_soft_token>" if name == "gemma3" else "<image>"]
-    around = {
-        "qwen2_vl": ("<vision_start>", "<vision_end>"),
-        "qwen2_5_vl": ("<vision_start>", "<vision_end>"),
-        "gemma3": ("<start_of_image>", "<end_of_image>"),
-        "smolvlm": ("<fake_token_around_image>",) * 2,
-    }
-    before, after = (ID[word] for word in around.get(name, ("user", "user")))
-    places = {"qwen2_vl": 1, "qwen2_5_vl": 1, "llava_next": 10}.get(name, 4)
+    *_, around, places = KINDS[name]
+    before, after = (ID[word] for word in around)
     asked = [ID[word] for word in ("what", "is", "it", "?")]
     ids = torch.tensor([[before, *[mark] * places, after, *asked]] * count)
     pictures = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
     found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if qwen:
+    if name in QWENS:
         pictures = pictures.repeat(1, 2, 1, 1).reshape(count * 4, 96)
         found["image_grid_thw"] = torch.tensor([[1, 2, 2]] * count)
         found["mm_token_type_ids"] = (ids == mark).int()
