@@ -7,52 +7,43 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import yaml
 from imports import imports
 
 PACKAGE = Path(__file__).parents[1] / "hf_evomerge"
 
 # What each part may import, besides itself. A part is a module or a folder directly inside the
 # package.
-ALLOWED = {
-    "errors": set(),
-    "lines": set(),
-    "machine": set(),
-    "modeling": set(),
-    "registration": {"modeling"},
-    "recipes": {"errors"},
-    "checkpoints": {"recipes", "errors"},
-    "merging": {"checkpoints", "recipes", "errors"},
-    "routing": {"modeling", "checkpoints", "recipes", "errors"},
-    "building": {"modeling", "merging", "routing", "checkpoints", "recipes", "errors"},
-    "mergekit": {"merging", "recipes", "errors"},
-    "fitness": {"checkpoints", "recipes", "errors"},
-    "pictures": {"recipes", "errors"},
-    "record": {"pictures", "fitness", "recipes", "errors"},
-}
+ALLOWED = yaml.safe_load("""
+errors: []
+lines: []
+machine: []
+modeling: []
+registration: [modeling]
+recipes: [errors]
+checkpoints: [recipes, errors]
+merging: [checkpoints, recipes, errors]
+routing: [modeling, checkpoints, recipes, errors]
+building: [modeling, merging, routing, checkpoints, recipes, errors]
+mergekit: [merging, recipes, errors]
+fitness: [checkpoints, recipes, errors]
+pictures: [recipes, errors]
+record: [pictures, fitness, recipes, errors]
+""")
 UPPER = ["search", "hub", "cli", "demo"]  # each is kept out of everything in ALLOWED
 FORBIDDEN = {"search": {"hub", "cli", "demo"}, "hub": {"cli", "demo"}}
 # The rooms of search/, from the lowest; a file beside the rooms drives them and may import all.
-ROOMS = {
-    "optimizers": set(),
-    "file": {"optimizers"},
-    "study": {"file"},
-    "evaluation": {"study", "file", "optimizers"},
-    "spaces": {"evaluation", "file", "optimizers"},
-    "runners": {"evaluation", "study", "file"},
-    "results": {"spaces", "evaluation", "study", "file", "optimizers"},
-    "phases": {
-        "results",
-        "runners",
-        "spaces",
-        "evaluation",
-        "study",
-        "file",
-        "optimizers",
-        "folder",
-        "callbacks",
-    },
-    "reports": {"phases", "results", "study", "file", "callbacks"},
-}
+ROOMS = yaml.safe_load("""
+optimizers: []
+file: [optimizers]
+study: [file]
+evaluation: [study, file, optimizers]
+spaces: [evaluation, file, optimizers]
+runners: [evaluation, study, file]
+results: [spaces, evaluation, study, file, optimizers]
+phases: [results, runners, spaces, evaluation, study, file, optimizers, folder, callbacks]
+reports: [phases, results, study, file, callbacks]
+""")
 # Folders of features that could be deleted. Each file stands in the room that it is called after.
 ANNEXES = ["front"]
 LIGHT = [

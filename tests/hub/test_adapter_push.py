@@ -8,6 +8,7 @@ import torch
 from classes import edit_json
 from hub_fixtures import upload_models
 from recipes import merge_of, path_of
+from refusals import refused
 from safetensors.torch import save_file
 from slowly import slow_beyond
 from tiny_adapters import save_adapter
@@ -100,7 +101,7 @@ def test_a_path_is_published_as_an_adapter(
     to the same bits, and no Space is made of it."""
     recipe = path_of(next(iter(published)), hops="0:1, 0:0-1", adapter="auto")
     folder = build_model(recipe, tmp_path / "out")
-    with pytest.raises(HubError, match=r"moves layers, .* push it without --space"):
+    with refused(HubError, r"moves layers, .* push it without --space"):
         preview(folder, published=published, space=True)
     push(folder, published=published)
     card = published_text()
@@ -130,8 +131,8 @@ def test_a_search_over_adapters_is_pushed(
 def test_a_base_that_nobody_has_is_refused(published, tmp_path, preview):
     """An adapter of a folder on this machine would load nowhere."""
     folder = adapter_of(published, tmp_path / "out")
-    refused = r"base: the adapter's base is on this machine only, .* or merge again with --whole"
-    with pytest.raises(HubError, match=refused):
+    message = r"base: the adapter's base is on this machine only, .* or merge again with --whole"
+    with refused(HubError, message):
         preview(folder)
 
 
@@ -139,7 +140,7 @@ def test_a_changed_adapter_is_not_the_same(published, tmp_path, preview):
     """A file that is not what was built is refused by the record of the build."""
     folder = adapter_of(published, tmp_path / "out")
     edit_json(folder / "adapter_config.json", lora_alpha=9)
-    with pytest.raises(HubError, match=r"adapter_config\.json is not what was built"):
+    with refused(HubError, r"adapter_config\.json is not what was built"):
         preview(folder, published=published)
 
 
@@ -156,7 +157,7 @@ def test_a_lora_of_a_pipeline_is_published(tmp_path, lfs_api, push, published_te
     folders = [tmp_path / name for name in ("base", "ja", "maths")]
     published = upload_models(lfs_api, *folders)
     folder = adapter_of(published, tmp_path / "out", adapter="auto")
-    with pytest.raises(HubError, match="a LoRA of a pipeline, which a Space cannot show"):
+    with refused(HubError, "a LoRA of a pipeline, which a Space cannot show"):
         push(folder, published=published, space=True)
     push(folder, published=published)
     card = published_text()

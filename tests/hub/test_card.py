@@ -21,53 +21,45 @@ PARENTS = [
     ParentLicense("u/b", "mit", link="https://example.org/mit"),
 ]
 LICENSE = decide_license(PARENTS)
-SHA = "0123456789abcdef0123456789abcdef01234567"
-SOURCES = [{"model": "u/a", "revision": SHA}, {"model": "u/b", "revision": SHA}]
-MERGE = {
-    "method": "ties",
-    "parameters": [{"weight": 0.5, "density": 0.5}, {"weight": 0.25, "density": 0.5}],
-}
-FLOW = {"path": ["0:0", "1:1", "0:1", "0:1"], "scales": [1.0, 0.5, 1.5, 1.0]}
-BUILT = {"versions": {"hf-evomerge": "9.9"}, "sha256": {"model.safetensors": "00"}}
-PARTS = {
-    "ps": {"merge": MERGE},
-    "dfs": {"flow": FLOW},
-    "hybrid": {"merge": MERGE, "flow": {**FLOW, "path": ["2:0", "1:1", "2:1", "2:1"]}},
-}
-
-
-def _row(stage, model, fitness, accuracy, **more):
-    names = ("fitness", "fitness_se", "accuracy", "accuracy_se")
-    figures = dict(zip(names, (*fitness, *accuracy), strict=True))
-    return {"stage": stage, "model": model, **figures, "winner": stage == "ps", **more}
-
-
-STUDY = {
-    "space": "hybrid",
-    "settings": {
-        "fitness": {"task": "likelihood"},
-        "data": {"test": {"dataset": "u/data", "revision": SHA}},
-    },
-    "splits": {"search": 5, "test": 6},
-    "stages": [
-        {"stage": "ps", "trials": 8, "failed": 1, "generations": 2, "seconds": 30.0},
-        {"stage": "random", "trials": 8, "generations": 1, "seconds": 7300.0},
-    ],
-    "results": {
-        "split": "test",
-        "examples": 6,
-        "rows": [
-            _row("source", "a", (-2.0, 0.1), (0.25, 0.02)),
-            _row("source", "b", (None, None), (None, None)),
-            _row("random", "chance", (-1, 0), (0.5, 0), evaluations=8),
-            _row("ps", "evolved PS", (-0.5, 0.03), (0.7512, 0.01), evaluations=8),
-        ],
-    },
-    "examples": [
-        {"prompt": "wrong one", "answer": "1", "right": {"evolved": False}},
-        {"prompt": 'say "x"', "answer": "2", "right": {"evolved": True, "a": True}},
-    ],
-}
+TABLES = yaml.safe_load("""
+recipe:
+  sources: [{model: u/a, revision: &sha 0123456789abcdef0123456789abcdef01234567}, {model: u/b, revision: *sha}]
+  base: {model: u/base, revision: *sha}
+  built: {versions: {hf-evomerge: "9.9"}, sha256: {model.safetensors: "00"}}
+parts:
+  ps: &ps
+    merge:
+      method: ties
+      parameters: [{weight: 0.5, density: 0.5}, {weight: 0.25, density: 0.5}]
+  dfs:
+    flow: &flow {path: ["0:0", "1:1", "0:1", "0:1"], scales: [1.0, 0.5, 1.5, 1.0]}
+  hybrid:
+    <<: *ps
+    flow: {<<: *flow, path: ["2:0", "1:1", "2:1", "2:1"]}
+study:
+  space: hybrid
+  settings:
+    fitness: {task: likelihood}
+    data: {test: {dataset: u/data, revision: *sha}}
+  splits: {search: 5, test: 6}
+  stages:
+  - {stage: ps, trials: 8, failed: 1, generations: 2, seconds: 30.0}
+  - {stage: random, trials: 8, generations: 1, seconds: 7300.0}
+  results:
+    split: test
+    examples: 6
+    rows:
+    - {stage: source, model: a, fitness: -2.0, fitness_se: 0.1, accuracy: 0.25, accuracy_se: 0.02}
+    - {stage: source, model: b, fitness: null, accuracy: null}
+    - {stage: random, model: chance, fitness: -1, fitness_se: 0, accuracy: 0.5, accuracy_se: 0, evaluations: 8}
+    - {stage: ps, model: evolved PS, winner: true, fitness: -0.5, fitness_se: 0.03, accuracy: 0.7512, accuracy_se: 0.01, evaluations: 8}
+  examples:
+  - {prompt: wrong one, answer: "1", right: {evolved: false}}
+  - {prompt: say "x", answer: "2", right: {evolved: true, a: true}}
+""")  # noqa: E501
+SOURCES = TABLES["recipe"]["sources"]
+PARTS = TABLES["parts"]
+STUDY = TABLES["study"]
 
 
 @pytest.fixture
@@ -81,8 +73,7 @@ def _facts(kind="ps", *, study=STUDY, images=(), **recipe):
     if kind != "ps":
         layers = [{"layers": 2}] * (3 if kind == "hybrid" else 2)
         config = {"text_config": config, "sources": layers}
-    base = {"model": "u/base", "revision": SHA}
-    fields = {"sources": SOURCES, "base": base, "built": BUILT, **PARTS[kind], **recipe}
+    fields = {**TABLES["recipe"], **PARTS[kind], **recipe}
     record = None if study is None else Record.model_validate(study)
     return CardFacts(config, Recipe.model_validate(fields), record, images)
 
@@ -116,8 +107,9 @@ def test_it_opens_with_what_the_model_is_for(study):
     better = "Evolved PS is better than its best parent by 0.5 of accuracy (0.4 to 0.6); in fitness"
     results["verdict"] = [better, "More"]
     parents = {"c": 0.5, "d": 0.1, "e": 0, "f": 0}
-    results["rows"] += [_row("source", n, (-2, 0), (share, 0)) for n, share in parents.items()]
-    results["rows"].append(_row("base", "base (x)", (-1, 0), (0.125, 0)))
+    for name, share in parents.items():
+        results["rows"].append({"stage": "source", "model": name, "accuracy": share})
+    results["rows"].append({"stage": "base", "model": "base (x)", "accuracy": 0.125})
     facts = replace(_facts("dfs", study=study), space="u/shown")
     opening = _card(facts).text.split("## Use it")[0]
     parts = (

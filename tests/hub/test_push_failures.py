@@ -5,10 +5,10 @@ import subprocess
 import sys
 import time
 
-import pytest
 from faulty_hub import Fault
 from hub_fixtures import commit_titles
 from huggingface_hub import CommitOperationAdd
+from refusals import refused
 
 from hf_evomerge.errors import HubError
 
@@ -22,7 +22,7 @@ def test_a_space_that_fails_says_that_the_model_is_there(plain, hub, push):
     again makes the Space."""
     hub.faults.add(Fault(r"POST /api/spaces/local/merge/commit/", "status", status=403))
     said = r"the model is published, http.*/local/merge at [0-9a-f]{12}, but not its Space: "
-    with pytest.raises(HubError, match=said):
+    with refused(HubError, said):
         push(plain, space=True)
     again = push(plain, space=True)
     assert not again.model.changed
@@ -39,7 +39,7 @@ def test_a_hub_that_shuts_the_door_meanwhile_is_one_line(plain, hub, lfs_api, wa
             r"GET /api/models/local/merge/revision/main", "status", status=403, skip=1, times=None
         )
     )
-    with pytest.raises(HubError, match=r"not known whether the commit was taken"):
+    with refused(HubError, r"not known whether the commit was taken"):
         push(plain)
 
 
@@ -49,9 +49,7 @@ def test_a_repository_whose_creation_was_not_answered_may_be_there(
     """Where every answer is cut off the line says no more than that, and pushing again finds the
     repository."""
     hub.faults.add(Fault("POST /api/repos/create", "hang_up", times=None, carried_out=True))
-    with pytest.raises(
-        HubError, match=r"local/merge: no answer says that it was created: .*attempts"
-    ):
+    with refused(HubError, r"local/merge: no answer says that it was created: .*attempts"):
         push(plain)
     hub.faults.clear()
     assert lfs_api.repo_exists("local/merge")
@@ -66,8 +64,8 @@ def test_a_push_that_fails_says_what_is_there_and_can_be_finished(plain, hub, lf
     """After the last attempt one line says that nothing is committed; pushing again uploads nothing
     twice and finishes."""
     hub.faults.add(Fault(COMMIT, "status", status=500, times=None))
-    refused = r"all files are uploaded, but nothing is committed and the branch is still at"
-    with pytest.raises(HubError, match=refused) as caught:
+    message = r"all files are uploaded, but nothing is committed and the branch is still at"
+    with refused(HubError, message) as caught:
         push(plain)
     assert "\n" not in str(caught.value)
     assert hub.token not in str(caught.value)
@@ -84,9 +82,8 @@ def test_an_upload_that_is_refused_says_what_is_missing(plain, hub, lfs_api, pus
     """Where the Hub takes no large file, the error names the file, and says that nothing is
     committed."""
     hub.faults.add(Fault(LFS_PUT, "status", status=403, times=None))
-    with pytest.raises(
-        HubError,
-        match=r"model.safetensors cannot be uploaded \(nothing is committed, .* of \d+ files",
+    with refused(
+        HubError, r"model.safetensors cannot be uploaded \(nothing is committed, .* of \d+ files"
     ) as caught:
         push(plain)
     assert "push again to go on" in str(caught.value)
@@ -106,7 +103,7 @@ def test_somebody_elses_commit_is_not_overwritten(plain, lfs_api, monkeypatch, w
         return usual(*arguments, **keywords)
 
     monkeypatch.setattr(lfs_api, "create_commit", interrupted)
-    with pytest.raises(HubError, match=r"somebody else has committed"):
+    with refused(HubError, r"somebody else has committed"):
         push(plain)
     push(plain, replace=True)
     assert {"theirs.txt", "model.safetensors"} <= set(lfs_api.list_repo_files("local/merge"))

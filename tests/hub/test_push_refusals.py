@@ -3,6 +3,7 @@
 import pytest
 from hub_fixtures import upload_models
 from huggingface_hub import CommitOperationAdd, HfApi
+from refusals import refused
 
 from hf_evomerge import EvoMergeError, PushOptions, push_model
 from hf_evomerge.errors import HubError
@@ -15,7 +16,7 @@ from hf_evomerge.search.study.study import Study
 def test_a_published_source_must_be_the_one_that_was_merged(plain, tiny, lfs_api, push):
     """A repository that holds other weights than the folder is not taken for it."""
     upload_models(lfs_api, tiny / "b")
-    with pytest.raises(HubError, match=r"local/b: model.safetensors there is not the one in"):
+    with refused(HubError, r"local/b: model.safetensors there is not the one in"):
         push(plain, published={str(tiny / "a"): "local/b"})
     assert not lfs_api.repo_exists("local/merge")
 
@@ -32,11 +33,11 @@ def test_files_from_elsewhere_are_not_replaced_unasked(plain, lfs_api, push, pre
     lfs_api.create_repo("local/merge")
     files = [CommitOperationAdd(name, b"quant_stage: {}") for name in sorted(names)]
     lfs_api.create_commit("local/merge", files, commit_message="theirs")
-    refused = r"local/merge: holds files that hf-evomerge has not pushed \(README.md, .*--replace"
+    message = r"local/merge: holds files that hf-evomerge has not pushed \(README.md, .*--replace"
     for refuse in (push, preview):
-        with pytest.raises(HubError, match=refused):
+        with refused(HubError, message):
             refuse(plain)
-    with pytest.raises(HubError, match=refused):
+    with refused(HubError, message):
         check_push("local/merge", [], PushOptions(), api=lfs_api)
     assert set(lfs_api.list_repo_files("local/merge")) == {".gitattributes", *names}
     push(plain, replace=True)
@@ -51,7 +52,7 @@ def test_private_is_not_ignored(kind, plain, hub, lfs_api, push):
     """Asked for a private repository, nothing is pushed to a public one that is there, nor to a
     public Space."""
     lfs_api.create_repo("local/merge", repo_type=kind.lower(), space_sdk="static")
-    with pytest.raises(HubError, match=f"local/merge: the {kind} exists and is public"):
+    with refused(HubError, f"local/merge: the {kind} exists and is public"):
         push(plain, private=True, space=True)
     assert not any(seen.method == "PUT" for seen in hub.requests)
 
@@ -62,7 +63,7 @@ def test_a_space_with_an_app_of_its_own_is_not_replaced(plain, lfs_api, push):
     lfs_api.create_repo("local/merge", repo_type="space", space_sdk="gradio")
     app = CommitOperationAdd("app.py", b"print('mine')")
     lfs_api.create_commit("local/merge", [app], commit_message="x", repo_type="space")
-    with pytest.raises(HubError, match=r"is a Space with an app of its own \(app.py\)"):
+    with refused(HubError, r"is a Space with an app of its own \(app.py\)"):
         push(plain, space=True)
     assert not lfs_api.repo_exists("local/merge")
 
@@ -80,9 +81,9 @@ def test_metadata_that_the_hub_does_not_take_are_refused_first(
     """A license or language that is none is refused by a dry run, before a search, and before
     anything is uploaded."""
     for refuse in (push, preview):
-        with pytest.raises(HubError, match=complaint):
+        with refused(HubError, complaint):
             refuse(plain, **options)
-    with pytest.raises(HubError, match=complaint):
+    with refused(HubError, complaint):
         check_push("local/merge", [], PushOptions(**options), api=lfs_api)
     assert not lfs_api.repo_exists("local/merge")
 
@@ -100,13 +101,13 @@ def test_metadata_that_the_hub_does_not_take_are_refused_first(
 def test_names_that_cannot_be_are_refused(plain, push, repo_id, said):
     """A name that is no repository's, the one that `next:` prints, and somebody else's are refused
     before anything is asked of the Hub."""
-    with pytest.raises(HubError, match=said):
+    with refused(HubError, said):
         push(plain, repo_id)
 
 
 def test_a_wrong_token_is_one_line_without_it(plain, hub):
     """A token that the Hub does not know is refused with the way to log in, and is not shown."""
-    with pytest.raises(HubError, match="hf auth login") as caught:
+    with refused(HubError, "hf auth login") as caught:
         push_model(plain, "local/merge", api=HfApi(endpoint=hub.endpoint, token="hf_secret123"))
     assert "hf_secret123" not in str(caught.value)
 
@@ -116,16 +117,16 @@ def test_folders_that_hold_no_merge_are_refused(tiny, tmp_path, monkeypatch, pus
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     Study.create(tmp_path / "study", {}).close()
-    refused = {
+    refusals = {
         ".": r"^\.: neither a study nor a built model",
         tmp_path / "nowhere": "nowhere: there is no such folder",
         tiny / "a": "no recipe.yaml in it",
         tmp_path / "study": "has not built its winner yet",
     }
-    for folder, said in refused.items():
-        with pytest.raises(HubError, match=said):
+    for folder, said in refusals.items():
+        with refused(HubError, said):
             push(folder)
-    with pytest.raises(HubError, match=r"a folder of this machine; give the name on the Hub, and"):
+    with refused(HubError, r"a folder of this machine; give the name on the Hub, and"):
         push("local/merge", str(tmp_path))
 
 
@@ -134,8 +135,8 @@ def test_a_license_conflict_publishes_nothing(plain, tiny, lfs_api, push):
     unless the user chooses."""
     licenses = ["cc-by-sa-4.0", "cc-by-nc-4.0"]
     published = upload_models(lfs_api, tiny / "a", tiny / "b", licenses=licenses)
-    refused = "local/a is under cc-by-sa-4.0.*local/b under cc-by-nc-4.0.*--license"
-    with pytest.raises(HubError, match=refused):
+    message = "local/a is under cc-by-sa-4.0.*local/b under cc-by-nc-4.0.*--license"
+    with refused(HubError, message):
         push(plain, published=published)
     assert not lfs_api.repo_exists("local/merge")
     chosen = push(plain, published=published, license="other")
@@ -153,7 +154,7 @@ def test_what_was_changed_after_the_build_is_not_published(plain, lfs_api, name,
         content += b"\n"
     (plain / name).write_bytes(content)
     for refuse in (push, preview):
-        with pytest.raises(HubError, match=rf"{name} is not what was built from its recipe; build"):
+        with refused(HubError, rf"{name} is not what was built from its recipe; build"):
             refuse(plain)
     assert not lfs_api.repo_exists("local/merge")
 
@@ -172,7 +173,7 @@ def test_a_link_out_of_the_folder_is_not_published(plain, lfs_api, tmp_path, mon
 
     (plain / "build.json").unlink()
     monkeypatch.setattr(push_plan, "weight_files", linked)
-    with pytest.raises(EvoMergeError, match=r"_config\.json: a link to .*secret, which is not in"):
+    with refused(EvoMergeError, r"_config\.json: a link to .*secret, which is not in"):
         push(plain)
     assert not lfs_api.repo_exists("local/merge")
 
@@ -180,7 +181,7 @@ def test_a_link_out_of_the_folder_is_not_published(plain, lfs_api, tmp_path, mon
 def test_who_may_write_where(lfs_api, monkeypatch):
     """Names are of any case, and a token of few rights, which may not see its organisations, is
     left to the Hub to refuse."""
-    with pytest.raises(HubError, match="who cannot write there"):
+    with refused(HubError, "who cannot write there"):
         check_login(lfs_api, "lab/merge")
     check_login(lfs_api, "LOCAL/merge")
     who = {"name": "local", "orgs": [], "auth": {"accessToken": {"role": "fineGrained"}}}

@@ -10,6 +10,7 @@ from classes import edit_json
 from faulty_hub import Fault
 from hub_fixtures import hub_in, upload_models
 from recipes import merge_of
+from refusals import refused
 from safetensors.torch import load_file, save, save_file
 from sentence import sentence_folder
 from words import word_tokenizer
@@ -105,7 +106,7 @@ def test_modules_after_an_encoder_are_rebuilt(lfs_api, tmp_path, push):
     )
     assert again == merged != own
     _put(lfs_api, dense, own)
-    with pytest.raises(HubError, match=r"2_Dense/model\.safetensors is not the file that its rec"):
+    with refused(HubError, r"2_Dense/model\.safetensors is not the file that its rec"):
         reproduce("local/merge", api=lfs_api)
 
 
@@ -142,11 +143,11 @@ def test_sources_that_bring_code_need_consent(tiny, lfs_api, tmp_path, push):
         edit_json(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.Own"})
         upload_models(lfs_api, folder)
     recipe = merge_of("local/a", "local/b", dtype="float32")
-    refused = "read it, and pass --trust-remote-code"
-    with pytest.raises(SourceError, match=refused):
+    message = "read it, and pass --trust-remote-code"
+    with refused(SourceError, message):
         build_model(recipe, tmp_path / "merged")
     push(build_model(recipe, tmp_path / "merged", trust_remote_code=True))
-    with pytest.raises(SourceError, match=refused):
+    with refused(SourceError, message):
         reproduce("local/merge", api=lfs_api)
     assert reproduce("local/merge", api=lfs_api, trust_remote_code=True).same
 
@@ -160,7 +161,7 @@ def test_one_changed_byte_in_a_source_is_refused(lfs_api, tmp_path):
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
-    with pytest.raises(Exception, match=r"local/b.*sha256") as caught:
+    with refused(Exception, r"local/b.*sha256") as caught:
         reproduce("local/merge", api=lfs_api)
     assert "\n" not in str(caught.value)
 
@@ -210,7 +211,7 @@ def test_weights_that_were_added_after_the_push_are_refused(
         index = json.loads((parts / name).read_text())
         index["weight_map"]["lm_head.weight"] = where
         _put(lfs_api, name, json.dumps(index).encode())
-    with pytest.raises(HubError, match=f"{where} is not in its recipe.yaml, and may be loaded in"):
+    with refused(HubError, f"{where} is not in its recipe.yaml, and may be loaded in"):
         reproduce("local/merge", api=lfs_api)
 
 
@@ -280,7 +281,7 @@ def test_a_recipe_of_a_stranger_reads_no_folder(
     sources = [SourceRef(model=name.format(here=tmp_path)), recipe.sources[1]]
     recipe = recipe.model_copy(update={"sources": sources})
     _put(lfs_api, "recipe.yaml", recipe.to_yaml().encode())
-    with pytest.raises(EvoMergeError, match=said):
+    with refused(EvoMergeError, said):
         reproduce("local/merge", api=lfs_api)
 
 
@@ -291,9 +292,7 @@ def test_a_recipe_of_a_stranger_lists_no_folder(lfs_api, tmp_path):
     (tmp_path / "private-1" / "config.json").write_text("{}")
     text = f"sources: {{run: {tmp_path}}}\nmerge: {{method: linear}}\n"
     _put(lfs_api, "recipe.yaml", text.encode())
-    with pytest.raises(
-        HubError, match=r"local/merge: recipe\.yaml: sources: must be a list"
-    ) as refusal:
+    with refused(HubError, r"local/merge: recipe\.yaml: sources: must be a list") as refusal:
         reproduce("local/merge", api=lfs_api)
     assert "private-1" not in str(refusal.value)
 
@@ -311,11 +310,11 @@ def test_what_cannot_be_rebuilt_is_refused(merged, lfs_api, push):
     reason."""
     push(merged)
     lfs_api.create_repo("local/empty")
-    refused = {
+    refusals = {
         "local/merge": "only its author can rebuild it: a, b and base cannot be had from the Hub",
         "local/empty": "holds no recipe.yaml",
         "local/nothing": "local/nothing: cannot be read",
     }
-    for name, said in refused.items():
-        with pytest.raises(HubError, match=said):
+    for name, said in refusals.items():
+        with refused(HubError, said):
             reproduce(name, api=lfs_api)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hub_fixtures import upload_models
 from huggingface_hub import CommitOperationAdd, SpaceCard
+from refusals import refused
 
 import hf_evomerge
 from hf_evomerge.errors import FitnessError, HubError
@@ -91,7 +92,7 @@ def test_an_update_keeps_what_is_not_ours(model, lfs_api):
 
 def test_a_space_needs_its_model(lfs_api):
     """Where the model is not on the Hub, no Space is made."""
-    with pytest.raises(HubError, match="local/nothing: the Space would show a model that cannot"):
+    with refused(HubError, "local/nothing: the Space would show a model that cannot"):
         push_space("local/s", "local/nothing", api=lfs_api)
     assert not lfs_api.repo_exists("local/s", repo_type="space")
 
@@ -106,17 +107,17 @@ def test_the_app_runs_here_without_the_hub(app, monkeypatch, tmp_path):
     monkeypatch.setenv("EVOMERGE_MODEL", "before")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(HubError, match=f"port {port}: Address already in use; give another"):
+        with refused(HubError, f"port {port}: Address already in use; give another"):
             run_space("my-search/model", port=port)
     run_space("my-search/model", port=port, host="0.0.0.0", share=True)
     assert (tmp_path / "seen").read_text() == f"my-search/model {port} 0.0.0.0 True"
     app.write_text("raise SystemExit(3)")
-    with pytest.raises(HubError, match="my-search/model: the app ended with status 3"):
+    with refused(HubError, "my-search/model: the app ended with status 3"):
         run_space("my-search/model")
     for name in ("NOTHERE", "./not/there", str(tmp_path / "nothing")):
-        with pytest.raises(HubError, match="there is no such folder"):
+        with refused(HubError, "there is no such folder"):
             run_space(name)
-    with pytest.raises(HubError, match="holds no model and no study"):
+    with refused(HubError, "holds no model and no study"):
         run_space(str(tmp_path))
 
 
@@ -190,8 +191,8 @@ def test_a_search_that_could_not_push_does_not_begin(
     file = tmp_path / "search.yaml"
     file.write_text(yaml.safe_dump(search_settings(sources=sources)))
     words = ("search", file, "--out", tmp_path / "out", "--push-to", "local/won")
-    refused = "local/a is under cc-by-sa-4.0, which derived works must keep, and local/b under"
-    assert refused in command(*words).stderr
+    message = "local/a is under cc-by-sa-4.0, which derived works must keep, and local/b under"
+    assert message in command(*words).stderr
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "hf auth login" in command(*words).stderr
     assert not (tmp_path / "out").exists()

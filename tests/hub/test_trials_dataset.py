@@ -7,6 +7,7 @@ import pytest
 from hub_fixtures import commit_titles, upload_models
 from huggingface_hub import CommitOperationAdd
 from pyarrow import parquet
+from refusals import refused
 
 from hf_evomerge import Study
 from hf_evomerge.errors import HubError
@@ -66,9 +67,9 @@ def test_a_data_set_of_somebody_else_is_refused_before_anything_is_sent(
     file = CommitOperationAdd("trials.parquet" if private else "own.csv", b"x")
     lfs_api.create_commit("local/merge", [file], commit_message="x", repo_type="dataset")
     complaint = "the data set exists and is public" if private else r"not pushed \(own.csv\)"
-    with pytest.raises(HubError, match=complaint):
+    with refused(HubError, complaint):
         push(hybrid_search, trials=True, private=private)
-    with Study.open(hybrid_search) as study, pytest.raises(HubError, match=complaint):
+    with Study.open(hybrid_search) as study, refused(HubError, complaint):
         study.push_to_hub("local/merge", private=private, api=lfs_api)
     assert not lfs_api.repo_exists("local/merge")
 
@@ -76,7 +77,7 @@ def test_a_data_set_of_somebody_else_is_refused_before_anything_is_sent(
 def test_a_model_without_a_search_has_no_trials(plain, tiny, lfs_api, push):
     """A merge by hand is refused with what to leave out."""
     upload_models(lfs_api, tiny / "a", tiny / "b")
-    with pytest.raises(HubError, match="no trials; leave out --trials"):
+    with refused(HubError, "no trials; leave out --trials"):
         push(plain, trials=True)
 
 

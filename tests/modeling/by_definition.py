@@ -1,7 +1,7 @@
 """The merged model by its definition, without the package: a plain deep model whose blocks are
 called as the equations say."""
 
-from tiny_models import ARCHITECTURES, tiny_model
+from tiny_models import ARCHITECTURES, PER_LAYER, tiny_model
 
 # Where the decoder layers are, and which submodule of a block writes to the residual stream last.
 LAYERS = {
@@ -45,18 +45,12 @@ def deep_model(architecture, sources, path, **fields):
 
 def _fields(architecture, layers):
     """The fields with one entry per layer, in the order in which the layers run."""
-    fields = {
-        name: value(max(layers) + 1)
-        for name, value in ARCHITECTURES[architecture].items()
-        if callable(value)
-    }
-    for name, value in fields.items():
+    fields = {}
+    for name, value in ARCHITECTURES[architecture].items():
         if name == "mlp_only_layers":
             fields[name] = [place for place, layer in enumerate(layers) if layer in value]
-        elif name == "attention_types":
-            fields[name] = [[[("global", "local")[layer % 2]], 1] for layer in layers]
-        else:
-            fields[name] = [value[layer] for layer in layers]
+        elif name in PER_LAYER and value is not None:
+            fields[name] = [value[layer % len(value)] for layer in layers]
     return fields
 
 

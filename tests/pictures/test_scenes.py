@@ -23,6 +23,7 @@ MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 NONE = "\N{EN DASH}"
 WIDTHS = (WIDE, MIDDLE, NARROW)
+every_width = pytest.mark.parametrize("width", WIDTHS)
 HOPS = "0:0-2, 1:3, 0:3*0.6 + 1:4*0.4, 1:4, 0:5"
 SCALES = [1.0, 0.9, 1.4, 0.5, 1.1, -0.7, 1.0]
 
@@ -68,7 +69,7 @@ def test_stages_follow_each_other_and_a_random_search_runs_beside_them():
     }
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@every_width
 def test_every_trial_is_a_mark(width):
     """A trial is a dot at its fitness, a failed one a cross on the axis, one below the picture a
     triangle there."""
@@ -101,7 +102,7 @@ def test_a_catastrophic_trial_does_not_set_the_limits():
         assert low < max(fitness) < high
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@every_width
 def test_levels_are_lines_and_their_names_are_apart(width):
     """Every level has a line at its value and its name on it; names of near levels do not
     overlap."""
@@ -123,7 +124,7 @@ def test_ten_thousand_trials_are_thinned_and_their_best_is_not():
     assert of_kind(scene, Line, "best")[0].points[-1] == (10_000, -0.1)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@every_width
 def test_a_climb_is_a_bar_for_each_moment(width):
     """Bars end at the heights, those after the moment that is shown are pale, and its own value
     stands over it."""
@@ -142,7 +143,7 @@ METRICS = (Metric("fitness", "share"), Metric("hops"))
 VALUES = [(0.9, 12.0), (0.5, 6.0), (0.4, 9.0)]
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@every_width
 def test_the_front_holds_trials_points_and_parents_where_their_values_are(width):
     """A mark per trial, a point per model of the front, a ring around the one on show, parents at
     one place under one name."""
@@ -173,7 +174,7 @@ def test_the_front_holds_trials_points_and_parents_where_their_values_are(width)
     assert {"fitness (share)", "hops", "a, b"} <= set(words(scene))
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@every_width
 def test_numbers_of_the_front_have_room(width):
     """The model on show has its name, other points a number where it is on no other name; none is
     cut off at the right."""
@@ -353,7 +354,7 @@ def tips(weights, width=WIDE):
     return [cell.tip for cell in of_kind(weights_scene(weights, width), Group, "cell")]
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@every_width
 def test_a_strip_holds_every_parent_in_every_layer(width):
     """Each parameter has a strip: the embeddings, the layers and the head, with a number of each
     source that has one."""

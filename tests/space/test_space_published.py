@@ -11,6 +11,7 @@ import pytest
 import reading
 import views
 from pyarrow import parquet
+from refusals import refused
 from texts import SpaceError
 
 from hf_evomerge.record import Record
@@ -57,7 +58,7 @@ def test_variables_win_over_the_file(tmp_path, monkeypatch):
 )
 def test_a_model_that_is_none_is_explained(model):
     """An unset or impossible model is one line that names the variable."""
-    with pytest.raises(SpaceError, match="EVOMERGE_MODEL"):
+    with refused(SpaceError, "EVOMERGE_MODEL"):
         reading.read(model)
 
 
@@ -65,7 +66,7 @@ def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch):
     """A repository that cannot be asked for is one line, not a trace."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits longer and longer
-    with pytest.raises(SpaceError, match="nobody/nothing"):
+    with refused(SpaceError, "nobody/nothing"):
         reading.read("nobody/nothing")
 
 
@@ -147,7 +148,7 @@ def test_yaml_has_limits_in_the_space_too(broken, name, text):
 
 def test_without_configuration_there_is_no_model(broken):
     """A folder whose config.json cannot be read is refused in one line."""
-    with pytest.raises(SpaceError, match=r"config\.json"):
+    with refused(SpaceError, r"config\.json"):
         reading.read(str(broken(config__json="{")))
 
 

@@ -17,6 +17,7 @@ from gradio_client.exceptions import AppError
 from hub_fixtures import hub_in
 from models import EVOLVED, AnswerJob
 from PIL import Image
+from refusals import refused
 from slowly import slow_beyond
 from specialists.pictures import SIGHT, picture_config, write_picture_problems
 from texts import SpaceError
@@ -133,7 +134,7 @@ def test_strangers_pictures(served):
         ("http://127.0.0.1/a.png", "not followed"),
         (base64.b64encode(b"GIF8").decode(), "no picture"),
     ):
-        with pytest.raises(AppError, match=said):
+        with refused(AppError, said):
             answer([wrong])
     assert answer([other], "\u7c60")["tokens"] >= 1
 
@@ -173,9 +174,9 @@ def test_a_gallery_follows_no_address(served):
 def test_pictures_have_limits(data, said):
     """What is no picture, too large, or in another format, is refused by its header, in one
     line."""
-    with pytest.raises(EvoMergeError, match=said):
+    with refused(EvoMergeError, said):
         seeing.checked([data])
-    with pytest.raises(EvoMergeError, match="give 8 at most"):
+    with refused(EvoMergeError, "give 8 at most"):
         seeing.checked([_file()] * 9)
 
 
@@ -183,5 +184,5 @@ def test_a_damaged_picture_is_said(served):
     """One that ends too soon passes the header's check, and is one line."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     cut = seeing.checked([_file(Image.fromarray(noise))[:3000]])
-    with pytest.raises(SpaceError, match="cannot be read"):
+    with refused(SpaceError, "cannot be read"):
         served.show.host.whole_answer(AnswerJob(EVOLVED, "w", 4, pictures=cut))

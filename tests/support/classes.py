@@ -5,58 +5,52 @@ from contextlib import contextmanager
 
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file, save_file
 
-SIZES = {
-    "hidden_size": 16,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-IMAGE = {"image_size": 8, "patch_size": 4}
-WORDS = {"vocab_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-STACK = {"layers": 1, "attention_heads": 2, "ffn_dim": 20}
-BOTH = {f"{part}_{key}": value for part in ("encoder", "decoder") for key, value in STACK.items()}
-LABELS = {
-    "id2label": {0: "red", 1: "green", 2: "blue"},
-    "label2id": {"red": 0, "green": 1, "blue": 2},
-}
-
 # Name: class and fields of its config.
-CLASSES = {
-    "bert": (
-        "BertForSequenceClassification",
-        {**SIZES, **LABELS, "vocab_size": 32, "max_position_embeddings": 16},
-    ),
-    "vit": ("ViTForImageClassification", {**SIZES, **LABELS, **IMAGE}),
-    "clip": (
-        "CLIPModel",
-        {
-            "text_config": {**SIZES, **WORDS, "max_position_embeddings": 16},
-            "vision_config": {**SIZES, **IMAGE},
-            "projection_dim": 8,
-        },
-    ),
-    "t5": (
-        "T5ForConditionalGeneration",
-        {"vocab_size": 32, "d_model": 16, "d_kv": 4, "d_ff": 20, "num_layers": 1, "num_heads": 2},
-    ),
-    "bart": (
-        "BartForConditionalGeneration",
-        {**BOTH, **WORDS, "d_model": 16, "max_position_embeddings": 16},
-    ),
-    "whisper": (
-        "WhisperForConditionalGeneration",
-        {
-            **BOTH,
-            **WORDS,
-            "d_model": 16,
-            "num_mel_bins": 8,
-            "max_source_positions": 16,
-            "max_target_positions": 16,
-        },
-    ),
-}
+CLASSES = yaml.safe_load("""
+bert:
+  - BertForSequenceClassification
+  -
+    <<: &sizes
+      hidden_size: 16
+      intermediate_size: 20
+      num_hidden_layers: 2
+      num_attention_heads: 2
+    id2label: &names {0: red, 1: green, 2: blue}
+    label2id: &labels {red: 0, green: 1, blue: 2}
+    vocab_size: 32
+    max_position_embeddings: 16
+vit:
+  - ViTForImageClassification
+  - {<<: *sizes, id2label: *names, label2id: *labels, image_size: 8, patch_size: 4}
+clip:
+  - CLIPModel
+  - text_config:
+      <<: [*sizes, &words {vocab_size: 32, pad_token_id: 0, bos_token_id: 1, eos_token_id: 2}]
+      max_position_embeddings: 16
+    vision_config: {<<: *sizes, image_size: 8, patch_size: 4}
+    projection_dim: 8
+t5:
+  - T5ForConditionalGeneration
+  - {vocab_size: 32, d_model: 16, d_kv: 4, d_ff: 20, num_layers: 1, num_heads: 2}
+bart:
+  - BartForConditionalGeneration
+  - <<: &seq2seq
+      <<: *words
+      encoder_layers: 1
+      encoder_attention_heads: 2
+      encoder_ffn_dim: 20
+      decoder_layers: 1
+      decoder_attention_heads: 2
+      decoder_ffn_dim: 20
+      d_model: 16
+    max_position_embeddings: 16
+whisper:
+  - WhisperForConditionalGeneration
+  - {<<: *seq2seq, num_mel_bins: 8, max_source_positions: 16, max_target_positions: 16}
+""")
 
 
 def random_weights(make, seed, size=0.1):

@@ -2,67 +2,15 @@
 they differ."""
 
 import torch
-from tiny_models import ARCHITECTURES, logits_of, tiny_model, token_ids
+from tiny_models import TABLES, logits_of, tiny_model, token_ids
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from hf_evomerge import LayerPath, LayerPool, fold
 
 HOPS = "0:0, 1:1, 1:3, 0:1, 1:2, 0:0, 1:3, 0:2"  # 0:0 and 1:3 run twice
 SCALES = [0.8, 0.9, 1.1, 1.0, -1.2, 1.0, -0.8, -1.3]  # the last product is negative
-EXPERTS = {
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 24,
-}
-# Beside the architectures of the other tests, and variants of them that are built differently.
-VARIANTS = {
-    "qwen2_moe": ("qwen2_moe", {**EXPERTS, "decoder_sparse_step": 1}),
-    "qwen3_next": (
-        "qwen3_next",
-        {**ARCHITECTURES["qwen3_5_text"], **EXPERTS, "decoder_sparse_step": 1},
-    ),
-    "olmo3": (
-        "olmo3",
-        {"sliding_window": 4, "layer_types": ARCHITECTURES["exaone4"]["layer_types"]},
-    ),
-    "cohere": ("cohere", {"use_qk_norm": True}),
-    "olmoe": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
-    "llama with biases": (
-        "llama",
-        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
-    ),
-    "olmo2 with biases": ("olmo2", {"attention_bias": True}),
-    "gpt_neox, one after the other": ("gpt_neox", {"use_parallel_residual": False}),
-    "stablelm, side by side": ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),
-    "falcon, old": (
-        "falcon",
-        {"new_decoder_architecture": False, "parallel_attn": True, "bias": True},
-    ),
-    "falcon, one after the other": (
-        "falcon",
-        {"new_decoder_architecture": False, "parallel_attn": False, "alibi": True},
-    ),
-    **{
-        name: (name, {})
-        for name in (
-            "arcee",
-            "ernie4_5",
-            "seed_oss",
-            "apertus",
-            "nemotron",
-            "persimmon",
-            "flex_olmo",
-        )
-    },
-    **{name: (name, {"head_dim": 8}) for name in ("helium", "hunyuan_v1_dense", "ministral")},
-    "cwm": (
-        "cwm",
-        {"head_dim": 8, "layer_types": ARCHITECTURES["gemma2"]["layer_types"], "sliding_window": 4},
-    ),
-    "vaultgemma": ("vaultgemma", ARCHITECTURES["gemma2"]),
-    "gemma2, untied": ("gemma2", {**ARCHITECTURES["gemma2"], "tie_word_embeddings": False}),
-}
+# Beside the architectures of the other tests: an architecture and its fields.
+VARIANTS = {name: next(iter(given.items())) for name, given in TABLES["variants"].items()}
 # OPT's epsilon cannot be set; the state of linear attention amplifies rounding
 TOLERANCE = {"opt": 2e-3, "qwen3_5_text": 1e-3, "qwen3_next": 1e-3}
 NO_MLP = ("mamba",)  # blocks of one branch

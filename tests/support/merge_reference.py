@@ -6,6 +6,7 @@ Written from the formulas alone; shares no code with the package.
 
 import hashlib
 import math
+from itertools import combinations
 
 import numpy as np
 
@@ -16,10 +17,7 @@ def random_field(seed, source, name, count):
         hashlib.sha256(f"{seed}\0{source}\0{name}".encode()).digest()[:16], "little"
     )
     words = np.random.Philox(key=key, counter=0).random_raw(math.ceil(count / 4))
-    out = []
-    for word in words.tolist():
-        out += [(word >> shift) & 0xFFFF for shift in (0, 16, 32, 48)]
-    return np.array(out[:count])
+    return words.view("<u2")[:count].astype(int)
 
 
 def linear(sources, weights, normalize=True):
@@ -103,14 +101,12 @@ def della(delta, density, epsilon, field, rescale="l1"):
     kept = np.zeros_like(rows)
     numbers = np.reshape(field, rows.shape)
     for row in range(rows.shape[0]):
-        ranked = sorted(
-            range(rows.shape[1]), key=lambda column, row=row: (abs(rows[row, column]), column)
-        )
-        for rank, column in enumerate(ranked):
+        for rank, column in enumerate(np.argsort(np.abs(rows[row]), kind="stable")):
             relative = rank / (rows.shape[1] - 1) if rows.shape[1] > 1 else 0.5
-            probability = min(1.0, max(0.0, density + epsilon * (2 * relative - 1)))
-            if numbers[row, column] < round(probability * 65536):
-                factor = 65536 / round(probability * 65536) if rescale == "expected" else 1
+            probability = np.clip(density + epsilon * (2 * relative - 1), 0, 1)
+            limit = round(probability * 65536)
+            if numbers[row, column] < limit:
+                factor = 65536 / limit if rescale == "expected" else 1
                 kept[row, column] = rows[row, column] * factor
     return rescaled(delta, kept.reshape(delta.shape), "l1" if rescale == "l1" else "none", density)
 
@@ -121,10 +117,10 @@ def model_stock(base, sources, filter_wise=False):
         rows = [model_stock(base[i], [x[i] for x in sources]) for i in range(base.shape[0])]
         return np.stack(rows)
     vectors = [(x - base).ravel() for x in sources]
-    cosines = []
-    for i, left in enumerate(vectors):
-        for right in vectors[:i]:
-            cosines.append((left @ right) / max(np.linalg.norm(left) * np.linalg.norm(right), 1e-6))
+    cosines = [
+        (left @ right) / max(np.linalg.norm(left) * np.linalg.norm(right), 1e-6)
+        for left, right in combinations(vectors, 2)
+    ]
     cosine = np.mean(cosines)
     denominator = (len(sources) - 1) * cosine + 1
     t = len(sources) * cosine / denominator if abs(denominator) >= 1e-6 else 0.0
@@ -147,24 +143,20 @@ def sce(base, sources, select_topk=1.0, floor=1e-6):
     for position in np.ndindex(base.shape):
         column = deltas[(slice(None), *position)]
         positive = column.sum() >= 0
-        agree = [i for i, value in enumerate(column) if value != 0 and (value > 0) == positive]
-        if agree:
-            out[position] += sum(weights[i] * column[i] for i in agree) / sum(
-                weights[i] for i in agree
-            )
+        agree = (column != 0) & ((column > 0) == positive)
+        if agree.any():
+            out[position] += np.average(column[agree], weights=weights[agree])
     return out
 
 
 def arc(first, second, t):
     """Spherical interpolation of two vectors; straight only where they are all but parallel."""
     lengths = max(np.linalg.norm(first), 1e-7) * max(np.linalg.norm(second), 1e-7)
-    cosine = min(1.0, max(-1.0, float(np.sum(first * second)) / lengths))
+    cosine = np.clip(np.sum(first * second) / lengths, -1, 1)
     if 1 - cosine * cosine <= 1e-16:
         return first + t * (second - first)
-    theta = math.acos(cosine)
-    return first * (math.sin(theta - t * theta) / math.sin(theta)) + second * (
-        math.sin(t * theta) / math.sin(theta)
-    )
+    theta = np.arccos(cosine)
+    return (np.sin(theta - t * theta) * first + np.sin(t * theta) * second) / np.sin(theta)
 
 
 def nuslerp(base, first, second, weights, flatten=True, row_wise=False):
@@ -215,16 +207,14 @@ def karcher(sources, weights, max_iter=10, tol=1e-5):
     for _ in range(max_iter):
         step = np.zeros_like(point)
         for share, unit in zip(shares, units, strict=True):
-            cosine = min(1.0, max(-1.0, float(point @ unit)))
-            if math.acos(cosine) >= tol:
-                step = step + share * math.acos(cosine) / math.sin(math.acos(cosine)) * (
-                    unit - cosine * point
-                )
-        if np.linalg.norm(step) < tol:
+            cosine = np.clip(point @ unit, -1, 1)
+            angle = np.arccos(cosine)
+            if angle >= tol:
+                step = step + share * angle / np.sin(angle) * (unit - cosine * point)
+        size = np.linalg.norm(step)
+        if size < tol:
             break
-        point = np.cos(np.linalg.norm(step)) * point + np.sin(
-            np.linalg.norm(step)
-        ) * step / np.linalg.norm(step)
+        point = np.cos(size) * point + np.sin(size) * step / size
         point = point / np.linalg.norm(point)
     return (alphas @ lengths) * point.reshape(sources[0].shape)
 

@@ -1,12 +1,11 @@
 """Stand-ins for what the paper's example files name: tiny models and data sets under the same
 names, on a Hub on loopback."""
 
-import json
-
 import torch
 from datasets import Dataset
 from pipelines import save_sdxl
 from safetensors.torch import save_file
+from searches import write_lines
 from transformers import CONFIG_MAPPING, MistralConfig, MistralForCausalLM
 from vlms import IDS, IMAGE, QWEN, ROPE, picture, processor, random_model
 from vlms import WORDS as MARKS
@@ -105,8 +104,7 @@ def save_data(folder):
     for name, count in DATA.items():
         (folder / name).mkdir(parents=True)
         rows = [{"question": f"問題 {name} {n}", "answer_number": n % 10} for n in range(count)]
-        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n"
-        (folder / name / "ja.jsonl").write_text(text, encoding="utf-8")
+        write_lines(folder / name / "ja.jsonl", *rows)
         files = "\n  data_files:\n  - {split: test, path: ja.jsonl}"
         config = "ja" if name.endswith("mgsm") else "default"
         (folder / name / "README.md").write_text(
@@ -122,11 +120,8 @@ def save_pictures(folder):
     rows = [{"question": f"問題 {n}", "answer": " 答え", "image": image} for n in range(4)]
     Dataset.from_list(rows).to_parquet(folder / PICTURES / "test.parquet")
     shown = {"picture": "picture.png"}
-    lines = [
-        json.dumps({"question": f"問題 {n} {n}", "answer": f" {n % 10}", **shown})
-        for n in range(204)
-    ]
-    (folder / "pictures.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    lines = [{"question": f"問題 {n} {n}", "answer": f" {n % 10}", **shown} for n in range(204)]
+    write_lines(folder / "pictures.jsonl", *lines)
 
 
 def save_pipelines(folder):
@@ -141,8 +136,8 @@ def save_pipelines(folder):
         f"{module}.lora_up.weight": torch.randn(8, 2),
     }
     save_file(low_rank, folder / LIGHTNING / "sdxl_lightning_4step_lora.safetensors")
-    prompts = [json.dumps({"prompt": f"a garden {number}"}) for number in range(4)]
-    (folder / "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
+    prompts = [{"prompt": f"a garden {number}"} for number in range(4)]
+    write_lines(folder / "prompts.jsonl", *prompts)
 
 
 def publish(api, folder):

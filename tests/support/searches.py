@@ -5,41 +5,45 @@ import sqlite3
 from contextlib import closing
 from hashlib import sha256
 
+import yaml
+
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 
-GRADIENT = {"by": "gradient", "evaluations": 12}
-WEIGHTS = {
-    "starts": [],
-    "parameters": {"weight": {"low": 0.0, "high": 1.0}},
-}  # few scores, so plainly
-BY_GRADIENT = {
-    "ps": {
-        "merge": {"method": "breadcrumbs", "groups": "tensor", **WEIGHTS},
-        "optimize": [{**GRADIENT, "batch": 2}],
-    },
-    "dfs": {"path": {"kind": "gates"}, "optimize": [{**GRADIENT, "evaluations": 30, "batch": 2}]},
-    "hybrid": {
-        "merge": {"groups": "block", **WEIGHTS},
-        "path": {"kind": "gates", "repetitions": 1},
-        "optimize": [{**GRADIENT, "space": "ps"}, {**GRADIENT, "evaluations": 40, "space": "dfs"}],
-    },
-    "terms": {
-        "space": "dfs",
-        "path": {"kind": "gates", "terms": "all"},
-        "optimize": [{**GRADIENT, "evaluations": 30, "batch": 2}],
-    },
-}
-
-FIRST = {"by": "gradient", "evaluations": 12, "fitness": {"task": "likelihood"}}
-BY_BOTH = {
-    "ps": {"optimize": [FIRST, {"evaluations": 10, "population": 4}]},
-    "dfs": {
-        "path": {"kind": "gates"},
-        "optimize": [{**FIRST, "evaluations": 30}, {"evaluations": 10, "population": 4}],
-    },
-}
+TABLES = yaml.safe_load("""
+gradient: &gradient {by: gradient, evaluations: 12}
+# few scores, so weights that plainly differ
+weights: &weights {starts: [], parameters: {weight: {low: 0.0, high: 1.0}}}
+by gradient:
+  ps:
+    merge: {method: breadcrumbs, groups: tensor, <<: *weights}
+    optimize: [{<<: *gradient, batch: 2}]
+  dfs:
+    path: {kind: gates}
+    optimize: [&longer {<<: *gradient, evaluations: 30, batch: 2}]
+  hybrid:
+    merge: {groups: block, <<: *weights}
+    path: {kind: gates, repetitions: 1}
+    optimize:
+      - {<<: *gradient, space: ps}
+      - {<<: *gradient, evaluations: 40, space: dfs}
+  terms:
+    space: dfs
+    path: {kind: gates, terms: all}
+    optimize: [*longer]
+by both:
+  ps:
+    optimize:
+      - &first {<<: *gradient, fitness: {task: likelihood}}
+      - &then {evaluations: 10, population: 4}
+  dfs:
+    path: {kind: gates}
+    optimize: [{<<: *first, evaluations: 30}, *then]
+""")
+GRADIENT = TABLES["gradient"]
+BY_GRADIENT = TABLES["by gradient"]
+BY_BOTH = TABLES["by both"]
 
 
 def minimal(**more):

@@ -6,11 +6,8 @@ import torch
 from classes import random_class
 from safetensors.torch import save_file
 
-OLD = {
-    "cls": "cls_token",
-    "mean": "mean_tokens",
-    "max": "max_tokens",
-}  # what files called them before version 5.2
+# what files called them before version 5.2
+OLD = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
 
 
 def sentence_folder(
@@ -32,7 +29,8 @@ def sentence_folder(
     pooled = {"pooling_mode": pooling}
     if pooling in [*OLD]:
         pooled = {f"pooling_mode_{name}": key == pooling for key, name in OLD.items()}
-    modules = {"Pooling": ({"word_embedding_dimension": 16, **pooled}, {})}
+    pooled["word_embedding_dimension"] = 16
+    modules = {"Transformer": (None, {}), "Pooling": (pooled, {})}
     if size is not None:
         config = {"in_features": 16, "out_features": size, "bias": True}
         config["activation_function"] = activation
@@ -43,17 +41,16 @@ def sentence_folder(
         maps = {"norm.weight": torch.rand(wide) + 1, "norm.bias": torch.randn(wide)}
         modules["LayerNorm"] = ({"dimension": wide}, maps)
     modules["Normalize"] = ({}, {})
-    entries = [{"path": "", "type": "Transformer"}]
-    for number, (kind, (config, tensors)) in enumerate(modules.items(), 1):
-        path = f"{number}_{kind}"
-        entries.append({"path": path, "type": kind})
-        (folder / path).mkdir()
-        (folder / path / "config.json").write_text(json.dumps(config))
+    entries = []
+    for number, (kind, (config, tensors)) in enumerate(modules.items()):
+        path = f"{number}_{kind}" if number else ""
+        name = f"sentence_transformers.models.{kind}"
+        entries.append({"idx": number, "name": str(number), "path": path, "type": name})
+        (folder / path).mkdir(exist_ok=True)
+        if config is not None:
+            (folder / path / "config.json").write_text(json.dumps(config))
         if tensors:
             save_file(tensors, folder / path / "model.safetensors")
-    for number, entry in enumerate(entries):
-        kind = f"sentence_transformers.models.{entry['type']}"
-        entry |= {"idx": number, "name": str(number), "type": kind}
     files = {
         "modules.json": entries,
         "sentence_bert_config.json": {"max_seq_length": 16, "do_lower_case": False},

@@ -3,6 +3,7 @@
 import random
 
 import numpy as np
+import yaml
 from searches import minimal
 
 from hf_evomerge import Recipe, Scores
@@ -78,67 +79,56 @@ class ToyRunner:
         """Nothing to free."""
 
 
-OPTIMIZER = {"evaluations": 31, "population": 7}
-
-SPACES = {
-    "ps": {"merge": {"method": "linear", "groups": "model"}, "optimize": [OPTIMIZER]},
-    "dfs": {"space": "dfs", "path": {"kind": "paper", "scales": "slot"}, "optimize": [OPTIMIZER]},
-    "none": {
-        "space": "dfs",
-        "path": {"kind": "paper", "scales": "none", "repetitions": 1},
-        "optimize": [OPTIMIZER],
-    },
-    "terms": {"space": "dfs", "path": {"kind": "gates", "terms": "all"}, "optimize": [OPTIMIZER]},
-    "hybrid": {
-        "space": "hybrid",
-        "merge": {"method": "linear", "groups": "model"},
-        "path": {"kind": "paper", "scales": "slot"},
-        "optimize": [
-            {**OPTIMIZER, "space": "ps"},
-            {"evaluations": 20, "population": 6, "space": "dfs"},
-        ],
-        "compare": {"baselines": ["average", "random"]},
-    },
-    "first": {
-        "space": "hybrid",
-        "merge": {"method": "linear", "groups": "model"},
-        "optimize": [
-            {
-                "by": "cma",
-                "evaluations": 14,
-                "population": 7,
-                "fitness": {"task": "generation"},
-                "space": "ps",
-            },
-            {**OPTIMIZER, "space": "ps"},
-            {**OPTIMIZER, "by": "cma", "evaluations": 12, "space": "dfs"},
-            {**OPTIMIZER, "evaluations": 20, "space": "dfs"},
-        ],
-    },
-    "batches": {
-        "merge": {"method": "linear", "groups": "model"},
-        "optimize": [{**OPTIMIZER, "batch": 4}],
-    },
-}
-
-OTHERS = {
-    "prune": {
-        "space": "dfs",
-        "sources": [{"model": "a"}],  # of six layers
-        "path": {"kind": "prune", "layers": 2},
-        "optimize": [{"by": "sweep", "evaluations": 31, "batch": 3}],
-    },
-    "rows": {
-        "base": {"model": "c"},
-        "merge": {"groups": "model"},
-        "optimize": [OPTIMIZER],
-        "compare": {
-            "finalists": 3,
-            "baselines": ["average", "alone", "random"],
-            "contributions": True,
-        },
-    },
-}
+TABLES = yaml.safe_load("""
+optimizer: &cma {evaluations: 31, population: 7}
+spaces:
+  ps:
+    merge: &linear {method: linear, groups: model}
+    optimize: [*cma]
+  dfs:
+    space: dfs
+    path: &paper {kind: paper, scales: slot}
+    optimize: [*cma]
+  none:
+    space: dfs
+    path: {kind: paper, scales: none, repetitions: 1}
+    optimize: [*cma]
+  terms:
+    space: dfs
+    path: {kind: gates, terms: all}
+    optimize: [*cma]
+  hybrid:
+    space: hybrid
+    merge: *linear
+    path: *paper
+    optimize: [{<<: *cma, space: ps}, {evaluations: 20, population: 6, space: dfs}]
+    compare: {baselines: [average, random]}
+  first:
+    space: hybrid
+    merge: *linear
+    optimize:
+      - {by: cma, evaluations: 14, population: 7, fitness: {task: generation}, space: ps}
+      - {<<: *cma, space: ps}
+      - {<<: *cma, by: cma, evaluations: 12, space: dfs}
+      - {<<: *cma, evaluations: 20, space: dfs}
+  batches:
+    merge: *linear
+    optimize: [{<<: *cma, batch: 4}]
+others:
+  prune:
+    space: dfs
+    sources: [{model: a}]  # of six layers
+    path: {kind: prune, layers: 2}
+    optimize: [{by: sweep, evaluations: 31, batch: 3}]
+  rows:
+    base: {model: c}
+    merge: {groups: model}
+    optimize: [*cma]
+    compare: {finalists: 3, baselines: [average, alone, random], contributions: true}
+""")
+OPTIMIZER = TABLES["optimizer"]
+SPACES = TABLES["spaces"]
+OTHERS = TABLES["others"]
 
 
 def toy_config(kind, **more):

@@ -88,11 +88,9 @@ def verdict(model_type, folder):
     except Exception as cause:
         return Verdict(PLAIN_FAILS, reason(cause))
     try:
-        paths = (
-            {"identity": IDENTITY}
-            if early is not None
-            else {"identity": IDENTITY, "moved": MOVED, "sums": SUMS}
-        )
+        paths = {"identity": IDENTITY}
+        if early is None:
+            paths |= {"moved": MOVED, "sums": SUMS}
         unbuilt = [
             check(sources, path, folder / name, cached=not remark) for name, path in paths.items()
         ]

@@ -3,6 +3,7 @@ language part."""
 
 import torch
 import transformers
+import yaml
 from classes import random_weights
 from PIL import Image
 from words import word_tokenizer
@@ -23,79 +24,64 @@ TEMPLATE = (
     "endif %}{% endfor %}"
     "{% if add_generation_prompt %}assistant{% endif %}"
 )
-IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-TEXT = {
-    **VISION,
-    **IDS,
-    "vocab_size": len(WORDS),
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-}
-
-
-IMAGE = {**VISION, "image_size": 8, "patch_size": 4}
-ROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
-GEMMA = {
-    "query_pre_attn_scalar": 8,
-    "layer_types": ["sliding_attention", "full_attention"],
-    "sliding_window": 64,
-}
-QWEN = {
-    "hidden_size": 16,
-    "intermediate_size": 20,
-    "depth": 2,
-    "num_heads": 2,
-    "patch_size": 4,
-    "out_hidden_size": 32,
-}
-
-# Name: model type of the plain language model, fields of both, and the config and class of the
-# vision-language model.
-PLAIN = {
-    "llava": "mistral",
-    "llava_next": "llama",
-    "qwen2_5_vl": "qwen2",
-    "gemma3": "gemma3_text",
-    "smolvlm": "llama",
-    "qwen2_vl": "qwen2",
-}
-
-
-SIGHT = ["torchvision"]
-NEEDS = {
-    "qwen2_vl": SIGHT,
-    "qwen2_5_vl": SIGHT,
-    "smolvlm": [*SIGHT, "num2words"],
-}  # what their processors need
-CLASSES = {
-    "llava": "LlavaForConditionalGeneration",
-    "llava_next": "LlavaNextForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
-    "gemma3": "Gemma3ForConditionalGeneration",
-    "smolvlm": "SmolVLMForConditionalGeneration",
-}
-ALL_CLASSES = {
-    **CLASSES,
-    "qwen2_vl": "Qwen2VLForConditionalGeneration",
-}  # whose language part is a table's entry of its own
+TABLES = yaml.safe_load("""
+ids: &ids {pad_token_id: 0, bos_token_id: 1, eos_token_id: 2}
+vision: &vision
+  hidden_size: 16
+  intermediate_size: 20
+  num_hidden_layers: 2
+  num_attention_heads: 2
+text:
+  <<: [*ids, *vision]
+  hidden_size: 32
+  intermediate_size: 40
+  num_attention_heads: 4
+  num_key_value_heads: 2
+  head_dim: 8
+  max_position_embeddings: 128
+image: {<<: *vision, image_size: 8, patch_size: 4}
+rope: {rope_parameters: {rope_type: default, mrope_section: [1, 1, 2], rope_theta: 10000.0}}
+gemma:
+  query_pre_attn_scalar: 8
+  layer_types: [sliding_attention, full_attention]
+  sliding_window: 64
+qwen:
+  hidden_size: 16
+  intermediate_size: 20
+  depth: 2
+  num_heads: 2
+  patch_size: 4
+  out_hidden_size: 32
+# type of the plain language model, beginning of the names of classes, packages that the processor
+# needs, words around the places of a picture, how many places
+kinds:
+  llava: [mistral, Llava, [], [user, user], 4]
+  llava_next: [llama, LlavaNext, [], [user, user], 10]
+  qwen2_5_vl: [qwen2, Qwen2_5_VL, &sight [torchvision], &vision_marks [<vision_start>, <vision_end>], 1]
+  gemma3: [gemma3_text, Gemma3, [], [<start_of_image>, <end_of_image>], 4]
+  smolvlm: [llama, SmolVLM, [torchvision, num2words], [&fake <fake_token_around_image>, *fake], 4]
+  qwen2_vl: [qwen2, Qwen2VL, *sight, *vision_marks, 1]
+""")  # noqa: E501
+IDS = TABLES["ids"]
+VISION = TABLES["vision"]
+TEXT = {**TABLES["text"], "vocab_size": len(WORDS)}
+IMAGE = TABLES["image"]
+ROPE = TABLES["rope"]
+QWEN = TABLES["qwen"]
+KINDS = TABLES["kinds"]
+QWENS = ("qwen2_vl", "qwen2_5_vl")
+NEEDS = {name: kind[2] for name, kind in KINDS.items()}
+ALL_CLASSES = {name: f"{kind[1]}ForConditionalGeneration" for name, kind in KINDS.items()}
+# Qwen2-VL's language part is a table's entry of its own.
+CLASSES = {name: kind for name, kind in ALL_CLASSES.items() if name != "qwen2_vl"}
 
 
 def text_config(name, **fields):
     """The config of the plain language model that fits one of `CLASSES`."""
-    given = {**TEXT, **(GEMMA if name == "gemma3" else {}), **fields}
-    if name in ("qwen2_vl", "qwen2_5_vl"):
+    given = {**TEXT, **(TABLES["gemma"] if name == "gemma3" else {}), **fields}
+    if name in QWENS:
         given.pop("head_dim")
-    return transformers.CONFIG_MAPPING[PLAIN[name]](**given)
+    return transformers.CONFIG_MAPPING[KINDS[name][0]](**given)
 
 
 def vlm_config(name, **fields):
@@ -107,7 +93,7 @@ def vlm_config(name, **fields):
         more = {"image_token_index": ID["<image>"], "vision_feature_layer": -1}
         if name == "llava_next":
             more["image_grid_pinpoints"] = [[8, 8]]
-    elif name in ("qwen2_vl", "qwen2_5_vl"):
+    elif name in QWENS:
         del text["model_type"]
         text |= ROPE
         if name == "qwen2_vl":
@@ -175,33 +161,28 @@ def processor(name, vocabulary=WORDS):
     if name in ("llava", "llava_next"):
         given = {"size": {"shortest_edge": 8}, "crop_size": size}
         if name == "llava":
-            kind = transformers.LlavaProcessor
             images = transformers.CLIPImageProcessor(**given)
         else:
-            kind = transformers.LlavaNextProcessor
             images = transformers.LlavaNextImageProcessor(**given, image_grid_pinpoints=[[8, 8]])
         more = {"patch_size": 4, "vision_feature_select_strategy": "default"}
         more["num_additional_image_tokens"] = 1
-    elif name in ("qwen2_vl", "qwen2_5_vl"):
-        kinds = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
-        kind = getattr(transformers, kinds[name])
+    elif name in QWENS:
         patches = {"patch_size": 4, "merge_size": 2}
         images = transformers.Qwen2VLImageProcessor(**patches, min_pixels=64, max_pixels=256)
         parts = [transformers.Qwen2VLVideoProcessor(**patches)]
         mark = "<vision_start> <image> <vision_end>"
     elif name == "gemma3":
-        kind = transformers.Gemma3Processor
         images = transformers.Gemma3ImageProcessor(size=size, image_seq_length=4)
         more = {"image_seq_length": 4}
         mark = "<start_of_image>"
     else:
-        kind = transformers.SmolVLMProcessor
         edge = {"longest_edge": 8}
         images = transformers.SmolVLMImageProcessor(
             size=edge, max_image_size=edge, do_image_splitting=False
         )
         parts = [transformers.SmolVLMVideoProcessor()]
         more = {"image_seq_len": 4}
+    kind = getattr(transformers, f"{KINDS[name][1]}Processor")
     return kind(images, words, *parts, chat_template=TEMPLATE.replace("IMAGE", mark), **more)
 
 
@@ -213,21 +194,14 @@ def picture(color="red"):
 def inputs(name, count=1):
     """What the processor of one of `CLASSES` makes of `what is it ?` and a picture, `count` random
     ones, without it."""
-    qwen = name in ("qwen2_vl", "qwen2_5_vl")
     mark = ID["<image_soft_token>" if name == "gemma3" else "<image>"]
-    around = {
-        "qwen2_vl": ("<vision_start>", "<vision_end>"),
-        "qwen2_5_vl": ("<vision_start>", "<vision_end>"),
-        "gemma3": ("<start_of_image>", "<end_of_image>"),
-        "smolvlm": ("<fake_token_around_image>",) * 2,
-    }
-    before, after = (ID[word] for word in around.get(name, ("user", "user")))
-    places = {"qwen2_vl": 1, "qwen2_5_vl": 1, "llava_next": 10}.get(name, 4)
+    *_, around, places = KINDS[name]
+    before, after = (ID[word] for word in around)
     asked = [ID[word] for word in ("what", "is", "it", "?")]
     ids = torch.tensor([[before, *[mark] * places, after, *asked]] * count)
     pictures = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
     found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if qwen:
+    if name in QWENS:
         pictures = pictures.repeat(1, 2, 1, 1).reshape(count * 4, 96)
         found["image_grid_thw"] = torch.tensor([[1, 2, 2]] * count)
         found["mm_token_type_ids"] = (ids == mark).int()
