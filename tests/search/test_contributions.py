@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from toy_search import EXAMPLES, ToyRunner, hardness, is_recipe, toy_scores, toy_search
 
+from hf_evomerge import run_search
 from hf_evomerge.fitness.comparison import Comparison
 from hf_evomerge.record import Contribution
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.results.contributions import sentence
-from hf_evomerge.search.run import run_search
 
 ASKED = {
     "sources": [{"model": name} for name in "abcd"],

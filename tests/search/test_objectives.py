@@ -10,27 +10,32 @@ import pytest
 import yaml
 from pyarrow import parquet
 from pymoo.indicators.hv import HV
+from refusals import refused
 from safetensors.numpy import load_file
 from scenes import marks_of
 from searches import facts
 from toy_search import EXAMPLES, StoppedError, ToyRunner, toy_config, toy_search
 from watch import killed
 
-from hf_evomerge.building.build import build_model
+from hf_evomerge import (
+    Recipe,
+    Scores,
+    SearchConfig,
+    SourceRef,
+    build_model,
+    plan_search,
+    resume_search,
+    run_search,
+)
 from hf_evomerge.errors import FitnessError, SearchError
-from hf_evomerge.fitness import Scores
 from hf_evomerge.hub.record import _public_settings, write_record
 from hf_evomerge.pictures.marks import Group, Symbol
-from hf_evomerge.recipes.recipe import Recipe, SourceRef
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import found_recipe
 from hf_evomerge.search.front.file import vector
 from hf_evomerge.search.front.optimizers import FrontOptimizer, knee, non_dominated, spread
 from hf_evomerge.search.front.results import front_scenes
 from hf_evomerge.search.optimizers.ask_tell import Start
-from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results.plots import drawn_trials, parent_scores
-from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.paths import rooted
 from hf_evomerge.search.study.study import Study
 
@@ -194,7 +199,7 @@ def test_what_is_the_same_for_all_parents_is_said_once(tmp_path, caplog):
 )
 def test_refusals(changes, message):
     """Objectives that contradict each other or the search are refused in one line."""
-    with pytest.raises(SearchError, match=rf"^{message}.*$"):
+    with refused(SearchError, rf"^{message}.*$"):
         toy_config("dfs", **{**TOY, **yaml.safe_load(changes)})
 
 
@@ -205,14 +210,14 @@ def test_no_objective_is_tested_on_what_another_looks_at(searched, settings):
     data = settings["data"]
     more = {"search": data[searched], "test": data["search"]}
     objective = {"name": "x", "fitness": {"task": "perplexity"}, "data": more}
-    with pytest.raises(FitnessError, match="the splits overlap"):
+    with refused(FitnessError, "the splits overlap"):
         plan_search(SearchConfig.model_validate({**settings, "objectives": [objective]}))
 
 
 def test_without_pymoo(settings, monkeypatch):
     """Where pymoo is missing the search says so before it begins."""
     monkeypatch.setitem(sys.modules, "pymoo", None)
-    with pytest.raises(SearchError, match=r"needs pymoo: pip install 'hf-evomerge\[objectives\]'"):
+    with refused(SearchError, r"needs pymoo: pip install 'hf-evomerge\[objectives\]'"):
         plan_search(SearchConfig.model_validate(settings))
 
 
@@ -270,7 +275,7 @@ def test_killed_and_resumed(settings, tmp_path):
     for row, trial in zip(rows, trials, strict=True):
         for name, scores in trial.scores.others.items():
             assert row[f"objective.{name}"] == scores.mean
-    with pytest.raises(SearchError, match="the points of the front are 0 to"):
+    with refused(SearchError, "the points of the front are 0 to"):
         found_recipe(out, len(whole.front))
 
 

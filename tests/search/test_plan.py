@@ -5,15 +5,13 @@ from unittest.mock import ANY
 import pytest
 from searches import BY_BOTH, GRADIENT
 
-from hf_evomerge.fitness import Example
+from hf_evomerge import Example, SearchConfig, plan_search
 from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation import memory
 from hf_evomerge.search.evaluation.devices import product_seconds
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.tasks import SearchTasks
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.phases import parents
-from hf_evomerge.search.plan import plan_search
 
 
 def test_plan(search_config, tmp_path, monkeypatch):

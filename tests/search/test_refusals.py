@@ -4,11 +4,12 @@ import re
 
 import pytest
 import yaml
+from refusals import refused
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_evomerge.errors import EvoMergeError, FitnessError, SearchError, SourceError
+from hf_evomerge import EvoMergeError, resume_search, run_search
+from hf_evomerge.errors import FitnessError, SearchError, SourceError
 from hf_evomerge.search.evaluation.model_pool import ModelPool
-from hf_evomerge.search.run import resume_search, run_search
 
 WRITES = "fitness: {task: generation, max_new_tokens: 2}"
 LORA = "compare: {baselines: [lora]}"
@@ -65,7 +66,7 @@ def test_refused_before_anything_begins(changes, message, search_config, tmp_pat
 
 
 def _refuse(search_config, changes, message, out, **given):
-    with pytest.raises(EvoMergeError, match=rf"^.*{re.escape(message)}.*$"):
+    with refused(EvoMergeError, rf"^.*{re.escape(message)}.*$"):
         run_search(search_config(**{"space": "ps", **given, **yaml.safe_load(changes)}), out)
     assert not out.exists()
 
@@ -111,7 +112,7 @@ def test_sources_that_do_not_fit_are_refused(tiny, search_config, tmp_path):
         ("hybrid", wide, r"head_dim .*16"),
     ):
         config = search_config(space, sources=[{"model": str(each)} for each in (narrow, other)])
-        with pytest.raises(SourceError, match=message):
+        with refused(SourceError, message):
             run_search(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -130,7 +131,7 @@ def test_nothing_of_the_users_is_overwritten(search_config, tmp_path):
     }.items():
         file = tmp_path / name
         search_config(compute={"seed": 1}).save(file)
-        with pytest.raises(SearchError, match=message):
+        with refused(SearchError, message):
             run_search(config, tmp_path)
         assert list(tmp_path.iterdir()) == [file], name
         file.unlink()
@@ -141,7 +142,7 @@ def test_nothing_of_the_users_is_overwritten(search_config, tmp_path):
     mine = tmp_path / "model" / "config.json"
     mine.parent.mkdir()
     mine.write_text("mine")
-    with pytest.raises(SearchError, match="was not made by this search"):
+    with refused(SearchError, "was not made by this search"):
         resume_search(tmp_path)
     assert mine.read_text() == "mine"
 
@@ -163,6 +164,6 @@ def test_data_that_cannot_serve_is_refused_before_a_model_is_loaded(
             r"retain\.old: .*validation\.jsonl:1 is .* of the validation split",
         ),
     ):
-        with pytest.raises(FitnessError, match=message):
+        with refused(FitnessError, message):
             run_search(config, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

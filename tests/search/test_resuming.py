@@ -8,19 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from searches import count_trials, digests, facts
 from slowly import slow_beyond
 from warm import COMMAND, Program
 from watch import Watch, are_gone, descendants, killed
 
-from hf_evomerge.building.build import build_model
+from hf_evomerge import Recipe, Scores, SearchConfig, build_model, resume_search, run_search
 from hf_evomerge.errors import SearchError
-from hf_evomerge.fitness.scores import Scores
-from hf_evomerge.recipes.recipe import Recipe
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import check_out, edited
-from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
 
 
@@ -112,7 +109,7 @@ def test_a_study_without_scores_takes_other_settings(search_config, tmp_path):
     file = tmp_path / "given.yaml"
     out = tmp_path / "out"
     search_config(compute={"limits": {"seconds": 0.001}}).save(file)
-    with pytest.raises(SearchError, match="cannot be evaluated"):
+    with refused(SearchError, "cannot be evaluated"):
         run_search(SearchConfig.load(file), out, build=False)
     config = search_config(compute={"seed": 3})
     config.save(file)
@@ -122,7 +119,7 @@ def test_a_study_without_scores_takes_other_settings(search_config, tmp_path):
     run_search(config, tmp_path / "fresh", build=False)
     assert facts(out) == facts(tmp_path / "fresh")
     assert resume_search(out, build=False).to_json() == result.to_json()
-    with pytest.raises(SearchError, match="holds the study of another search: compute"):
+    with refused(SearchError, "holds the study of another search: compute"):
         run_search(search_config(), out)
 
 
@@ -132,7 +129,7 @@ def test_a_study_that_runs_takes_no_other_settings(begun, search_config):
     with (
         Study.open(begun) as study,
         study.exclusive(),
-        pytest.raises(SearchError, match="another process is running"),
+        refused(SearchError, "another process is running"),
     ):
         run_search(search_config(compute={"seed": 3}), begun)
     with Study.open(begun) as study:

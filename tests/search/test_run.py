@@ -8,19 +8,27 @@ from unittest.mock import ANY
 import pytest
 import torch
 import warm
+from refusals import refused
 from searches import digests
 from slowly import slow_beyond
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_evomerge import (
+    Example,
+    FunctionTask,
+    Recipe,
+    Scores,
+    SearchConfig,
+    SourceRef,
+    evaluate_model,
+    resume_search,
+    run_search,
+)
 from hf_evomerge.errors import SourceError
-from hf_evomerge.fitness import Example, FunctionTask, Scores
-from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.results.answers import Answer, export_answers, study_answers
-from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runners.runner import LocalRunner
-from hf_evomerge.search.score_model import Evaluation, evaluate_model
+from hf_evomerge.search.score_model import Evaluation
 from hf_evomerge.search.study.study import Study
 
 PICTURES = {
@@ -159,7 +167,7 @@ def test_evaluate_model_needs_only_the_model(tiny, search_config):
     assert text.startswith("fitness -")
     assert text.splitlines()[0].endswith("on 4 examples")
     assert (text.count("expected: "), text.count("answered: ")) == (2, 2)
-    with pytest.raises(SourceError, match="no such folder"):
+    with refused(SourceError, "no such folder"):
         evaluate_model("./nowhere/model", config)
     for same in (
         search_config("dfs", **nowhere, path={"kind": "gates", "order": [1, 0]}),

@@ -4,13 +4,12 @@ refused in one line."""
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from refusals import refused
 from transformers import AutoModelForCausalLM
 
-from hf_evomerge.building.folded import fold
+from hf_evomerge import fold, plan_search, run_search
 from hf_evomerge.errors import SearchError
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
 GRADIENT = {"by": "gradient", "evaluations": 6}
@@ -91,5 +90,5 @@ def test_what_cannot_work_is_refused(layers, steps, message, tiny, search_config
     """A budget that ends before the sweep, and more layers than there are: before a model is
     read."""
     settings = _settings(tiny, {**PRUNE, "layers": layers}, *steps)
-    with pytest.raises(SearchError, match=message):
+    with refused(SearchError, message):
         plan_search(search_config(**settings))

@@ -10,18 +10,16 @@ import pytest
 import torch
 import yaml
 from classes import edit_json
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from hf_evomerge.building.build import check_recipe
+from hf_evomerge import EvoMergeError, check_recipe, evaluate_model, plan_search, run_search
 from hf_evomerge.cli import app
 from hf_evomerge.demo.quickstart import SPECIALISTS
-from hf_evomerge.errors import EvoMergeError, SearchError
+from hf_evomerge.errors import SearchError
 from hf_evomerge.search.file.scaffold import draft_search
-from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.run import run_search
-from hf_evomerge.search.score_model import evaluate_model
 
 OWN = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -84,7 +82,7 @@ def test_code_runs_with_consent_alone(brings_code, tmp_path, search_config):
 
 def test_no_file_can_consent(search_config):
     """Consent to foreign code is no key of a search file."""
-    with pytest.raises(SearchError, match="trust_remote_code: no such key"):
+    with refused(SearchError, "trust_remote_code: no such key"):
         search_config(trust_remote_code=True)
 
 
@@ -109,7 +107,7 @@ def _edit_words(folder, edit):
 def test_a_search_over_vocabularies(more_words, tmp_path, search_config):
     """What a search advises it takes: the winner's recipe says what becomes of the vocabularies,
     and its model has them."""
-    with pytest.raises(EvoMergeError, match="vocabulary: union"):
+    with refused(EvoMergeError, "vocabulary: union"):
         plan_search(search_config("ps", more_words))
     names = [str(more_words / name) for name in ("a", "b")]
     problems = tmp_path / "problems.jsonl"
@@ -144,7 +142,7 @@ def test_a_search_over_vocabularies(more_words, tmp_path, search_config):
 )
 def test_vocabularies_that_cannot_be(changes, message, search_config):
     """What a recipe refuses of vocabularies a search file refuses, in the same words."""
-    with pytest.raises(SearchError, match=f"^{message}"):
+    with refused(SearchError, f"^{message}"):
         search_config(**{"space": "ps", **yaml.safe_load(changes)})
 
 
@@ -210,7 +208,7 @@ def test_adapters_of_one_base_raise_no_doubt_of_it(search_config, adapters):
 
 def test_a_person_chooses_among_pictures_alone(search_config):
     """The dry run of a choice between language models says what the search would."""
-    with pytest.raises(EvoMergeError, match="is no model that the task choice scores"):
+    with refused(EvoMergeError, "is no model that the task choice scores"):
         plan_search(search_config("ps", fitness={"task": "choice"}))
 
 
@@ -218,7 +216,5 @@ def test_a_model_without_a_head(tiny, search_config, tmp_path):
     """A model saved without its head has nothing that a task of words could read."""
     folder = shutil.copytree(tiny, tmp_path / "tiny")
     edit_json(folder / "b" / "config.json", architectures=["LlamaModel"])
-    with pytest.raises(
-        EvoMergeError, match=r"b: LlamaModel \(model type 'llama'\) is no model that the task"
-    ):
+    with refused(EvoMergeError, r"b: LlamaModel \(model type 'llama'\) is no model that the task"):
         evaluate_model(str(folder / "b"), search_config("ps"), split="search")

@@ -6,15 +6,14 @@ import re
 import shutil
 
 import pytest
+from refusals import refused
 from searches import GRADIENT, facts
 from slowly import slow_beyond
 
-from hf_evomerge.errors import EvoMergeError, SearchError
+from hf_evomerge import EvoMergeError, SearchConfig, plan_search, run_search
+from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.model_pool import ModelPool
-from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
 OWN = {"task": "likelihood", "separator": " ", "weight": 0.5}
@@ -98,7 +97,7 @@ def test_a_term_by_evolution(search_config, terms, tmp_path):
     (row,) = (row for row in result.rows if row.winner)
     assert row.scores.outputs is not None
     assert list(row.scores.others) == ["likelihood", "agreement", "generation"]
-    with pytest.raises(EvoMergeError, match=r"fitness\.task: generation has no gradient; use like"):
+    with refused(EvoMergeError, r"fitness\.task: generation has no gradient; use like"):
         plan_search(search_config(optimize=[GRADIENT], fitness=fitness))
 
 
@@ -110,7 +109,7 @@ def test_a_study_stands_on_the_data_of_its_terms(search_config, terms, prompts, 
         run_search(config, tmp_path / "search", build=False)
     file = moved / "b-search.jsonl"
     file.write_text(file.read_text(encoding="utf-8").replace("b1", "b9"), encoding="utf-8")
-    with pytest.raises(EvoMergeError, match=r"the search examples .* are not what this study was"):
+    with refused(EvoMergeError, r"the search examples .* are not what this study was"):
         run_search(config, tmp_path / "search", build=False)
 
 
@@ -150,5 +149,5 @@ def test_refuses(change, message, search_settings, terms, monkeypatch):
     settings = search_settings(fitness=terms)
     change(settings, terms["terms"][1])
     monkeypatch.setattr(ModelPool, "model", lambda *_: pytest.fail("a model was loaded"))
-    with pytest.raises(EvoMergeError, match=rf"^.*{re.escape(message)}.*$"):
+    with refused(EvoMergeError, rf"^.*{re.escape(message)}.*$"):
         plan_search(validate(SearchConfig, settings, SearchError))

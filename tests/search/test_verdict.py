@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from hf_evomerge import Example, Scores, SourceRef
 from hf_evomerge.cli.searching import _next
-from hf_evomerge.fitness import Example, Scores
-from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.search.phases.baselines import alone, average, lora, noise
 from hf_evomerge.search.phases.held_out import _learned_by_heart
 from hf_evomerge.search.results.constant import Constant
