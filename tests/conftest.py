@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from searches import as_read
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 from warm import warm_workers
 
@@ -159,7 +160,8 @@ def tiny_half(made_once):
 
 @pytest.fixture(scope="session")
 def search_settings(tiny):
-    """Makes the settings of a small search of the tiny family; keywords replace whole sections."""
+    """Makes the settings of a small search of the tiny family; keywords replace whole sections,
+    and may be as a search file has them."""
 
     def make(space="ps", folder=tiny, **more):
         optimizer = {"evaluations": 8, "population": 4}
@@ -180,7 +182,7 @@ def search_settings(tiny):
             "fitness": {"task": "likelihood", "separator": " "},
             "data": {split: {"jsonl": str(folder / f"{split}.jsonl")} for split in SPLITS},
             "compare": {"finalists": 2},
-            **more,
+            **as_read(more),
         }
 
     return make

@@ -129,7 +129,7 @@ def test_runs_of_rows_are_as_long_alone():
     """With `groups: rows` a source has the runs alone that it has among all, although more would
     do."""
     tensors = {f"model.layers.{n}.mlp.up_proj.weight": 64 * 1000 for n in range(15)}
-    config = minimal(base={"model": "c"}, merge={"groups": "rows"}, compare=ALONE)
+    config = minimal(base="{model: c}", merge="{groups: rows}", compare=ALONE)
     summary = SourceSummary([15, 15], tensors)
     both, *lone = [make_space(config, stage, summary).start().mean.size for stage in config.stages]
     assert lone == [both // 2, both // 2]
@@ -176,8 +176,8 @@ def test_a_source_that_is_the_base_has_no_search(search_config, tiny, tmp_path, 
     search goes on to its end."""
     config = search_config(
         sources=[{"model": str(tiny / name)} for name in ("a", "base")],
-        merge={"groups": "half"},
-        compare={"baselines": ["alone"], "finalists": 1},
+        merge="{groups: half}",
+        compare="{baselines: [alone], finalists: 1}",
     )
     said = "the results will have no search over base alone, parameter space: "
     assert said in "\n".join(plan_search(config).warnings)
@@ -213,7 +213,7 @@ def test_real_models(space, settings, search_config, tmp_path):
 
 def test_one_source_is_rescaled(search_config, tiny, tmp_path):
     """A search over one source and its base merges that source alone, and its winner is built."""
-    config = search_config(sources=[{"model": str(tiny / "a")}], merge={"groups": "half"})
+    config = search_config(sources=[{"model": str(tiny / "a")}], merge="{groups: half}")
     result = run_search(config, tmp_path / "out")
     assert [row.stage for row in result.rows] == ["base", "source", "ps"]
     assert len(result.winner.merge.parameters) == 1

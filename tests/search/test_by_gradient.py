@@ -55,7 +55,7 @@ def test_finalists_of_a_gradient_were_scored_whole(search_config, tmp_path):
     dry run counts, and not about points that a batch flattered."""
     config = search_config(
         optimize=[{**GRADIENT, "evaluations": 44, "batch": 2}],
-        compare={"baselines": [], "finalists": 8},
+        compare="{baselines: [], finalists: 8}",
     )
     run_search(config, tmp_path, build=False)
     study = Study.open(tmp_path)
@@ -90,9 +90,7 @@ def test_gradient_first_then_evolution(space, dies_in, search_config, tmp_path):
     """One study holds the gradient on the likelihood and the evolution on answers; killed in
     either, it ends the same."""
     config = search_config(
-        space,
-        **BY_BOTH[space],
-        fitness={"task": "generation", "extract": "all", "max_new_tokens": 2},
+        space, **BY_BOTH[space], fitness="{task: generation, extract: all, max_new_tokens: 2}"
     )
     whole = tmp_path / "whole"
     result = run_search(config, whole, build=False)

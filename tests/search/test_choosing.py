@@ -84,8 +84,8 @@ def test_the_test_split_is_touched_once(tmp_path):
     end, however often it runs."""
     first = ToyRunner()
     second = ToyRunner()
-    _, result = toy_search(tmp_path, first, "hybrid", base={"model": "org/c"})
-    again = toy_search(tmp_path, second, "hybrid", base={"model": "org/c"})[1]
+    _, result = toy_search(tmp_path, first, "hybrid", base="{model: org/c}")
+    again = toy_search(tmp_path, second, "hybrid", base="{model: org/c}")[1]
     rows = [(row.stage, row.model, row.evaluations) for row in result.rows]
     assert rows == [
         ("base", "base (c)", 0),

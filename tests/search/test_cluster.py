@@ -127,7 +127,7 @@ def test_what_is_wrong_on_a_machine_names_it(cluster, search_config):
         list(runner.run([Job(config.sources[0])]))
     runner.close()
     with refused(SearchError, r"no machine of the cluster has a GPU; there are node "):
-        _runner(search_config(compute={"device": "cuda:0"}))
+        _runner(search_config(compute="{device: 'cuda:0'}"))
     with refused(SearchError, r"no machine of the cluster has 1 CPUs \(threads\) and 1e\+06 GB"):
         _runner(config, memory=10**15)
 

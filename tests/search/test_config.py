@@ -257,13 +257,13 @@ def test_a_saved_search_is_the_same_search(tmp_path):
     }
     config = minimal(
         data=data,
-        merge={"options": {"lambda": {"low": 0, "high": 2}}},
-        path={"kind": "paper", "scales": "slot", "scale_bounds": [0.5, 2]},
+        merge="{options: {lambda: {low: 0, high: 2}}}",
+        path="{kind: paper, scales: slot, scale_bounds: [0.5, 2]}",
     )
     config.save(tmp_path / "search.yaml")
     assert SearchConfig.load(tmp_path / "search.yaml") == config
     assert validate(SearchConfig, config.model_dump(mode="json"), SearchError) == config
-    fine = minimal(merge={"groups": "tensor"}, optimize=[{"by": "gradient"}])
+    fine = minimal(merge="{groups: tensor}", optimize="[{by: gradient}]")
     assert validate(SearchConfig, fine.model_dump(mode="json"), SearchError) == fine
 
 
@@ -280,7 +280,7 @@ def test_a_saved_search_is_the_same_search(tmp_path):
 def test_batches_grow_up_to_half_of_the_examples(text, sizes):
     """Generations have 16 examples at first and at most half of them later, unless the file says
     it; random search has all."""
-    config = minimal(**yaml.safe_load(text), compare={"baselines": ["random"]})
+    config = minimal(**yaml.safe_load(text), compare="{baselines: [random]}")
     assert {count: [*config.stages[0].batch_sizes(count)] for count in sizes} == sizes
     assert config.stages[-1].batch_sizes(128) == (128,)
 
@@ -323,9 +323,9 @@ def test_quick_fills_in_what_the_file_leaves_unsaid():
         assert _steps(**more) == [("ps", "cma", 48, None)]
     halves = [(space, "gradient", 24, None) for space in ("ps", "dfs")]
     assert _steps(**QUICK, space="hybrid") == halves
-    assert _steps(**QUICK, space="dfs", path={"kind": "paper"}) == [("dfs", "cma", 48, None)]
+    assert _steps(**QUICK, space="dfs", path="{kind: paper}") == [("dfs", "cma", 48, None)]
     assert minimal(optimize="quick").merge.starts == merge.starts
-    mean = minimal(optimize="quick", merge={"method": "linear"}).merge
+    mean = minimal(optimize="quick", merge="{method: linear}").merge
     assert mean.starts == ["average", "sources"]
 
 
@@ -341,6 +341,6 @@ def test_what_the_file_says_stays():
 def test_a_list_whose_only_entry_is_wrong_has_that_one_complaint():
     """It is not said to be empty as well."""
     with pytest.raises(SearchError) as refusal:
-        minimal(space="dfs", path={"kind": "gates", "order": [-1]})
+        minimal(space="dfs", path="{kind: gates, order: [-1]}")
     assert "path.order.0: must be at least 0 (found -1)" in str(refusal.value)
     assert "entries" not in str(refusal.value)

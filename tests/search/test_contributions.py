@@ -85,7 +85,7 @@ def test_a_source_that_is_the_base_gives_nothing(tiny, search_config, tmp_path):
     settings = {"sources": sources, "merge": {"groups": "block"}}
     out = tmp_path / "study"
     run_search(search_config(**settings), out, build=False)
-    config = search_config(**settings, compare={"finalists": 2, "contributions": True})
+    config = search_config(**settings, compare="{finalists: 2, contributions: true}")
     result = run_search(config, out, build=False)
     first, second = result.contributions
     assert second.left_out.difference == 0

@@ -26,7 +26,7 @@ def made(tmp_path_factory):
     there."""
     folder = tmp_path_factory.mktemp("made")
     rng = np.random.default_rng(0)
-    config = minimal(merge={"method": "linear"}, data={"search": {"jsonl": "search.jsonl"}})
+    config = minimal(merge="{method: linear}", data="{search: {jsonl: search.jsonl}}")
     with Study.create(folder / "study", config.model_dump(mode="json")) as study:
         study.add_evaluation("base", "search", Scores([0.0, 1.0], correct=[False, True]))
         for number in range(TRIALS):

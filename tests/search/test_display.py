@@ -84,7 +84,7 @@ def test_the_legend_says_what_the_numbers_are():
     assert row.startswith("parameter space ")
     assert legend == "best, mean: fitness, more is better: nats per answer"
     first = {"by": "gradient", "fitness": {"task": "likelihood", "normalize": "token"}}
-    both = minimal(optimize=[first, {}], fitness={"task": "generation"})
+    both = minimal(optimize=[first, {}], fitness="{task: generation}")
     text = " ".join(_written(replace(STAGE, phase="ps-first"), STAGE, config=both).split())
     units = "nats per token (parameter space, first), share of right answers (parameter space)"
     assert f"best, mean: fitness, more is better: {units}" in text

@@ -52,9 +52,9 @@ def config_of(parents, **fields):
     return minimal(
         **{
             "sources": sources,
-            "merge": {"method": "linear", "groups": "model"},
-            "optimize": [{"evaluations": 8, "population": 4}],
-            "compare": {"finalists": 2},
+            "merge": "{method: linear, groups: model}",
+            "optimize": "[{evaluations: 8, population: 4}]",
+            "compare": "{finalists: 2}",
             **fields,
         }
     )
@@ -107,8 +107,8 @@ def choices(parents, tmp_path):
     data = write_lines(tmp_path / "prompts.jsonl", {"prompt": "0"}, {"prompt": "1"})
     return config_of(
         parents,
-        optimize=[{"evaluations": 12, "population": 4}],
-        fitness={"task": "choice", "arguments": {"num_inference_steps": 2}},
+        optimize="[{evaluations: 12, population: 4}]",
+        fitness="{task: choice, arguments: {num_inference_steps: 2}}",
         data={"search": {"jsonl": str(data)}},
     )
 

@@ -99,7 +99,7 @@ def test_the_memory_of_a_worker_is_estimated(tiny_half, search_config):
     size = (tiny_half / "a" / "model.safetensors").stat().st_size  # bfloat16, and a header
 
     def models(space, **changes):
-        config = search_config(space, tiny_half, output={"dtype": "bfloat16"}, **changes)
+        config = search_config(space, tiny_half, output="{dtype: bfloat16}", **changes)
         return worker_memory(config, Evaluator(config)) - PROCESS
 
     one = models("dfs") / 2
@@ -303,7 +303,7 @@ def test_a_gradient_of_gates_is_that_of_the_score(terms, search_config):
     """The slopes of gates at a point are those of the score of its recipe, of a slot that is off
     too; others are not asked."""
     path = {"kind": "gates", "terms": terms, "repetitions": 2}
-    config = search_config("dfs", path=path, optimize=[{"by": "gradient"}])
+    config = search_config("dfs", path=path, optimize="[{by: gradient}]")
     evaluator = Evaluator(config)
     space = make_space(config, config.stages[0], evaluator.sources.summary)
     genome = np.random.default_rng(0).uniform(0.3, 1.0, space.start().mean.size)
@@ -335,8 +335,8 @@ def test_recomputed_gradients_are_the_same(space, search_config):
     for checkpointing in (False, True):
         config = search_config(
             space,
-            path={"kind": "gates", "repetitions": 1},
-            optimize=[{"by": "gradient"}],
+            path="{kind: gates, repetitions: 1}",
+            optimize="[{by: gradient}]",
             compute={"gradient_checkpointing": checkpointing},
         )
         evaluator = Evaluator(config)
@@ -412,7 +412,7 @@ def test_attention_is_computed_as_the_file_says(search_config):
         for target in (config.sources[0], config.recipe(merge=config.merge.part())):
             assert models.model(target).config._attn_implementation == used
     with refused(SearchError, "attn_implementation"):
-        search_config(compute={"attn_implementation": "kernels-community/flash-attn"})
+        search_config(compute="{attn_implementation: kernels-community/flash-attn}")
 
 
 def test_quantised_sources_score_what_is_built(tiny_half, search_config, tmp_path):
@@ -421,7 +421,7 @@ def test_quantised_sources_score_what_is_built(tiny_half, search_config, tmp_pat
     family = shutil.copytree(tiny_half, tmp_path / "family")
     for name in ("base", "a", "b"):
         to_fp8(family / name)
-    config = search_config("hybrid", folder=family, output={"dtype": "bfloat16"})
+    config = search_config("hybrid", folder=family, output="{dtype: bfloat16}")
     evaluator = Evaluator(config)
     alone = {"merge": {"method": "linear", "sources": [0], "parameters": [{"weight": 1.0}]}}
     for part in ("ps", "dfs", "hybrid"):

@@ -273,7 +273,7 @@ def test_another_seed_is_another_search(tmp_path):
     """The seed decides the genomes of every stage, and the stages of one search do not repeat each
     other's."""
     first = toy_search(tmp_path / "0", ToyRunner(), "hybrid")[0]
-    other = toy_search(tmp_path / "1", ToyRunner(), "hybrid", compute={"seed": 1})[0]
+    other = toy_search(tmp_path / "1", ToyRunner(), "hybrid", compute="{seed: 1}")[0]
     for stage in ("ps", "random"):
         assert _genomes(first).isdisjoint(_genomes(other, stage))
     random = {
@@ -289,9 +289,9 @@ def test_a_study_of_another_search_is_refused(tmp_path):
     are left over."""
     toy_search(tmp_path, ToyRunner())
     with refused(SearchError, "ps trial 0: the stored genome is not the one"):
-        toy_search(tmp_path, ToyRunner(), compute={"seed": 1})
+        toy_search(tmp_path, ToyRunner(), compute="{seed: 1}")
     with refused(SearchError, "the study holds trial 14, which this search never asked for"):
-        toy_search(tmp_path, ToyRunner(), optimize=[{"evaluations": 14, "population": 7}])
+        toy_search(tmp_path, ToyRunner(), optimize="[{evaluations: 14, population: 7}]")
 
 
 def test_two_searches_cannot_write_to_one_study(tmp_path):

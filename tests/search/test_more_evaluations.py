@@ -43,7 +43,7 @@ def test_evolution_goes_on(tmp_path, name):
 
 def _config(search_config, evaluations):
     step = {**GRADIENT, "evaluations": evaluations, "batch": 2}
-    return search_config(merge={"groups": "tensor"}, optimize=[step], compare={"baselines": []})
+    return search_config(merge="{groups: tensor}", optimize=[step], compare="{baselines: []}")
 
 
 def test_a_gradient_is_given_no_more(tmp_path, search_config):

@@ -230,7 +230,7 @@ def settings(search_settings, tiny):
         "dfs",
         sources=[{"model": str(tiny / name)} for name in ("a", "deep")],
         base=None,
-        optimize=[{"evaluations": 18, "population": 6}],
+        optimize="[{evaluations: 18, population: 6}]",
         objectives=[
             "hops",
             "parameters",

@@ -19,7 +19,7 @@ def test_plan(search_config, tmp_path, monkeypatch):
     writes nothing."""
     monkeypatch.chdir(tmp_path)
     plan = plan_search(
-        search_config("hybrid", compare={"baselines": ["average", "random"], "finalists": 2})
+        search_config("hybrid", compare="{baselines: [average, random], finalists: 2}")
     )
     assert plan.examples == {"search": 5, "validation": 4, "test": 6}
     text = {phase.name: phase.text for phase in plan.phases}
@@ -43,16 +43,14 @@ def test_the_plan_of_a_gradient(search_config):
     """Steps wait for each other, so workers do not shorten them, and cost three scores of their
     batch each."""
     step = {**GRADIENT, "evaluations": 60, "batch": 1}
-    plan = plan_search(
-        search_config("ps", merge={"groups": "tensor", "starts": []}, optimize=[step])
-    )
+    plan = plan_search(search_config("ps", merge="{groups: tensor, starts: []}", optimize=[step]))
     (stage,) = (phase for phase in plan.phases if phase.name == "ps")
     assert stage.at_once == 1
     assert "60 evaluations, 95 gradient steps on 1 of 5 examples" in stage.text
     others = sum(phase.seconds for phase in plan.phases if phase.at_once > 1)
     assert plan.minutes(2) * 60 == pytest.approx(stage.seconds + others / 2)
     few = [{**GRADIENT, "evaluations": 2}]
-    small = plan_search(search_config("ps", merge={"method": "ties"}, optimize=few))
+    small = plan_search(search_config("ps", merge="{method: ties}", optimize=few))
     assert "ps: a gradient moves no density: those numbers stay at their start" in small.notes
     assert "gradient steps, and fewer than 20 hardly move" in "".join(small.warnings)
     fitness = {"task": "generation", "extract": "all", "max_new_tokens": 2}
@@ -67,7 +65,7 @@ def test_a_plan_warns(search_config, search_settings):
     data = search_settings()["data"]
     config = search_config(
         "ps",
-        optimize=[{"evaluations": 9, "population": 8}],
+        optimize="[{evaluations: 9, population: 8}]",
         data={"search": data["search"], "validation": data["test"]},
     )
     warnings = "\n".join(plan_search(config).warnings)
@@ -141,7 +139,7 @@ def test_what_is_said_of_a_search(search_config, search_settings, tiny_half):
     gates = {"kind": "gates", "repetitions": 1}
     step = {"evaluations": 8, "population": 4}
     unused = {
-        "path": search_config("ps", path=gates, optimize=[{"batch": 1}]),
+        "path": search_config("ps", path=gates, optimize="[{batch: 1}]"),
         "a step with space: dfs": search_config("ps", optimize=[step, {**step, "space": "dfs"}]),
     }
     assert "not looked at" not in "".join(plan_search(search_config("hybrid")).notes)

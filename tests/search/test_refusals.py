@@ -130,7 +130,7 @@ def test_nothing_of_the_users_is_overwritten(search_config, tmp_path):
         "plots": "holds a plots but no study",
     }.items():
         file = tmp_path / name
-        search_config(compute={"seed": 1}).save(file)
+        search_config(compute="{seed: 1}").save(file)
         with refused(SearchError, message):
             run_search(config, tmp_path)
         assert list(tmp_path.iterdir()) == [file], name
@@ -156,7 +156,7 @@ def test_data_that_cannot_serve_is_refused_before_a_model_is_loaded(
     retain = {"old": {"jsonl": str(tiny / "validation.jsonl")}}
     for config, message in (
         (
-            search_config(fitness={"task": "generation"}),
+            search_config(fitness="{task: generation}"),
             r"search\.jsonl:1: the answer .* is not a number",
         ),
         (

@@ -42,8 +42,8 @@ def test_killed_and_resumed(search_config, tmp_path):
     step = {"evaluations": 20, "population": 5, "batch": 4}
     config = search_config(
         "hybrid",
-        merge={"method": "dare_linear"},
-        path={"kind": "gates", "repetitions": 2},
+        merge="{method: dare_linear}",
+        path="{kind: gates, repetitions: 2}",
         optimize=[
             {**step, "space": "ps"},
             {**step, "space": "dfs", "evaluations": 5, "sigma": 0.5},
@@ -91,7 +91,7 @@ def test_other_settings_are_refused(begun, search_config):
         study.add_evaluation("base", "search", Scores([0.0] * 5))
     optimizer = {"evaluations": 7, "population": 4}
     with pytest.raises(SearchError) as caught:
-        run_search(search_config(optimize=[optimizer], compute={"seed": 3}), begun)
+        run_search(search_config(optimize=[optimizer], compute="{seed: 3}"), begun)
     text = str(caught.value)
     for part in (
         str(begun),
@@ -108,10 +108,10 @@ def test_a_study_without_scores_takes_other_settings(search_config, tmp_path):
     the new file."""
     file = tmp_path / "given.yaml"
     out = tmp_path / "out"
-    search_config(compute={"limits": {"seconds": 0.001}}).save(file)
+    search_config(compute="{limits: {seconds: 0.001}}").save(file)
     with refused(SearchError, "cannot be evaluated"):
         run_search(SearchConfig.load(file), out, build=False)
-    config = search_config(compute={"seed": 3})
+    config = search_config(compute="{seed: 3}")
     config.save(file)
     check_out(config, out)
     result = run_search(config, out, build=False)
@@ -131,7 +131,7 @@ def test_a_study_that_runs_takes_no_other_settings(begun, search_config):
         study.exclusive(),
         refused(SearchError, "another process is running"),
     ):
-        run_search(search_config(compute={"seed": 3}), begun)
+        run_search(search_config(compute="{seed: 3}"), begun)
     with Study.open(begun) as study:
         assert study.meta("settings")["compute"]["seed"] == 0
 
@@ -161,7 +161,7 @@ def test_a_study_does_not_depend_on_the_current_directory(
     """A search that was begun with relative names goes on from elsewhere, with the same trials, and
     its recipe builds there."""
     monkeypatch.chdir(tiny)
-    config = search_config("ps", Path("."), sources=[{"model": "./a"}, {"model": "b"}])
+    config = search_config("ps", Path("."), sources="[{model: ./a}, {model: b}]")
     result = run_search(config, tmp_path / "out", build=False)
     monkeypatch.chdir(tmp_path)
     again = resume_search("out", build=False)

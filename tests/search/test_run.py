@@ -42,7 +42,7 @@ PICTURES = {
 def test_what_a_search_leaves(space, search_config, tmp_path):
     """A search leaves its settings, every trial, the winner's recipe and model, the comparison and
     the pictures; all agree."""
-    config = search_config(space, compare={"baselines": ["average", "random"]})
+    config = search_config(space, compare="{baselines: [average, random]}")
     out = tmp_path / "deep" / "out"
     result = run_search(config, out)
     names = {item.name for item in out.iterdir()}
@@ -124,9 +124,9 @@ def weight_score(model, tokenizer, examples):
 def test_a_fitness_of_ones_own(search_config, tmp_path):
     """A task and examples may come from Python: the search maximises what the function returns."""
     config = search_config(
-        optimize=[{"evaluations": 40}],
-        data={},
-        merge={"groups": "model", "parameters": {"weight": {"low": -9, "high": 9}}},
+        optimize="[{evaluations: 40}]",
+        data="{}",
+        merge="{groups: model, parameters: {weight: {low: -9, high: 9}}}",
     )
     result = run_search(
         config,
@@ -170,8 +170,8 @@ def test_evaluate_model_needs_only_the_model(tiny, search_config):
     with refused(SourceError, "no such folder"):
         evaluate_model("./nowhere/model", config)
     for same in (
-        search_config("dfs", **nowhere, path={"kind": "gates", "order": [1, 0]}),
-        search_config(**nowhere, merge={"sources": [1, 0]}),
+        search_config("dfs", **nowhere, path="{kind: gates, order: [1, 0]}"),
+        search_config(**nowhere, merge="{sources: [1, 0]}"),
         config.model_copy(update={"data": {"validation": config.data["validation"]}}),
     ):
         assert evaluate_model(model, same, split="validation").scores == evaluation.scores
@@ -180,7 +180,7 @@ def test_evaluate_model_needs_only_the_model(tiny, search_config):
 def test_answers_are_shown_with_their_marks(tiny, search_config, monkeypatch):
     """Each answer says if it is right, and below its problem what that means; after right ones
     there is a wrong one, and the other way round."""
-    config = search_config(fitness={"task": "generation"})
+    config = search_config(fitness="{task: generation}")
     scores = Scores([1, 1, 1, 0], correct=[True, True, True, False], outputs=["p", "q", "r", "s"])
     few = Scores([0, 0, 1], correct=[False, False, True], outputs=["p", "q", "r"])
     for given, show, answers in (
@@ -207,7 +207,7 @@ def test_answers_and_what_is_retained(tiny, tmp_path, search_config):
     old = [{"prompt": f"w1 w2 {number}", "answer": "w3"} for number in range(4)]
     (tmp_path / "old.jsonl").write_text("\n".join(map(json.dumps, old)), encoding="utf-8")
     config = search_config(
-        fitness={"task": "generation", "max_new_tokens": 2, "extract": "all"},
+        fitness="{task: generation, max_new_tokens: 2, extract: all}",
         compare={"retain": {"old": {"jsonl": str(tmp_path / "old.jsonl")}}},
     )
     result = run_search(config, tmp_path, build=False)

@@ -65,7 +65,7 @@ def test_a_pruned_model_is_an_adapter(tiny, search_config, tmp_path):
     """With `adapter: auto` the winner of a search over one model is an adapter of it, whose logits
     are those of the candidate; it can be a source of the next search."""
     settings = _settings(tiny, PRUNE, SWEEP) | {"compare": {"baselines": []}}
-    config = search_config(**settings, output={"adapter": "auto"})
+    config = search_config(**settings, output="{adapter: auto}")
     model = tmp_path / "out" / "model"
     winner = run_search(config, tmp_path / "out").winner
     adapted = AutoPeftModelForCausalLM.from_pretrained(model).eval()

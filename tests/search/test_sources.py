@@ -209,7 +209,7 @@ def test_adapters_of_one_base_raise_no_doubt_of_it(search_config, adapters):
 def test_a_person_chooses_among_pictures_alone(search_config):
     """The dry run of a choice between language models says what the search would."""
     with refused(EvoMergeError, "is no model that the task choice scores"):
-        plan_search(search_config("ps", fitness={"task": "choice"}))
+        plan_search(search_config("ps", fitness="{task: choice}"))
 
 
 def test_a_model_without_a_head(tiny, search_config, tmp_path):

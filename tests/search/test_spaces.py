@@ -22,7 +22,7 @@ def _config(sources=2, **more):
         "sources": [{"model": f"org/source-{i}"} for i in range(sources)],
         "base": {"model": "org/base"},
     }
-    return minimal(**{**given, "compute": {"seed": 5}, **more})
+    return minimal(**{**given, "compute": "{seed: 5}", **more})
 
 
 def _space(sources=2, unchanged=(), blocks=2, **merge):
@@ -224,7 +224,7 @@ def test_refusals(merge, message):
 def test_flow_space_begins_at_a():
     """The first mean of a data-flow search is A as it is; embeddings are A's, and scales of 1 are
     not written down."""
-    config = _config(space="dfs", path={"kind": "gates", "order": [1, 0], "repetitions": 2})
+    config = _config(space="dfs", path="{kind: gates, order: [1, 0], repetitions: 2}")
     space = FlowSpace(config, [4, 3])
     flow = space.decode(space.start().mean).flow
     assert flow.path == LayerPath.parse("1:0-2").as_text()
@@ -237,7 +237,7 @@ def test_flow_space_passes_its_settings_on():
     file."""
     scales = {"scales": "slot", "scale_bounds": [0.5, 2], "scale_target": "mlp_delta"}
     path = {"kind": "paper", **scales, "repetitions": 3, "max_hops": 4}
-    space = FlowSpace(_config(space="dfs", path=path, optimize=[{"sigma": 0.3}]), [2, 2])
+    space = FlowSpace(_config(space="dfs", path=path, optimize="[{sigma: 0.3}]"), [2, 2])
     start = space.start()
     assert (start.mean.size, start.sigma) == (24, 0.3)
     assert start.mean[:2].tolist() == [0.6, 0.6]

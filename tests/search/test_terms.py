@@ -61,7 +61,7 @@ def test_a_search_by_terms(space, more, search_config, terms, tmp_path):
     """By gradient and in batches it shows every term; two workers give the same trials."""
     steps = [{**GRADIENT, "batch": 2, **more}]
     config = search_config(
-        space, optimize=steps, fitness=terms, merge={"groups": "tensor"}, path={"kind": "gates"}
+        space, optimize=steps, fitness=terms, merge="{groups: tensor}", path="{kind: gates}"
     )
     result = run_search(config, tmp_path / "whole", build=False)
     trials = Study.open(tmp_path / "whole").trials(space)
