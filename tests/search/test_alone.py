@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import yaml
-from searches import GRADIENT, facts, minimal
+from recipes import refs_in
+from searches import facts, minimal
 from toy_search import ToyRunner, hardness, is_recipe, table_rows, toy_config, toy_search
 
 from hf_evomerge import Recipe, plan_search, run_search
@@ -14,8 +15,8 @@ from hf_evomerge.search.folder import save_results
 from hf_evomerge.search.spaces.space import make_space
 from hf_evomerge.search.study.files import INSTEAD_FILE
 
-ALONE = {"baselines": ["average", "alone"], "finalists": 3}
-PS = {"base": {"model": "c"}, "merge": {"groups": "half"}, "compare": ALONE}
+ALONE = "{baselines: [average, alone], finalists: 3}"
+PS = {"base": "{model: c}", "merge": "{groups: half}", "compare": ALONE}
 BEST = (0.9, 0.2)  # weights of the two sources
 
 
@@ -59,7 +60,7 @@ def test_each_source_is_searched_alone(tmp_path):
 def test_the_search_itself_is_the_same_beside_it(tmp_path):
     """The search's own trials and rows are those of a search without `alone`."""
     runner = ToyRunner(scores=_scores)
-    compare = {"baselines": ["average"], "finalists": 3}
+    compare = "{baselines: [average], finalists: 3}"
     _, result = toy_search(tmp_path / "plain", runner, **PS | {"compare": compare})
     _, more = toy_search(tmp_path / "beside", runner, **PS)
     trials = facts(tmp_path / "plain")["trials"]
@@ -74,7 +75,7 @@ def test_a_source_that_is_enough_is_kept(tmp_path):
     def scores(job):
         return 0.2 - np.abs(_weights(job)[0] - 0.9) + hardness(job.split)
 
-    settings = {**PS, "compare": {"baselines": ["alone"], "finalists": 3}}
+    settings = {**PS, "compare": "{baselines: [alone], finalists: 3}"}
     study, result = toy_search(tmp_path / "my search", ToyRunner(scores=scores), **settings)
     save_results(toy_config("ps", **settings), study, result)
     assert result.instead.stage == "alone"
@@ -101,7 +102,7 @@ def test_paths_are_of_one_source(tmp_path):
     for number in (0, 1):
         for recipe in recipes(study, f"alone-{number}-dfs"):
             assert (used(recipe), recipe.flow.embedding_source) == ({number}, number)
-    more = {**PS, "merge": {"groups": "model"}}
+    more = {**PS, "merge": "{groups: model}"}
     study, _ = toy_search(tmp_path / "hybrid", ToyRunner(), "hybrid", **more)
     for recipe in recipes(study, "alone-1-dfs"):
         assert used(recipe) <= {1, 2}
@@ -175,7 +176,7 @@ def test_a_source_that_is_the_base_has_no_search(search_config, tiny, tmp_path, 
     """Where nothing of a source could be rescaled, the plan says that it has no row, and the
     search goes on to its end."""
     config = search_config(
-        sources=[{"model": str(tiny / name)} for name in ("a", "base")],
+        sources=refs_in(tiny, "a", "base"),
         merge="{groups: half}",
         compare="{baselines: [alone], finalists: 1}",
     )
@@ -188,17 +189,23 @@ def test_a_source_that_is_the_base_has_no_search(search_config, tiny, tmp_path, 
 @pytest.mark.parametrize(
     ("space", "settings"),
     [
-        ("ps", {"merge": {"groups": "tensor"}, "optimize": [{**GRADIENT, "batch": 2}]}),
-        ("ps", {"merge": {"method": "slerp", "options": {"t": {"low": 0.1, "high": 0.9}}}}),
+        (
+            "ps",
+            {
+                "merge": "{groups: tensor}",
+                "optimize": "[{by: gradient, evaluations: 12, batch: 2}]",
+            },
+        ),
+        ("ps", {"merge": "{method: slerp, options: {t: {low: 0.1, high: 0.9}}}"}),
         pytest.param("dfs", {}, marks=pytest.mark.slow),
-        pytest.param("hybrid", {"merge": {"groups": "half"}}, marks=pytest.mark.slow),
+        pytest.param("hybrid", {"merge": "{groups: half}"}, marks=pytest.mark.slow),
     ],
     ids=["gradient", "slerp", "dfs", "hybrid"],
 )
 def test_real_models(space, settings, search_config, tmp_path):
     """Searches over tiny models are planned with the price of each source alone, and end with a row
     for each."""
-    compare = {"baselines": ["alone"], "finalists": 1}
+    compare = "{baselines: [alone], finalists: 1}"
     config = search_config(space, **settings, compare=compare)
     plan = plan_search(config)
     phases = {phase.name: phase for phase in plan.phases}
@@ -213,7 +220,7 @@ def test_real_models(space, settings, search_config, tmp_path):
 
 def test_one_source_is_rescaled(search_config, tiny, tmp_path):
     """A search over one source and its base merges that source alone, and its winner is built."""
-    config = search_config(sources=[{"model": str(tiny / "a")}], merge="{groups: half}")
+    config = search_config(sources=refs_in(tiny, "a"), merge="{groups: half}")
     result = run_search(config, tmp_path / "out")
     assert [row.stage for row in result.rows] == ["base", "source", "ps"]
     assert len(result.winner.merge.parameters) == 1

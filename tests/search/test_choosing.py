@@ -104,11 +104,12 @@ def test_the_test_split_is_touched_once(tmp_path):
     assert table_rows(again) == table_rows(result)
 
 
-GATES = {"space": "dfs", "optimize": [{"evaluations": 40, "population": 7}]}
-WEIGHT = {"weight": {"low": 0, "high": 2}}
-MERGE = {"method": "linear", "groups": "model", "starts": ["average"], "parameters": WEIGHT}
-WEIGHTS = {"merge": MERGE, "optimize": [{"evaluations": 20}]}
-TWICE = {**WEIGHTS, "optimize": [{"evaluations": 9, "by": "cma"}, {"evaluations": 20}]}
+GATES = {"space": "dfs", "optimize": "[{evaluations: 40, population: 7}]"}
+MERGE = (
+    "{method: linear, groups: model, starts: [average], parameters: {weight: {low: 0, high: 2}}}"
+)
+WEIGHTS = {"merge": MERGE, "optimize": "[{evaluations: 20}]"}
+TWICE = {"merge": MERGE, "optimize": "[{evaluations: 9, by: cma}, {evaluations: 20}]"}
 
 
 @pytest.mark.parametrize(

@@ -91,8 +91,7 @@ def test_actors_give_the_scores_of_this_process(cluster, search_config):
 def test_a_study_is_the_same_and_goes_on(cluster, search_config, tmp_path):
     """A search that a cluster began and this process ends has the trials of one process; another
     kind of device is noted."""
-    optimizer = {"evaluations": 8, "population": 4}
-    steps = [{"by": "gradient", "evaluations": 10}, optimizer]
+    steps = "[{by: gradient, evaluations: 10}, {evaluations: 8, population: 4}]"
     config = search_config(optimize=steps)
     here = run_search(config, tmp_path / "here", build=False)
     killed(

@@ -251,10 +251,7 @@ def test_a_wrong_file_is_named(tmp_path):
 def test_a_saved_search_is_the_same_search(tmp_path):
     """What is written to YAML, or kept in a study, reads back as the same search, also where the
     data has defaults."""
-    data = {
-        "search": {"jsonl": "a.jsonl", "count": 3},
-        "test": {"dataset": "name", "split": "test"},
-    }
+    data = "{search: {jsonl: a.jsonl, count: 3}, test: {dataset: name, split: test}}"
     config = minimal(
         data=data,
         merge="{options: {lambda: {low: 0, high: 2}}}",
@@ -293,19 +290,19 @@ def _steps(**more):
 def test_a_step_runs_in_its_space_or_in_each():
     """A step without a space runs in each; of two steps of a space, the second begins at the winner
     of the first."""
-    gradient = {"by": "gradient", "evaluations": 9}
-    cma = {"evaluations": 5, "space": "dfs"}
-    assert _steps(space="hybrid", optimize=[gradient, cma]) == [
+    both = "[{by: gradient, evaluations: 9}, {evaluations: 5, space: dfs}]"
+    assert _steps(space="hybrid", optimize=both) == [
         ("ps", "gradient", 9, None),
         ("dfs-first", "gradient", 9, None),
         ("dfs", "cma", 5, "dfs-first"),
     ]
     ps = ("ps", "cma", 1000, None)
-    assert _steps(space="hybrid", optimize=[cma]) == [ps, ("dfs", "cma", 5, None)]
-    assert _steps(optimize=[gradient, cma]) == [("ps", "gradient", 9, None)]
+    cma = "[{evaluations: 5, space: dfs}]"
+    assert _steps(space="hybrid", optimize=cma) == [ps, ("dfs", "cma", 5, None)]
+    assert _steps(optimize=both) == [("ps", "gradient", 9, None)]
 
 
-QUICK = {"optimize": "quick", "base": {"model": "c"}}
+QUICK = {"optimize": "quick", "base": "{model: c}"}
 
 
 def test_quick_fills_in_what_the_file_leaves_unsaid():
@@ -332,7 +329,7 @@ def test_quick_fills_in_what_the_file_leaves_unsaid():
 def test_what_the_file_says_stays():
     """A quick search changes nothing that is written, and reads back from a study's settings as the
     same search."""
-    said = {"groups": 4, "starts": [], "parameters": {"weight": 0.5}}
+    said = "{groups: 4, starts: [], parameters: {weight: 0.5}}"
     config = minimal(**QUICK, merge=said)
     assert config.merge == minimal(merge=said).merge
     assert validate(SearchConfig, config.model_dump(mode="json"), SearchError) == config

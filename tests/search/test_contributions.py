@@ -13,8 +13,8 @@ from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.results.contributions import sentence
 
 ASKED = {
-    "sources": [{"model": name} for name in "abcd"],
-    "compare": {"finalists": 3, "contributions": True},
+    "sources": "[{model: a}, {model: b}, {model: c}, {model: d}]",
+    "compare": "{finalists: 3, contributions: true}",
 }
 
 
@@ -82,7 +82,7 @@ def test_a_source_that_is_the_base_gives_nothing(tiny, search_config, tmp_path):
     may be asked for later."""
     same = shutil.copytree(tiny / "base", tmp_path / "same")
     sources = [{"model": str(folder)} for folder in (tiny / "a", same)]
-    settings = {"sources": sources, "merge": {"groups": "block"}}
+    settings = {"sources": sources, "merge": "{groups: block}"}
     out = tmp_path / "study"
     run_search(search_config(**settings), out, build=False)
     config = search_config(**settings, compare="{finalists: 2, contributions: true}")

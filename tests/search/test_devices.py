@@ -104,7 +104,7 @@ def test_a_model_that_the_gpus_cannot_hold(search_config, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"space": "dfs"}, {"compute": {"device_map": "auto", "device": "cpu"}}]
+    "changes", [{"space": "dfs"}, {"compute": "{device_map: auto, device: cpu}"}]
 )
 def test_what_is_not_shared_out(search_config, changes):
     """Paths run through whole layers on one device, and a device that is named is the only one."""

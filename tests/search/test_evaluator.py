@@ -10,8 +10,10 @@ import weakref
 import numpy as np
 import pytest
 import torch
+import yaml
 from classes import edit_json
 from quantized import to_fp8
+from recipes import refs_in
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from searches import GRADIENT, write_lines
@@ -25,33 +27,27 @@ from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.memory import PROCESS, worker_memory
 from hf_evomerge.search.spaces.space import make_space, uniform_average
 
-MERGE = {
-    "method": "dare_ties",
-    "parameters": [{"weight": 0.9, "density": 0.6}, {"weight": {"default": 0.4, "head": 1.2}}],
-}
-SLERP = {"method": "slerp", "options": {"t": {"default": 0.3, "embed": 0.8}}}
-WEIGHTS = [{"weight": 1.5}, {"weight": 0.2}]
-PARTS = {
-    "ps": {"merge": MERGE},
-    "other weights": {"merge": {**MERGE, "parameters": [{"weight": 0.3, "density": 0.9}, {}]}},
-    "another method": {"merge": SLERP},
-    "other sources": {"merge": {"method": "ties", "sources": [1, 0], "parameters": WEIGHTS}},
-    "dfs": {
-        "flow": {"path": ["0:0", "1:0", "1:1*0.5 + 0:1*0.7", "0:1"], "scales": [1, 0.7, 1.2, 0.9]}
-    },
-    "mlp_delta": {
-        "flow": {"path": ["1:0-1 x2"], "scales": [1.1, 0.7, 1.2, 0.9], "scale_target": "mlp_delta"}
-    },
-    "other embeddings": {"flow": {"path": ["1:0", "0:1"], "embedding_source": 1}},
-    "hybrid": {
-        "merge": MERGE,
-        "flow": {
-            "path": ["2:0", "0:0-1", "2:1"],
-            "scales": [1, 0.8, 1, 1.1],
-            "embedding_source": 2,
-        },
-    },
-}
+PARTS = yaml.safe_load("""
+ps:
+  merge: &merge
+    method: dare_ties
+    parameters: [{weight: 0.9, density: 0.6}, {weight: {default: 0.4, head: 1.2}}]
+other weights:
+  merge: {method: dare_ties, parameters: [{weight: 0.3, density: 0.9}, {}]}
+another method:
+  merge: {method: slerp, options: {t: {default: 0.3, embed: 0.8}}}
+other sources:
+  merge: {method: ties, sources: [1, 0], parameters: [{weight: 1.5}, {weight: 0.2}]}
+dfs:
+  flow: {path: ["0:0", "1:0", "1:1*0.5 + 0:1*0.7", "0:1"], scales: [1, 0.7, 1.2, 0.9]}
+mlp_delta:
+  flow: {path: ["1:0-1 x2"], scales: [1.1, 0.7, 1.2, 0.9], scale_target: mlp_delta}
+other embeddings:
+  flow: {path: ["1:0", "0:1"], embedding_source: 1}
+hybrid:
+  merge: *merge
+  flow: {path: ["2:0", "0:0-1", "2:1"], scales: [1, 0.8, 1, 1.1], embedding_source: 2}
+""")
 
 
 def _recipe(config, part):
@@ -134,7 +130,7 @@ def test_sources_that_differ_in_dtype_or_settings(tiny, tiny_half, search_config
     model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 50.0}
     model.save_pretrained(other)
     AutoTokenizer.from_pretrained(tiny_half / "b").save_pretrained(other)
-    config = search_config(sources=[{"model": str(tiny / "a")}, {"model": str(other)}])
+    config = search_config(sources=[*refs_in(tiny, "a"), *refs_in(tmp_path, "other")])
     evaluator = Evaluator(config)
     average = uniform_average(config)
     for number, recipe in enumerate([average, _recipe(config, "other sources"), average]):
@@ -143,8 +139,7 @@ def test_sources_that_differ_in_dtype_or_settings(tiny, tiny_half, search_config
 
 def test_sources_of_different_depth_share_a_path(tiny, search_config, tmp_path):
     """A path may run through sources of different depth, and scores what the built model scores."""
-    sources = [{"model": str(tiny / name)} for name in ("a", "deep")]
-    config = search_config("dfs", sources=sources, base=None)
+    config = search_config("dfs", sources=refs_in(tiny, "a", "deep"), base=None)
     evaluator = Evaluator(config)
     assert evaluator.sources.layers == [2, 3]
     path = {"path": ["0:0", "1:2", "1:0", "0:1"]}
@@ -240,7 +235,7 @@ def test_generation_settings_end_no_search(wish, tiny, search_config, tmp_path):
     shutil.copytree(tiny / "b", tmp_path / "b")
     settings = json.dumps({**wish, "eos_token_id": [5, 7]})
     (tmp_path / "b" / "generation_config.json").write_text(settings)
-    config = search_config(sources=[{"model": str(folder / "b")} for folder in (tiny, tmp_path)])
+    config = search_config(sources=[*refs_in(tiny, "b"), *refs_in(tmp_path, "b")])
     evaluator = Evaluator(config)
     plain, wishing = (evaluator.evaluate(ref) for ref in config.sources)
     assert (wishing.error, wishing.values.tolist()) == (None, plain.values.tolist())
@@ -273,7 +268,7 @@ def test_a_source_with_missing_weights_is_refused(tiny, search_config, tmp_path)
     tensors = load_file(broken / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    config = search_config("dfs", sources=[{"model": str(each)} for each in (broken, tiny / "b")])
+    config = search_config("dfs", sources=[*refs_in(tmp_path, "broken"), *refs_in(tiny, "b")])
     scores = Evaluator(config).evaluate(config.sources[0])
     assert "model.layers.1.mlp.up_proj.weight" in str(scores.error)
 
@@ -379,8 +374,8 @@ def test_vocabularies_that_differ(space, vocabulary, other_words, search_config,
     data = write_lines(tmp_path / "more.jsonl", *records)
     config = search_config(
         space,
-        sources=[{"model": str(other_words / "a")}, {"model": str(other_words / "c")}],
-        base={"model": str(other_words / "base")},
+        folder=other_words,
+        sources=refs_in(other_words, "a", "c"),
         data={"search": {"jsonl": str(data)}},
         output={"vocabulary": vocabulary, "chat_template": "{{ messages }}"},
     )

@@ -113,8 +113,8 @@ def test_lora_learns_beside_a_merge(
     the same again."""
     monkeypatch.setattr(merge_lora, "RATE", 1.0)
     settings = {
-        "optimize": [{"by": "gradient", "evaluations": 20, "batch": 4}],
-        "output": {"dtype": "float32"},
+        "optimize": "[{by: gradient, evaluations: 20, batch: 4}]",
+        "output": "{dtype: float32}",
     }
     config = search_config(
         compare="{baselines: [merge+lora]}", **settings, **(adapters if of_adapters else {})

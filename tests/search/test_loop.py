@@ -277,8 +277,8 @@ def test_another_seed_is_another_search(tmp_path):
     for stage in ("ps", "random"):
         assert _genomes(first).isdisjoint(_genomes(other, stage))
     random = {
-        "optimize": [{**OPTIMIZER, "by": "random"}],
-        "compare": {"baselines": ["average", "random"]},
+        "optimize": "[{by: random, evaluations: 31, population: 7}]",
+        "compare": "{baselines: [average, random]}",
     }
     both = toy_search(tmp_path / "2", ToyRunner(), **random)[0]
     assert len(_genomes(both)) == len(both.trials()) == 62

@@ -2,7 +2,7 @@
 
 import pytest
 from refusals import refused
-from searches import GRADIENT, count_trials, facts
+from searches import count_trials, facts
 from slowly import slow_beyond
 from toy_search import OPTIMIZER, StoppedError, ToyRunner, toy_search
 
@@ -42,8 +42,8 @@ def test_evolution_goes_on(tmp_path, name):
 
 
 def _config(search_config, evaluations):
-    step = {**GRADIENT, "evaluations": evaluations, "batch": 2}
-    return search_config(merge="{groups: tensor}", optimize=[step], compare="{baselines: []}")
+    steps = f"[{{by: gradient, evaluations: {evaluations}, batch: 2}}]"
+    return search_config(merge="{groups: tensor}", optimize=steps, compare="{baselines: []}")
 
 
 def test_a_gradient_is_given_no_more(tmp_path, search_config):
@@ -73,7 +73,7 @@ def test_the_file_of_a_finished_search_is_edited(tmp_path, search_config):
     """`resume` takes more evaluations from the search file beside the study; fewer, or another
     setting, are not taken."""
     short, long, fewer = (
-        search_config(optimize=[{"by": "random", "population": 4, "evaluations": n}])
+        search_config(optimize=f"[{{by: random, population: 4, evaluations: {n}}}]")
         for n in (4, 8, 6)
     )
     run_search(short, tmp_path, build=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from refusals import refused
-from searches import GRADIENT, digests, facts, minimal
+from searches import digests, facts, minimal
 from tiny_adapters import save_adapter
 
 from hf_evomerge import SourceRef, open_source, plan_search, run_search
@@ -12,7 +12,7 @@ from hf_evomerge.building.noise import NoiseCheckpoint, check_noise, is_noise, w
 from hf_evomerge.errors import SearchError, SourceError
 from hf_evomerge.search.study.study import Study
 
-NOISE = {"baselines": ["noise"], "finalists": 1}
+NOISE = "{baselines: [noise], finalists: 1}"
 
 
 def _size(tensor):
@@ -107,10 +107,10 @@ def test_a_search_over_noise(kind, search_config, adapter, tmp_path):
     """The search runs again over noise: it is planned at the price of the search, its recipes are
     of the noise, and its row is there; resumed, nothing changes."""
     space = "dfs" if kind == "dfs" else "ps"
-    settings = {} if space == "dfs" else {"merge": {"groups": "half"}}
+    settings = {} if space == "dfs" else {"merge": "{groups: half}"}
     if kind == "adapters":
         settings["sources"] = [adapter(name, seed) for seed, name in enumerate("xy")]
-        settings["optimize"] = [{**GRADIENT, "batch": 2}]
+        settings["optimize"] = "[{by: gradient, evaluations: 12, batch: 2}]"
     config = search_config(space, compare=NOISE, **settings)
     plan = {phase.name: phase for phase in plan_search(config).phases}
     assert plan[f"noise-{space}"].seconds == plan[space].seconds

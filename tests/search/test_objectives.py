@@ -10,6 +10,7 @@ import pytest
 import yaml
 from pyarrow import parquet
 from pymoo.indicators.hv import HV
+from recipes import refs_in
 from refusals import refused
 from safetensors.numpy import load_file
 from scenes import marks_of
@@ -39,12 +40,11 @@ from hf_evomerge.search.results.plots import drawn_trials, parent_scores
 from hf_evomerge.search.study.paths import rooted
 from hf_evomerge.search.study.study import Study
 
-NSGA = {"evaluations": 33, "population": 8}
 TOY = {
-    "path": {"kind": "gates", "repetitions": 1},
-    "optimize": [NSGA],
-    "objectives": ["hops", {"name": "other", "fitness": {"task": "likelihood"}}],
-    "compare": {"finalists": 4, "baselines": ["random"]},
+    "path": "{kind: gates, repetitions: 1}",
+    "optimize": "[{evaluations: 33, population: 8}]",
+    "objectives": "[hops, {name: other, fitness: {task: likelihood}}]",
+    "compare": "{finalists: 4, baselines: [random]}",
 }
 
 
@@ -228,7 +228,7 @@ def settings(search_settings, tiny):
     data = {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in ("search", "test")}
     return search_settings(
         "dfs",
-        sources=[{"model": str(tiny / name)} for name in ("a", "deep")],
+        sources=refs_in(tiny, "a", "deep"),
         base=None,
         optimize="[{evaluations: 18, population: 6}]",
         objectives=[

@@ -12,7 +12,7 @@ from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.phases.baselines import prompt
 from hf_evomerge.search.study.study import Study
 
-PROMPT = {"baselines": ["prompt"]}
+PROMPT = "{baselines: [prompt]}"
 MODELS = {"base": "base", "source:0": "a", "source:1": "b", "average": "the average"}
 
 

@@ -39,15 +39,12 @@ def _stop_in_mid_generation(search, folder, population):
 def test_killed_and_resumed(search_config, tmp_path):
     """A search killed in mid-generation leaves no worker, and resumed it ends with the trials of
     one that never stopped."""
-    step = {"evaluations": 20, "population": 5, "batch": 4}
     config = search_config(
         "hybrid",
         merge="{method: dare_linear}",
         path="{kind: gates, repetitions: 2}",
-        optimize=[
-            {**step, "space": "ps"},
-            {**step, "space": "dfs", "evaluations": 5, "sigma": 0.5},
-        ],
+        optimize="[{evaluations: 20, population: 5, batch: 4, space: ps}, "
+        "{evaluations: 5, population: 5, batch: 4, space: dfs, sigma: 0.5}]",
     )
     out, whole = tmp_path / "killed", tmp_path / "whole"
     config.save(tmp_path / "given.yaml")
@@ -89,9 +86,9 @@ def test_other_settings_are_refused(begun, search_config):
     values."""
     with Study.open(begun) as study:
         study.add_evaluation("base", "search", Scores([0.0] * 5))
-    optimizer = {"evaluations": 7, "population": 4}
+    steps = "[{evaluations: 7, population: 4}]"
     with pytest.raises(SearchError) as caught:
-        run_search(search_config(optimize=[optimizer], compute="{seed: 3}"), begun)
+        run_search(search_config(optimize=steps, compute="{seed: 3}"), begun)
     text = str(caught.value)
     for part in (
         str(begun),

@@ -13,8 +13,8 @@ from hf_evomerge.search.folder import check_out
 
 
 def _config(search_config, *baselines, **more):
-    optimizer = {"by": "random", "population": 4, "evaluations": 8}
-    return search_config(optimize=[optimizer], compare={"baselines": list(baselines), **more})
+    steps = "[{by: random, population: 4, evaluations: 8}]"
+    return search_config(optimize=steps, compare={"baselines": list(baselines), **more})
 
 
 def test_a_row_is_added_to_a_finished_search(tmp_path, search_config):

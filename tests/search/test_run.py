@@ -158,7 +158,7 @@ def test_a_quick_search(search_settings, tmp_path):
 def test_evaluate_model_needs_only_the_model(tiny, search_config):
     """One model is scored by a search's task and data even where the search's own sources are not
     there."""
-    nowhere = {"sources": [{"model": "./nowhere/a"}, {"model": "./nowhere/b"}], "base": None}
+    nowhere = {"sources": "[{model: ./nowhere/a}, {model: ./nowhere/b}]", "base": None}
     config = search_config(**nowhere)
     model = str(tiny / "a")
     evaluation = evaluate_model(model, config, split="validation", show=2)

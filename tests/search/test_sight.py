@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from recipes import refs_in
 from refusals import refused
 from slowly import slow_beyond
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -53,7 +54,7 @@ def parents(made_once):
 def search_of(folder, output=None, **fields):
     """A search over the language parts, on the pictures."""
     data = {"jsonl": str(folder / "pictures.jsonl"), "image_field": "picture", "chat": True}
-    sight, plain, base = ({"model": str(folder / name)} for name in ("sight", "plain", "base"))
+    sight, plain, base = refs_in(folder, "sight", "plain", "base")
     vocabulary = {} if "gemma3" in folder.name else {"vocabulary": "tokenizer"}
     given = {
         "space": "ps",
@@ -161,7 +162,7 @@ def test_what_does_not_go_with_parts_is_refused(parents):
     vision = {"components": {"vision": 1}}
     with refused(SearchError, "components: a merge puts other parts in place"):
         search_of(folder, {**vision, "vocabulary": None}, space="dfs")
-    sources = [{"model": str(folder / name)} for name in ("sight", "plain")]
+    sources = refs_in(folder, "sight", "plain")
     with refused(SearchError, r"components.vision: no source names a component"):
         search_of(folder, vision, sources=sources)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from classes import edit_json
+from recipes import refs_in
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -115,10 +116,14 @@ def test_a_search_over_vocabularies(more_words, tmp_path, search_config):
     problems.write_text("".join(lines), encoding="utf-8")
     drafted = draft_search(names, problems, base=str(more_words / "base")).text
     assert "\noutput: {vocabulary: union} #" in drafted
-    merge = {"groups": "tensor", "starts": ["average"]}
-    steps = [{"by": "gradient", "evaluations": 6}]
-    given = {"merge": merge, "optimize": steps, "output": {"vocabulary": "union"}}
-    result = run_search(search_config("ps", more_words, **given), tmp_path / "out")
+    config = search_config(
+        "ps",
+        more_words,
+        merge="{groups: tensor, starts: [average]}",
+        optimize="[{by: gradient, evaluations: 6}]",
+        output="{vocabulary: union}",
+    )
+    result = run_search(config, tmp_path / "out")
     assert result.winner.vocabulary == "union"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     assert model.get_input_embeddings().num_embeddings == 28
@@ -193,8 +198,8 @@ def test_another_base_than_theirs_is_named(base, said, search_config, tmp_path):
         own = tensors[name]
         tensors[name] = own + torch.randn_like(own) * (tensor - own).std()
     save_file(tensors, third, metadata={"format": "pt"})
-    japanese, maths, root = ({"model": str(folder / name)} for name in ("japanese", "maths", base))
-    warnings = plan_search(search_config("ps", sources=[japanese, maths], base=root)).warnings
+    *sources, root = refs_in(folder, "japanese", "maths", base)
+    warnings = plan_search(search_config("ps", sources=sources, base=root)).warnings
     about_base = [line for line in warnings if "base" in line]
     assert len(about_base) == len(said)
     assert all(map(str.startswith, about_base, said))

@@ -18,10 +18,8 @@ from hf_evomerge.search.spaces.space import uniform_average
 
 
 def _config(sources=2, **more):
-    given = {
-        "sources": [{"model": f"org/source-{i}"} for i in range(sources)],
-        "base": {"model": "org/base"},
-    }
+    names = [{"model": f"org/source-{i}"} for i in range(sources)]
+    given = {"sources": names, "base": "{model: org/base}"}
     return minimal(**{**given, "compute": "{seed: 5}", **more})
 
 
@@ -235,8 +233,10 @@ def test_flow_space_begins_at_a():
 def test_flow_space_passes_its_settings_on():
     """Scales, their bounds and target, the number of passes and the hop limit are those of the
     file."""
-    scales = {"scales": "slot", "scale_bounds": [0.5, 2], "scale_target": "mlp_delta"}
-    path = {"kind": "paper", **scales, "repetitions": 3, "max_hops": 4}
+    path = (
+        "{kind: paper, scales: slot, scale_bounds: [0.5, 2], scale_target: mlp_delta, "
+        "repetitions: 3, max_hops: 4}"
+    )
     space = FlowSpace(_config(space="dfs", path=path, optimize="[{sigma: 0.3}]"), [2, 2])
     start = space.start()
     assert (start.mean.size, start.sigma) == (24, 0.3)

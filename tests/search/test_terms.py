@@ -82,11 +82,12 @@ def test_agreement_with_the_base_is_an_objective(search_config, tmp_path):
     """How far a model is from the base on the search's own answers may be traded against the
     likelihood."""
     pytest.importorskip("pymoo")
-    fitness = {"task": "agreement", "source": "base", "separator": " "}
-    config = search_config(objectives=[{"name": "near-the-base", "fitness": fitness}])
+    config = search_config(
+        objectives="[{name: near, fitness: {task: agreement, source: base, separator: ' '}}]"
+    )
     run_search(config, tmp_path, build=False)
     scores = Study.open(tmp_path).evaluation("base", "search")
-    assert scores.others["near-the-base"].values == pytest.approx(0, abs=1e-5)
+    assert scores.others["near"].values == pytest.approx(0, abs=1e-5)
 
 
 def test_a_term_by_evolution(search_config, terms, tmp_path):

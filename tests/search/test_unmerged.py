@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from refusals import refused
 from safetensors.torch import load_file, save_file
-from searches import GRADIENT, facts
+from searches import facts
 from slowly import slow_beyond
 from transformers import AutoModelForCausalLM
 
@@ -30,17 +30,12 @@ from hf_evomerge.search.evaluation.memory import worker_memory
 from hf_evomerge.search.evaluation.quantization import keep_differentiable, packed
 from hf_evomerge.search.results.show import describe_study
 
-ROWS = {"merge": {"groups": "rows"}, "optimize": [{**GRADIENT, "batch": 2}]}
+STEPS = "[{by: gradient, evaluations: 12, batch: 2}]"
+ROWS = {"merge": "{groups: rows}", "optimize": STEPS}
 KINDS = {
     "rows": ROWS,
-    "cma": {"merge": {"groups": "block"}},
-    "hybrid": {
-        "space": "hybrid",
-        "optimize": [
-            {**GRADIENT, "space": "ps", "batch": 2},
-            {**GRADIENT, "space": "dfs", "batch": 2},
-        ],
-    },
+    "cma": {"merge": "{groups: block}"},
+    "hybrid": {"space": "hybrid", "optimize": STEPS},
 }
 
 
@@ -119,12 +114,12 @@ def test_an_adapter_with_nan_is_named(adapters, search_config, tmp_path):
 # ---- what such a search ends with
 
 
-CORE = {"method": "ties", "core_space": True, "groups": "block", "parameters": {"density": 0.6}}
+CORE = "{method: ties, core_space: true, groups: block, parameters: {density: 0.6}}"
 
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"merge": CORE}, {"merge": CORE, "optimize": [{**GRADIENT, "batch": 2}]}],
+    [{}, {"merge": CORE}, {"merge": CORE, "optimize": STEPS}],
     ids=["sum", "ties in core space", "the same by gradient"],
 )
 def test_a_search_over_adapters_ends_with_one(more, adapters, search_config, tmp_path):
@@ -145,7 +140,7 @@ def test_a_search_over_adapters_ends_with_one(more, adapters, search_config, tmp
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        ({"compute": {"unmerged": False}}, "goes with space: ps and adapters that run unmerged"),
+        ({"compute": "{unmerged: false}"}, "goes with space: ps and adapters that run unmerged"),
         (KINDS["hybrid"], "goes with space: ps"),
         ({}, "is no LoRA adapter"),
     ],

@@ -12,36 +12,35 @@ from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
 
 GRADIENT = {"by": "gradient", "evaluations": 12}
-WEIGHTS = {
-    "starts": [],
-    "parameters": {"weight": {"low": 0.0, "high": 1.0}},
-}  # few scores, so plainly
-BY_GRADIENT = {
-    "ps": {
-        "merge": {"method": "breadcrumbs", "groups": "tensor", **WEIGHTS},
-        "optimize": [{**GRADIENT, "batch": 2}],
-    },
-    "dfs": {"path": {"kind": "gates"}, "optimize": [{**GRADIENT, "evaluations": 30, "batch": 2}]},
-    "hybrid": {
-        "merge": {"groups": "block", **WEIGHTS},
-        "path": {"kind": "gates", "repetitions": 1},
-        "optimize": [{**GRADIENT, "space": "ps"}, {**GRADIENT, "evaluations": 40, "space": "dfs"}],
-    },
-    "terms": {
-        "space": "dfs",
-        "path": {"kind": "gates", "terms": "all"},
-        "optimize": [{**GRADIENT, "evaluations": 30, "batch": 2}],
-    },
-}
-
-FIRST = {"by": "gradient", "evaluations": 12, "fitness": {"task": "likelihood"}}
-BY_BOTH = {
-    "ps": {"optimize": [FIRST, {"evaluations": 10, "population": 4}]},
-    "dfs": {
-        "path": {"kind": "gates"},
-        "optimize": [{**FIRST, "evaluations": 30}, {"evaluations": 10, "population": 4}],
-    },
-}
+BY_GRADIENT = yaml.safe_load("""
+ps:  # few scores, so plain weights without starts
+  merge: {method: breadcrumbs, groups: tensor, starts: [], parameters: {weight: {low: 0, high: 1}}}
+  optimize: [{by: gradient, evaluations: 12, batch: 2}]
+dfs:
+  path: {kind: gates}
+  optimize: [{by: gradient, evaluations: 30, batch: 2}]
+hybrid:
+  merge: {groups: block, starts: [], parameters: {weight: {low: 0, high: 1}}}
+  path: {kind: gates, repetitions: 1}
+  optimize:
+  - {by: gradient, evaluations: 12, space: ps}
+  - {by: gradient, evaluations: 40, space: dfs}
+terms:
+  space: dfs
+  path: {kind: gates, terms: all}
+  optimize: [{by: gradient, evaluations: 30, batch: 2}]
+""")
+BY_BOTH = yaml.safe_load("""
+ps:
+  optimize:
+  - {by: gradient, evaluations: 12, fitness: {task: likelihood}}
+  - {evaluations: 10, population: 4}
+dfs:
+  path: {kind: gates}
+  optimize:
+  - {by: gradient, evaluations: 30, fitness: {task: likelihood}}
+  - {evaluations: 10, population: 4}
+""")
 
 
 def as_read(settings):

@@ -3,6 +3,7 @@
 import random
 
 import numpy as np
+import yaml
 from searches import minimal
 
 from hf_evomerge import Recipe, Scores
@@ -80,65 +81,54 @@ class ToyRunner:
 
 OPTIMIZER = {"evaluations": 31, "population": 7}
 
-SPACES = {
-    "ps": {"merge": {"method": "linear", "groups": "model"}, "optimize": [OPTIMIZER]},
-    "dfs": {"space": "dfs", "path": {"kind": "paper", "scales": "slot"}, "optimize": [OPTIMIZER]},
-    "none": {
-        "space": "dfs",
-        "path": {"kind": "paper", "scales": "none", "repetitions": 1},
-        "optimize": [OPTIMIZER],
-    },
-    "terms": {"space": "dfs", "path": {"kind": "gates", "terms": "all"}, "optimize": [OPTIMIZER]},
-    "hybrid": {
-        "space": "hybrid",
-        "merge": {"method": "linear", "groups": "model"},
-        "path": {"kind": "paper", "scales": "slot"},
-        "optimize": [
-            {**OPTIMIZER, "space": "ps"},
-            {"evaluations": 20, "population": 6, "space": "dfs"},
-        ],
-        "compare": {"baselines": ["average", "random"]},
-    },
-    "first": {
-        "space": "hybrid",
-        "merge": {"method": "linear", "groups": "model"},
-        "optimize": [
-            {
-                "by": "cma",
-                "evaluations": 14,
-                "population": 7,
-                "fitness": {"task": "generation"},
-                "space": "ps",
-            },
-            {**OPTIMIZER, "space": "ps"},
-            {**OPTIMIZER, "by": "cma", "evaluations": 12, "space": "dfs"},
-            {**OPTIMIZER, "evaluations": 20, "space": "dfs"},
-        ],
-    },
-    "batches": {
-        "merge": {"method": "linear", "groups": "model"},
-        "optimize": [{**OPTIMIZER, "batch": 4}],
-    },
-}
-
-OTHERS = {
-    "prune": {
-        "space": "dfs",
-        "sources": [{"model": "a"}],  # of six layers
-        "path": {"kind": "prune", "layers": 2},
-        "optimize": [{"by": "sweep", "evaluations": 31, "batch": 3}],
-    },
-    "rows": {
-        "base": {"model": "c"},
-        "merge": {"groups": "model"},
-        "optimize": [OPTIMIZER],
-        "compare": {
-            "finalists": 3,
-            "baselines": ["average", "alone", "random"],
-            "contributions": True,
-        },
-    },
-}
+SPACES = yaml.safe_load("""
+ps:
+  merge: {method: linear, groups: model}
+  optimize: [{evaluations: 31, population: 7}]
+dfs:
+  space: dfs
+  path: {kind: paper, scales: slot}
+  optimize: [{evaluations: 31, population: 7}]
+none:
+  space: dfs
+  path: {kind: paper, scales: none, repetitions: 1}
+  optimize: [{evaluations: 31, population: 7}]
+terms:
+  space: dfs
+  path: {kind: gates, terms: all}
+  optimize: [{evaluations: 31, population: 7}]
+hybrid:
+  space: hybrid
+  merge: {method: linear, groups: model}
+  path: {kind: paper, scales: slot}
+  optimize:
+  - {evaluations: 31, population: 7, space: ps}
+  - {evaluations: 20, population: 6, space: dfs}
+  compare: {baselines: [average, random]}
+first:
+  space: hybrid
+  merge: {method: linear, groups: model}
+  optimize:
+  - {by: cma, evaluations: 14, population: 7, fitness: {task: generation}, space: ps}
+  - {evaluations: 31, population: 7, space: ps}
+  - {by: cma, evaluations: 12, population: 7, space: dfs}
+  - {evaluations: 20, population: 7, space: dfs}
+batches:
+  merge: {method: linear, groups: model}
+  optimize: [{evaluations: 31, population: 7, batch: 4}]
+""")
+OTHERS = yaml.safe_load("""
+prune:  # of a source of six layers
+  space: dfs
+  sources: [{model: a}]
+  path: {kind: prune, layers: 2}
+  optimize: [{by: sweep, evaluations: 31, batch: 3}]
+rows:
+  base: {model: c}
+  merge: {groups: model}
+  optimize: [{evaluations: 31, population: 7}]
+  compare: {finalists: 3, baselines: [average, alone, random], contributions: true}
+""")
 
 
 def toy_config(kind, **more):
