@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from refusals import refused
+from refusals import refused, told
 from searches import minimal
 
 from hf_evomerge import EvoMergeError, SearchConfig, plan_search
@@ -84,126 +84,80 @@ def test_a_name_that_is_nowhere_says_where_it_was_looked_for(
         plan_search(SearchConfig.load(elsewhere))
 
 
-RANGE = "merge.parameters.weight: low must be below high, and start between them"
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
-    [
-        (
-            "{space: pss, optimize: quick}",
-            "space: must be 'ps', 'dfs' or 'hybrid' (found 'pss'); did you mean ps?",
-        ),
-        (
-            "fitness: {task: liklihood}",
-            "fitness: unknown task 'liklihood'; did you mean likelihood?",
-        ),
-        ("sources: []", "sources: must have 1 or more entries"),
-        (
-            "sources: [{model: a}]",
-            "sources: one source is rescaled towards its base and away from it; name the base",
-        ),
-        (
-            "{space: dfs, path: {kind: prune, layers: 1}}",
-            "path.kind: prune goes with one model; name it in path.order (found 2)",
-        ),
-        ("{space: dfs, path: {kind: prune}}", "path.layers: is missing"),
-        (
-            "{space: dfs, path: {kind: prune, layers: 1, scales: slot}}",
-            "path.scales: no such key; there are kind, layers, order",
-        ),
-        (
-            "{space: dfs, path: {order: [0]}}",
-            "path: must be a mapping with kind: gates, prune, paper",
-        ),
-        (
-            "{space: dfs, sources: [{model: a}], optimize: [{by: sweep}]}",
-            "optimize: by: sweep cannot search dfs with path.kind: gates; write cma or gradient",
-        ),
-        (
-            "optimize: [{by: sweep}]",
-            "optimize: by: sweep cannot search ps; write cma or gradient or random",
-        ),
-        (
-            "{space: dfs, path: {kind: paper}, optimize: [{by: gradient}]}",
-            "optimize: by: gradient cannot search dfs with path.kind: paper; write cma or",
-        ),
-        (
-            "optimize: [{evaluation: 3}]",
-            "optimize.0.evaluation: no such key; did you mean evaluations?",
-        ),
-        (
-            "optimize: quik",
-            "optimize: must be quick, or a list of steps such as [{by: cma, evaluations: 500}]",
-        ),
-        ("optimize: [{}, {}, {}]", "optimize: ps has 2 steps at most (found 3)"),
-        (
-            "optimize: [{fitness: {task: likelihood}}]",
-            "optimize: the last step of a space climbs the search's own fitness",
-        ),
-        (
-            "optimize: [{by: gradient, population: 3}]",
-            "optimize.0: population: says nothing to by: gradient; leave it out",
-        ),
-        (
-            "optimize: [{by: random, batch: 8}]",
-            "optimize.0: batch: says nothing to by: random; leave it out",
-        ),
-        (
-            "optimize: [{batch: some}]",
-            "optimize.0.batch: must be a whole number or 'all' (found 'some')",
-        ),
-        (
-            "merge: {parameters: {weight: {low: 2, high: -0.5}}}",
-            f"{RANGE} (found low 2.0, high -0.5",
-        ),
-        (
-            "merge: {groups: tensr}",
-            "merge.groups: must be 'tensor', 'rows', 'block', 'half' or 'model', a whole number",
-        ),
-        ("data: {train: {jsonl: x}}", "data.train"),
-        (
-            "merge: {sources: [0, 2]}",
-            "merge.sources: 2 is not a source; there are 2, numbered from 0",
-        ),
-        (
-            "merge: {sources: [0, 0]}",
-            "merge.sources: numbers that are distinct, each once (found [0, 0])",
-        ),
-        (
-            "{space: dfs, path: {kind: gates, order: [0, 2]}}",
-            "path.order: [0, 2] must be distinct numbers from 0 to 1",
-        ),
-        (
-            "{space: hybrid, path: {kind: gates, order: [3]}}",
-            "path.order: [3] must be distinct numbers from 0 to 2",
-        ),
-        (
-            "merge: {parameters: {weight: {low: 0, high: 1, start: 2}}}",
-            f"{RANGE} (found low 0.0, high 1.0, start 2.0)",
-        ),
-        (
-            "{space: dfs, path: {kind: paper, scale_bounds: [1, 2]}}",
-            "path.scale_bounds: 1 is not between 1.0 and 2.0",
-        ),
-        (
-            "optimize: [{evaluations: true}]",
-            "optimize.0.evaluations: must be a whole number (found True)",
-        ),
-        (
-            "{optimize: quick, merge: {method: [ties]}}",
-            "merge.method: must be a text (found ['ties'])",
-        ),
-        ("{optimize: quick, merge: 3}", "merge: must be"),
-        ("optimize: [3]", "optimize.0: must be"),
-        ("{optimize: quick, fitness: {task: magic}}", "fitness: unknown task 'magic'"),
-        ("fitness: {}", "fitness: task: which one?"),
-        ("fitness: {task: likelihood, colour: 1}", "fitness: colour: no such key; "),
-        (
-            "{fitness: {task: lm_eval}, data: {search: {jsonl: x}}}",
-            "data.search: the documents of fitness.task",
-        ),
-    ],
+    told("""
+{space: pss, optimize: quick}
+  space: must be 'ps', 'dfs' or 'hybrid' (found 'pss'); did you mean ps?
+fitness: {task: liklihood}
+  fitness: unknown task 'liklihood'; did you mean likelihood?
+sources: []
+  sources: must have 1 or more entries
+sources: [{model: a}]
+  sources: one source is rescaled towards its base and away from it; name the base
+{space: dfs, path: {kind: prune, layers: 1}}
+  path.kind: prune goes with one model; name it in path.order (found 2)
+{space: dfs, path: {kind: prune}}
+  path.layers: is missing
+{space: dfs, path: {kind: prune, layers: 1, scales: slot}}
+  path.scales: no such key; there are kind, layers, order
+{space: dfs, path: {order: [0]}}
+  path: must be a mapping with kind: gates, prune, paper
+{space: dfs, sources: [{model: a}], optimize: [{by: sweep}]}
+  optimize: by: sweep cannot search dfs with path.kind: gates; write cma or gradient
+optimize: [{by: sweep}]
+  optimize: by: sweep cannot search ps; write cma or gradient or random
+{space: dfs, path: {kind: paper}, optimize: [{by: gradient}]}
+  optimize: by: gradient cannot search dfs with path.kind: paper; write cma or
+optimize: [{evaluation: 3}]
+  optimize.0.evaluation: no such key; did you mean evaluations?
+optimize: quik
+  optimize: must be quick, or a list of steps such as [{by: cma, evaluations: 500}]
+optimize: [{}, {}, {}]
+  optimize: ps has 2 steps at most (found 3)
+optimize: [{fitness: {task: likelihood}}]
+  optimize: the last step of a space climbs the search's own fitness
+optimize: [{by: gradient, population: 3}]
+  optimize.0: population: says nothing to by: gradient; leave it out
+optimize: [{by: random, batch: 8}]
+  optimize.0: batch: says nothing to by: random; leave it out
+optimize: [{batch: some}]
+  optimize.0.batch: must be a whole number or 'all' (found 'some')
+merge: {parameters: {weight: {low: 2, high: -0.5}}}
+  merge.parameters.weight: low must be below high, and start between them (found low 2.0, high -0.5
+merge: {groups: tensr}
+  merge.groups: must be 'tensor', 'rows', 'block', 'half' or 'model', a whole number
+data: {train: {jsonl: x}}
+  data.train
+merge: {sources: [0, 2]}
+  merge.sources: 2 is not a source; there are 2, numbered from 0
+merge: {sources: [0, 0]}
+  merge.sources: numbers that are distinct, each once (found [0, 0])
+{space: dfs, path: {kind: gates, order: [0, 2]}}
+  path.order: [0, 2] must be distinct numbers from 0 to 1
+{space: hybrid, path: {kind: gates, order: [3]}}
+  path.order: [3] must be distinct numbers from 0 to 2
+merge: {parameters: {weight: {low: 0, high: 1, start: 2}}}
+  merge.parameters.weight: low must be below high, and start between them (found low 0.0, high 1.0,
+{space: dfs, path: {kind: paper, scale_bounds: [1, 2]}}
+  path.scale_bounds: 1 is not between 1.0 and 2.0
+optimize: [{evaluations: true}]
+  optimize.0.evaluations: must be a whole number (found True)
+{optimize: quick, merge: {method: [ties]}}
+  merge.method: must be a text (found ['ties'])
+{optimize: quick, merge: 3}
+  merge: must be
+optimize: [3]
+  optimize.0: must be
+{optimize: quick, fitness: {task: magic}}
+  fitness: unknown task 'magic'
+fitness: {}
+  fitness: task: which one?
+fitness: {task: likelihood, colour: 1}
+  fitness: colour: no such key;
+{fitness: {task: lm_eval}, data: {search: {jsonl: x}}}
+  data.search: the documents of fitness.task
+"""),
 )
 def test_refusals(text, message):
     """Each wrong file is refused in one line that begins with the key."""

@@ -11,7 +11,7 @@ import yaml
 from pyarrow import parquet
 from pymoo.indicators.hv import HV
 from recipes import refs_in
-from refusals import refused
+from refusals import refused, told
 from safetensors.numpy import load_file
 from scenes import marks_of
 from searches import facts
@@ -170,32 +170,26 @@ def test_what_is_the_same_for_all_parents_is_said_once(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [
-        ("objectives: [hops, hops]", "objectives: hops is there twice"),
-        (
-            "objectives: [{name: fitness, data: {search: {jsonl: x}}}]",
-            "objectives: fitness is there twice; the fitness and what a model takes have their own",
-        ),
-        ("objectives: [{name: same}]", "objectives.0: same: is what the fitness measures already"),
-        (
-            "objectives: [tokes]",
-            "objectives.0: must be 'tokens', 'hops', 'parameters' or 'seconds'",
-        ),
-        ("objectives: [tokens]", "objectives: tokens counts those of answers, and likelihood wri"),
-        (
-            "{space: ps, objectives: [parameters]}",
-            "objectives: parameters is the same for every merge of a ps search",
-        ),
-        ("optimize: [{by: cma}]", "optimize: by: cma cannot search dfs with path.kind: gates with"),
-        (
-            "{objectives: [], optimize: [{by: nsga2}]}",
-            "optimize: by: nsga2 cannot search dfs with path.kind: gates; wr",
-        ),
-        (
-            "{data: {search: {jsonl: x}}, objectives: [{name: more, data: {test: {jsonl: x}}}]}",
-            "objectives: more has data for test, and the search for search",
-        ),
-    ],
+    told("""
+objectives: [hops, hops]
+  objectives: hops is there twice
+objectives: [{name: fitness, data: {search: {jsonl: x}}}]
+  objectives: fitness is there twice; the fitness and what a model takes have their own
+objectives: [{name: same}]
+  objectives.0: same: is what the fitness measures already
+objectives: [tokes]
+  objectives.0: must be 'tokens', 'hops', 'parameters' or 'seconds'
+objectives: [tokens]
+  objectives: tokens counts those of answers, and likelihood wri
+{space: ps, objectives: [parameters]}
+  objectives: parameters is the same for every merge of a ps search
+optimize: [{by: cma}]
+  optimize: by: cma cannot search dfs with path.kind: gates with
+{objectives: [], optimize: [{by: nsga2}]}
+  optimize: by: nsga2 cannot search dfs with path.kind: gates; wr
+{data: {search: {jsonl: x}}, objectives: [{name: more, data: {test: {jsonl: x}}}]}
+  objectives: more has data for test, and the search for search
+"""),
 )
 def test_refusals(changes, message):
     """Objectives that contradict each other or the search are refused in one line."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from merge_reference import linear
-from refusals import refused
+from refusals import refused, told
 from safetensors.torch import load_file, save_file
 from searches import minimal
 from typer.testing import CliRunner
@@ -85,20 +85,20 @@ def test_links_among_checkpoints(run, tiny):
 
 @pytest.mark.parametrize(
     ("sources", "message"),
-    [
-        (
-            "{run: RUN, checkpoints: last 1}",
-            "1 of its checkpoints are 'last 1', and a merge takes 2; it has",
-        ),
-        ("{run: RUN, checkpoints: step-*}", "0 of its checkpoints are 'step-"),
-        ("{run: RUN/nowhere}", "no such folder of checkpoints"),
-        ("{run: RUN, checkpoints: [checkpoint-3, ../x]}", "../x is not in it; list checkpoints"),
-        ("{run: RUN, checkpoints: [checkpoint-3, /tmp]}", "/tmp is not in it; list checkpoints"),
-        (
-            "{run: RUN, checkpoint: all}",
-            "sources: checkpoint: no such key; did you mean checkpoint",
-        ),
-    ],
+    told("""
+{run: RUN, checkpoints: last 1}
+  1 of its checkpoints are 'last 1', and a merge takes 2; it has
+{run: RUN, checkpoints: step-*}
+  0 of its checkpoints are 'step-
+{run: RUN/nowhere}
+  no such folder of checkpoints
+{run: RUN, checkpoints: [checkpoint-3, ../x]}
+  ../x is not in it; list checkpoints
+{run: RUN, checkpoints: [checkpoint-3, /tmp]}
+  /tmp is not in it; list checkpoints
+{run: RUN, checkpoint: all}
+  sources: checkpoint: no such key; did you mean checkpoint
+"""),
 )
 def test_a_run_that_is_none_is_one_line(run, sources, message):
     """Too few checkpoints, no folder, others' folders, and another key are named before anything is

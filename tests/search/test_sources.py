@@ -11,7 +11,7 @@ import torch
 import yaml
 from classes import edit_json
 from recipes import refs_in
-from refusals import refused
+from refusals import refused, told
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -131,19 +131,18 @@ def test_a_search_over_vocabularies(more_words, tmp_path, search_config):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [
-        (
-            "{merge: {sources: [0]}, output: {vocabulary: union, tokens: {default: 1}}}",
-            "output.tokens.default: 1 is no source that",
-        ),
-        ("output: {tokens: {}}", "output.tokens: matched only with vocabulary: union"),
-        ("output: {tokenizer: 4}", "output.tokenizer: 4 is not a source"),
-        ("{output: {tokenizer: base}, base: null}", "output.tokenizer: there is no base"),
-        (
-            "{space: dfs, output: {vocabulary: union}}",
-            "output.vocabulary: there is no merge; a path has that of",
-        ),
-    ],
+    told("""
+{merge: {sources: [0]}, output: {vocabulary: union, tokens: {default: 1}}}
+  output.tokens.default: 1 is no source that
+output: {tokens: {}}
+  output.tokens: matched only with vocabulary: union
+output: {tokenizer: 4}
+  output.tokenizer: 4 is not a source
+{output: {tokenizer: base}, base: null}
+  output.tokenizer: there is no base
+{space: dfs, output: {vocabulary: union}}
+  output.vocabulary: there is no merge; a path has that of
+"""),
 )
 def test_vocabularies_that_cannot_be(changes, message, search_config):
     """What a recipe refuses of vocabularies a search file refuses, in the same words."""
