@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from filelock import FileLock
+from searches import as_read
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 from warm import warm_workers
 
@@ -157,30 +159,31 @@ def tiny_half(made_once):
     return made_once("half", lambda folder: _save_family(folder, "bfloat16"))
 
 
+OPTIMIZE = {
+    "ps": "[{evaluations: 8, population: 4}]",
+    "dfs": "[{evaluations: 8, population: 4, sigma: 1.0}]",
+    "hybrid": "[{evaluations: 8, population: 4, space: ps}, "
+    "{evaluations: 8, population: 4, sigma: 1.0, space: dfs}]",
+}
+
+
 @pytest.fixture(scope="session")
 def search_settings(tiny):
-    """Makes the settings of a small search of the tiny family; keywords replace whole sections."""
+    """Makes the settings of a small search of the tiny family; keywords replace whole sections,
+    and may be as a search file has them."""
 
     def make(space="ps", folder=tiny, **more):
-        optimizer = {"evaluations": 8, "population": 4}
         return {
             "space": space,
             "sources": [{"model": str(folder / "a")}, {"model": str(folder / "b")}],
             "base": {"model": str(folder / "base")},
             **({} if space == "dfs" else {"merge": {"groups": "model"}}),
             **({} if space == "ps" else {"path": {"kind": "gates", "repetitions": 1}}),
-            "optimize": {
-                "ps": [optimizer],
-                "dfs": [{**optimizer, "sigma": 1.0}],
-                "hybrid": [
-                    {**optimizer, "space": "ps"},
-                    {**optimizer, "sigma": 1.0, "space": "dfs"},
-                ],
-            }.get(space, [optimizer]),
+            "optimize": yaml.safe_load(OPTIMIZE[space]),
             "fitness": {"task": "likelihood", "separator": " "},
             "data": {split: {"jsonl": str(folder / f"{split}.jsonl")} for split in SPLITS},
             "compare": {"finalists": 2},
-            **more,
+            **as_read(more),
         }
 
     return make
@@ -200,7 +203,6 @@ def hybrid_search(made_once, search_config):
     from hf_evomerge.search.run import run_search
 
     config = search_config(
-        "hybrid",
-        path={"kind": "paper", "repetitions": 1, "scales": "slot", "initialisation": "paper"},
+        "hybrid", path="{kind: paper, repetitions: 1, scales: slot, initialisation: paper}"
     )
     return made_once("hybrid", lambda folder: run_search(config, folder / "search")) / "search"

@@ -1,9 +1,13 @@
 """The baseline `alone`, the same search over each source by itself, and searches of one source."""
 
+import re
+
 import numpy as np
 import pytest
 import yaml
-from searches import GRADIENT, facts, minimal
+from recipes import refs_in
+from refusals import refused, told
+from searches import facts, minimal
 from toy_search import ToyRunner, hardness, is_recipe, table_rows, toy_config, toy_search
 
 from hf_evomerge import Recipe, plan_search, run_search
@@ -14,8 +18,8 @@ from hf_evomerge.search.folder import save_results
 from hf_evomerge.search.spaces.space import make_space
 from hf_evomerge.search.study.files import INSTEAD_FILE
 
-ALONE = {"baselines": ["average", "alone"], "finalists": 3}
-PS = {"base": {"model": "c"}, "merge": {"groups": "half"}, "compare": ALONE}
+ALONE = "{baselines: [average, alone], finalists: 3}"
+PS = {"base": "{model: c}", "merge": "{groups: half}", "compare": ALONE}
 BEST = (0.9, 0.2)  # weights of the two sources
 
 
@@ -59,7 +63,7 @@ def test_each_source_is_searched_alone(tmp_path):
 def test_the_search_itself_is_the_same_beside_it(tmp_path):
     """The search's own trials and rows are those of a search without `alone`."""
     runner = ToyRunner(scores=_scores)
-    compare = {"baselines": ["average"], "finalists": 3}
+    compare = "{baselines: [average], finalists: 3}"
     _, result = toy_search(tmp_path / "plain", runner, **PS | {"compare": compare})
     _, more = toy_search(tmp_path / "beside", runner, **PS)
     trials = facts(tmp_path / "plain")["trials"]
@@ -74,7 +78,7 @@ def test_a_source_that_is_enough_is_kept(tmp_path):
     def scores(job):
         return 0.2 - np.abs(_weights(job)[0] - 0.9) + hardness(job.split)
 
-    settings = {**PS, "compare": {"baselines": ["alone"], "finalists": 3}}
+    settings = {**PS, "compare": "{baselines: [alone], finalists: 3}"}
     study, result = toy_search(tmp_path / "my search", ToyRunner(scores=scores), **settings)
     save_results(toy_config("ps", **settings), study, result)
     assert result.instead.stage == "alone"
@@ -101,7 +105,7 @@ def test_paths_are_of_one_source(tmp_path):
     for number in (0, 1):
         for recipe in recipes(study, f"alone-{number}-dfs"):
             assert (used(recipe), recipe.flow.embedding_source) == ({number}, number)
-    more = {**PS, "merge": {"groups": "model"}}
+    more = {**PS, "merge": "{groups: model}"}
     study, _ = toy_search(tmp_path / "hybrid", ToyRunner(), "hybrid", **more)
     for recipe in recipes(study, "alone-1-dfs"):
         assert used(recipe) <= {1, 2}
@@ -129,55 +133,41 @@ def test_runs_of_rows_are_as_long_alone():
     """With `groups: rows` a source has the runs alone that it has among all, although more would
     do."""
     tensors = {f"model.layers.{n}.mlp.up_proj.weight": 64 * 1000 for n in range(15)}
-    config = minimal(base={"model": "c"}, merge={"groups": "rows"}, compare=ALONE)
+    config = minimal(base="{model: c}", merge="{groups: rows}", compare=ALONE)
     summary = SourceSummary([15, 15], tensors)
     both, *lone = [make_space(config, stage, summary).start().mean.size for stage in config.stages]
     assert lone == [both // 2, both // 2]
 
 
-ONE = "one source is rescaled towards its base and away from it; name the base, or"
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
-    [
-        (
-            "{compare: {baselines: [alone]}, merge: {method: linear}}",
-            f"compare.baselines: alone: {ONE} leave alone out",
-        ),
-        (
-            "{compare: {baselines: [alone]}, base: {model: c}, merge: {method: linear}}",
-            "compare.baselines: alone: linear cannot rescale one source; write method: "
-            "task_arithmetic, or leave alone out",
-        ),
-        (
-            "{compare: {baselines: [alone]}, sources: [{model: a}], base: {model: c}}",
-            "compare.baselines: alone searches each of several sources by itself (found 1); leave "
-            "it out",
-        ),
-        ("sources: [{model: a}]", f"sources: {ONE} write space: dfs"),
-        (
-            "{sources: [{model: a}], base: {model: c}, merge: {method: model_stock}}",
-            "sources: model_stock cannot rescale one source; write method: task_arithmetic, or "
-            "write space: dfs",
-        ),
-    ],
+    told("""
+{compare: {baselines: [alone]}, merge: {method: linear}}
+  towards its base and away from it; name the base, or leave alone out
+{compare: {baselines: [alone]}, base: {model: c}, merge: {method: linear}}
+  linear cannot rescale one source; write method: task_arithmetic, or leave alone out
+{compare: {baselines: [alone]}, sources: [{model: a}], base: {model: c}}
+  alone searches each of several sources by itself (found 1); leave it out
+sources: [{model: a}]
+  towards its base and away from it; name the base, or write space: dfs
+{sources: [{model: a}], base: {model: c}, merge: {method: model_stock}}
+  model_stock cannot rescale one source; write method: task_arithmetic, or write space: dfs
+"""),
 )
 def test_what_cannot_be_alone_is_refused(text, message):
     """One source without a base, or by a method that rescales none, is refused when the file is
     read, with what to write."""
-    with pytest.raises(SearchError) as caught:
+    with refused(SearchError, rf"^(sources: |compare.baselines: ).*{re.escape(message)}$"):
         minimal(**yaml.safe_load(text))
-    assert str(caught.value) == message
 
 
 def test_a_source_that_is_the_base_has_no_search(search_config, tiny, tmp_path, caplog):
     """Where nothing of a source could be rescaled, the plan says that it has no row, and the
     search goes on to its end."""
     config = search_config(
-        sources=[{"model": str(tiny / name)} for name in ("a", "base")],
-        merge={"groups": "half"},
-        compare={"baselines": ["alone"], "finalists": 1},
+        sources=refs_in(tiny, "a", "base"),
+        merge="{groups: half}",
+        compare="{baselines: [alone], finalists: 1}",
     )
     said = "the results will have no search over base alone, parameter space: "
     assert said in "\n".join(plan_search(config).warnings)
@@ -188,17 +178,23 @@ def test_a_source_that_is_the_base_has_no_search(search_config, tiny, tmp_path, 
 @pytest.mark.parametrize(
     ("space", "settings"),
     [
-        ("ps", {"merge": {"groups": "tensor"}, "optimize": [{**GRADIENT, "batch": 2}]}),
-        ("ps", {"merge": {"method": "slerp", "options": {"t": {"low": 0.1, "high": 0.9}}}}),
+        (
+            "ps",
+            {
+                "merge": "{groups: tensor}",
+                "optimize": "[{by: gradient, evaluations: 12, batch: 2}]",
+            },
+        ),
+        ("ps", {"merge": "{method: slerp, options: {t: {low: 0.1, high: 0.9}}}"}),
         pytest.param("dfs", {}, marks=pytest.mark.slow),
-        pytest.param("hybrid", {"merge": {"groups": "half"}}, marks=pytest.mark.slow),
+        pytest.param("hybrid", {"merge": "{groups: half}"}, marks=pytest.mark.slow),
     ],
     ids=["gradient", "slerp", "dfs", "hybrid"],
 )
 def test_real_models(space, settings, search_config, tmp_path):
     """Searches over tiny models are planned with the price of each source alone, and end with a row
     for each."""
-    compare = {"baselines": ["alone"], "finalists": 1}
+    compare = "{baselines: [alone], finalists: 1}"
     config = search_config(space, **settings, compare=compare)
     plan = plan_search(config)
     phases = {phase.name: phase for phase in plan.phases}
@@ -213,7 +209,7 @@ def test_real_models(space, settings, search_config, tmp_path):
 
 def test_one_source_is_rescaled(search_config, tiny, tmp_path):
     """A search over one source and its base merges that source alone, and its winner is built."""
-    config = search_config(sources=[{"model": str(tiny / "a")}], merge={"groups": "half"})
+    config = search_config(sources=refs_in(tiny, "a"), merge="{groups: half}")
     result = run_search(config, tmp_path / "out")
     assert [row.stage for row in result.rows] == ["base", "source", "ps"]
     assert len(result.winner.merge.parameters) == 1

@@ -54,8 +54,8 @@ def test_finalists_of_a_gradient_were_scored_whole(search_config, tmp_path):
     """The validation split is asked about the best three points that all examples scored, which the
     dry run counts, and not about points that a batch flattered."""
     config = search_config(
-        optimize=[{**GRADIENT, "evaluations": 44, "batch": 2}],
-        compare={"baselines": [], "finalists": 8},
+        optimize="[{by: gradient, evaluations: 44, batch: 2}]",
+        compare="{baselines: [], finalists: 8}",
     )
     run_search(config, tmp_path, build=False)
     study = Study.open(tmp_path)
@@ -90,9 +90,7 @@ def test_gradient_first_then_evolution(space, dies_in, search_config, tmp_path):
     """One study holds the gradient on the likelihood and the evolution on answers; killed in
     either, it ends the same."""
     config = search_config(
-        space,
-        **BY_BOTH[space],
-        fitness={"task": "generation", "extract": "all", "max_new_tokens": 2},
+        space, **BY_BOTH[space], fitness="{task: generation, extract: all, max_new_tokens: 2}"
     )
     whole = tmp_path / "whole"
     result = run_search(config, whole, build=False)
@@ -118,8 +116,7 @@ def test_gradient_first_then_evolution(space, dies_in, search_config, tmp_path):
 
 def test_only_some_layers_move_by_gradient(search_config, tmp_path):
     """A search of some layers by gradient builds a model whose other tensors are the base's."""
-    weight = {"low": 0.0, "high": 1.5, "elsewhere": 0.0}
-    merge = {"groups": ["blocks.1"], "parameters": {"weight": weight}}
+    merge = "{groups: [blocks.1], parameters: {weight: {low: 0, high: 1.5, elsewhere: 0}}}"
     run_search(search_config(merge=merge, optimize=[GRADIENT]), tmp_path)
     recipe = Recipe.load(tmp_path / "recipe.yaml")
     assert {*recipe.merge.parameters[0]["weight"]} == {"blocks.1", "default"}

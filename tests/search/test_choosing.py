@@ -84,8 +84,8 @@ def test_the_test_split_is_touched_once(tmp_path):
     end, however often it runs."""
     first = ToyRunner()
     second = ToyRunner()
-    _, result = toy_search(tmp_path, first, "hybrid", base={"model": "org/c"})
-    again = toy_search(tmp_path, second, "hybrid", base={"model": "org/c"})[1]
+    _, result = toy_search(tmp_path, first, "hybrid", base="{model: org/c}")
+    again = toy_search(tmp_path, second, "hybrid", base="{model: org/c}")[1]
     rows = [(row.stage, row.model, row.evaluations) for row in result.rows]
     assert rows == [
         ("base", "base (c)", 0),
@@ -104,11 +104,12 @@ def test_the_test_split_is_touched_once(tmp_path):
     assert table_rows(again) == table_rows(result)
 
 
-GATES = {"space": "dfs", "optimize": [{"evaluations": 40, "population": 7}]}
-WEIGHT = {"weight": {"low": 0, "high": 2}}
-MERGE = {"method": "linear", "groups": "model", "starts": ["average"], "parameters": WEIGHT}
-WEIGHTS = {"merge": MERGE, "optimize": [{"evaluations": 20}]}
-TWICE = {**WEIGHTS, "optimize": [{"evaluations": 9, "by": "cma"}, {"evaluations": 20}]}
+GATES = {"space": "dfs", "optimize": "[{evaluations: 40, population: 7}]"}
+MERGE = (
+    "{method: linear, groups: model, starts: [average], parameters: {weight: {low: 0, high: 2}}}"
+)
+WEIGHTS = {"merge": MERGE, "optimize": "[{evaluations: 20}]"}
+TWICE = {"merge": MERGE, "optimize": "[{evaluations: 9, by: cma}, {evaluations: 20}]"}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from unittest.mock import MagicMock
 import killing
 import pytest
 from killing import EXAMPLES, KillingTask, harmless_jobs
+from refusals import refused
 from searches import facts
 from watch import killed
 
@@ -74,7 +75,7 @@ def test_actors_give_the_scores_of_this_process(cluster, search_config):
     try:
         deadly, sleeping = (Job(target, batch=(number,)) for number in (2, 4))
         scores = {}
-        with pytest.raises(SearchError, match="its process died twice"):
+        with refused(SearchError, "its process died twice"):
             scores.update(runner.run([*jobs, deadly, sleeping]))
         assert {index: scores[index] for index in expected} == expected
         assert scores[9].error == "took longer than 3 s (compute.limits.seconds)"
@@ -90,8 +91,7 @@ def test_actors_give_the_scores_of_this_process(cluster, search_config):
 def test_a_study_is_the_same_and_goes_on(cluster, search_config, tmp_path):
     """A search that a cluster began and this process ends has the trials of one process; another
     kind of device is noted."""
-    optimizer = {"evaluations": 8, "population": 4}
-    steps = [{"by": "gradient", "evaluations": 10}, optimizer]
+    steps = "[{by: gradient, evaluations: 10}, {evaluations: 8, population: 4}]"
     config = search_config(optimize=steps)
     here = run_search(config, tmp_path / "here", build=False)
     killed(
@@ -120,24 +120,20 @@ def test_what_is_wrong_on_a_machine_names_it(cluster, search_config):
     config = search_config()
     other = {"base": {}, "source:0": {"config.json": ["0" * 64]}, "source:1": {}}
     runner = _runner(config, 1, files=other)
-    with pytest.raises(
-        SearchError, match=r"^node [0-9.]+ \(.*\): .*config.json is not what the search stands on"
+    with refused(
+        SearchError, r"^node [0-9.]+ \(.*\): .*config.json is not what the search stands on"
     ):
         list(runner.run([Job(config.sources[0])]))
     runner.close()
-    with pytest.raises(SearchError, match=r"no machine of the cluster has a GPU; there are node "):
-        _runner(search_config(compute={"device": "cuda:0"}))
-    with pytest.raises(
-        SearchError, match=r"no machine of the cluster has 1 CPUs \(threads\) and 1e\+06 GB"
-    ):
+    with refused(SearchError, r"no machine of the cluster has a GPU; there are node "):
+        _runner(search_config(compute="{device: 'cuda:0'}"))
+    with refused(SearchError, r"no machine of the cluster has 1 CPUs \(threads\) and 1e\+06 GB"):
         _runner(config, memory=10**15)
 
 
 def test_what_a_machine_must_have():
     """Other versions are one line, said before anything is unpickled."""
-    with pytest.raises(
-        EvoMergeError, match=r"has torch \S+, and the search runs with 1.0; install the same"
-    ):
+    with refused(EvoMergeError, r"has torch \S+, and the search runs with 1.0; install the same"):
         ClusterEvaluator().start({**versions(), "torch": "1.0"}, b"no pickle")
 
 
@@ -150,9 +146,8 @@ def test_a_worker_that_answers_nonsense(monkeypatch, answer):
     worker.index = 3
     monkeypatch.setattr(cluster_module, "_is_there", lambda ref: True)
     monkeypatch.setattr(RayWorker, "_answer", lambda self: answer)
-    with pytest.raises(
-        SearchError,
-        match=r"machine-1: a worker answers .* in place of scores; install the same version",
+    with refused(
+        SearchError, r"machine-1: a worker answers .* in place of scores; install the same version"
     ):
         worker.look()
 
@@ -160,9 +155,7 @@ def test_a_worker_that_answers_nonsense(monkeypatch, answer):
 def test_without_ray(search_config, tmp_path, monkeypatch):
     """Where Ray is not installed, one line says how it is."""
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(
-        SearchError, match=r"--ray: .* needs ray: pip install 'hf-evomerge\[scale\]'"
-    ):
+    with refused(SearchError, r"--ray: .* needs ray: pip install 'hf-evomerge\[scale\]'"):
         run_search(search_config(), tmp_path / "out", ray=True)
     assert not (tmp_path / "out").exists()
 
@@ -172,9 +165,7 @@ def test_a_cluster_that_cannot_be_joined_is_one_line(tmp_path, monkeypatch):
     gone another is started."""
     ray = MagicMock()
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(
-        SearchError, match=r"the cluster at 127\.0\.0\.1:1 cannot be joined: .*refused"
-    ):
+    with refused(SearchError, r"the cluster at 127\.0\.0\.1:1 cannot be joined: .*refused"):
         _join(ray)
     ray.init.assert_not_called()
     monkeypatch.delenv("RAY_ADDRESS")
@@ -186,7 +177,7 @@ def test_a_cluster_that_cannot_be_joined_is_one_line(tmp_path, monkeypatch):
     _join(ray)
     assert ray.init.call_args.args == ("local",)
     ray.init.side_effect = Exception("timed out during startup")
-    with pytest.raises(
-        SearchError, match="the cluster at this machine cannot be joined: timed out during startup"
+    with refused(
+        SearchError, "the cluster at this machine cannot be joined: timed out during startup"
     ):
         _join(ray)

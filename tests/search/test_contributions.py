@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from toy_search import EXAMPLES, ToyRunner, hardness, is_recipe, toy_scores, toy_search
 
+from hf_evomerge import run_search
 from hf_evomerge.fitness.comparison import Comparison
 from hf_evomerge.record import Contribution
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.results.contributions import sentence
-from hf_evomerge.search.run import run_search
 
 ASKED = {
-    "sources": [{"model": name} for name in "abcd"],
-    "compare": {"finalists": 3, "contributions": True},
+    "sources": "[{model: a}, {model: b}, {model: c}, {model: d}]",
+    "compare": "{finalists: 3, contributions: true}",
 }
 
 
@@ -82,10 +82,10 @@ def test_a_source_that_is_the_base_gives_nothing(tiny, search_config, tmp_path):
     may be asked for later."""
     same = shutil.copytree(tiny / "base", tmp_path / "same")
     sources = [{"model": str(folder)} for folder in (tiny / "a", same)]
-    settings = {"sources": sources, "merge": {"groups": "block"}}
+    settings = {"sources": sources, "merge": "{groups: block}"}
     out = tmp_path / "study"
     run_search(search_config(**settings), out, build=False)
-    config = search_config(**settings, compare={"finalists": 2, "contributions": True})
+    config = search_config(**settings, compare="{finalists: 2, contributions: true}")
     result = run_search(config, out, build=False)
     first, second = result.contributions
     assert second.left_out.difference == 0

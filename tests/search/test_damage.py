@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from commands import invoke
+from refusals import refused
 from searches import minimal
 from watch import sql
 
@@ -25,7 +26,7 @@ def made(tmp_path_factory):
     there."""
     folder = tmp_path_factory.mktemp("made")
     rng = np.random.default_rng(0)
-    config = minimal(merge={"method": "linear"}, data={"search": {"jsonl": "search.jsonl"}})
+    config = minimal(merge="{method: linear}", data="{search: {jsonl: search.jsonl}}")
     with Study.create(folder / "study", config.model_dump(mode="json")) as study:
         study.add_evaluation("base", "search", Scores([0.0, 1.0], correct=[False, True]))
         for number in range(TRIALS):
@@ -93,7 +94,7 @@ def test_a_study_that_does_not_know_its_sources_does_not_go_on(hybrid_search, tm
     """Where it is lost what scores stand on, the study is shown, and does not go on."""
     folder = shutil.copytree(hybrid_search, tmp_path / "study")
     sql(folder, f"DELETE FROM meta WHERE key = '{key}'")
-    with pytest.raises(SearchError, match=rf"{key.replace(':', ' of ', 1)} \(lost\) is damaged"):
+    with refused(SearchError, rf"{key.replace(':', ' of ', 1)} \(lost\) is damaged"):
         resume_search(folder, build=False)
     assert "trials" in describe_study(folder)
 
@@ -124,7 +125,7 @@ def test_a_study_that_one_may_only_read(folder, monkeypatch):
     assert "40 trials" in describe_study(folder)
     with (
         Study.open(folder) as study,
-        pytest.raises(SearchError, match=r"study.db: cannot be written: .*readonly"),
+        refused(SearchError, r"study.db: cannot be written: .*readonly"),
     ):
         study.set_meta("x", 1)
     assert sorted(folder.iterdir()) == files
@@ -134,8 +135,6 @@ def test_a_full_disk_is_named_with_the_file(folder):
     """A study that SQLite can write no further names its file and keeps what it has."""
     with Study.open(folder) as study:
         study._connection.execute("PRAGMA max_page_count = 1")
-        with pytest.raises(
-            MachineError, match=r"study\.db: cannot be written: database or disk is full"
-        ):
+        with refused(MachineError, r"study\.db: cannot be written: database or disk is full"):
             study.set_meta("x", "y" * 1_000_000)
         assert study.meta("x") is None

@@ -83,8 +83,8 @@ def test_the_legend_says_what_the_numbers_are():
     *_, row, legend = _written(PARENTS, replace(STAGE, to_come=()), config=nats).splitlines()
     assert row.startswith("parameter space ")
     assert legend == "best, mean: fitness, more is better: nats per answer"
-    first = {"by": "gradient", "fitness": {"task": "likelihood", "normalize": "token"}}
-    both = minimal(optimize=[first, {}], fitness={"task": "generation"})
+    steps = "[{by: gradient, fitness: {task: likelihood, normalize: token}}, {}]"
+    both = minimal(optimize=steps, fitness="{task: generation}")
     text = " ".join(_written(replace(STAGE, phase="ps-first"), STAGE, config=both).split())
     units = "nats per token (parameter space, first), share of right answers (parameter space)"
     assert f"best, mean: fitness, more is better: {units}" in text

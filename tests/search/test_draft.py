@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from classes import CLASSES, edit_json, random_class
 from commands import invoke
+from refusals import refused
 from searches import write_lines
 from tiny_adapters import save_adapter
 from transformers import BertConfig, BertForMaskedLM
@@ -180,7 +181,7 @@ def test_a_draft_is_ready_for_a_card(pair, tmp_path):
         "about: a sentence: two": "mapping values are not allowed here.*; put a text with a colon",
         f"about: {'x' * 301}": "about: must have at most 300 characters",
     }.items():
-        with pytest.raises(SearchError, match=message):
+        with refused(SearchError, message):
             filled(line)
     config, _ = _drafted(pair, _data(tmp_path, {**PLAIN, "prompt": "w4"}, record))
     assert {spec.gloss_field for spec in config.data.values()} == {None}
@@ -241,7 +242,7 @@ def test_chat_templates_are_used_where_all_have_one(tiny_copy, tmp_path):
 def test_data_that_does_not_do(pair, tmp_path, record, count, message):
     """Too few records, repeated prompts, chats and unknown fields are one line that says what to
     do."""
-    with pytest.raises(FitnessError, match=message):
+    with refused(FitnessError, message):
         _drafted(pair, write_lines(tmp_path / "problems.jsonl", *[record] * count))
 
 
@@ -356,9 +357,9 @@ def test_the_task_follows_the_class(tmp_path):
     config, _ = _drafted([one, other], data)
     assert config.fitness.task == "retrieval"
     settings = config.model_dump(exclude_unset=True) | {"fitness": {"task": "likelihood"}}
-    with pytest.raises(
+    with refused(
         SourceError,
-        match=r"2: BertForMaskedLM \(model type 'bert'\) is no model that the task likelihood",
+        r"2: BertForMaskedLM \(model type 'bert'\) is no model that the task likelihood",
     ):
         plan_search(validate(SearchConfig, settings, SearchError))
 
@@ -367,7 +368,7 @@ def test_other_labels_are_for_a_file_by_hand(tmp_path):
     """Classifiers of other labels each need a head for each example: init says what to write."""
     names = _berts(tmp_path, COLORS, ("dark", "light"))
     data = _data(tmp_path, {"prompt": "w1", "answer": "dark"})
-    with pytest.raises(FitnessError, match="other labels each; write the search file by hand"):
+    with refused(FitnessError, "other labels each; write the search file by hand"):
         _drafted(names, data)
 
 
@@ -397,7 +398,7 @@ def test_re_rankers_are_given_pairs(record, template, tmp_path):
     scores = Evaluator(config).evaluate(config.sources[0])
     assert (scores.error, len(scores.values)) == (None, 6)
     wrong = write_lines(tmp_path / "wrong.jsonl", *({**each, label: 8.3} for each in records))
-    with pytest.raises(FitnessError, match=r"the model has no label '8\.3'; it has 0, 1"):
+    with refused(FitnessError, r"the model has no label '8\.3'; it has 0, 1"):
         _drafted(names, wrong)
 
 
@@ -406,9 +407,7 @@ def test_the_one_source_without_a_head_is_named(order, tmp_path):
     """Beside classifiers, wherever it stands; the message says what to do."""
     names = _berts(tmp_path, COLORS, COLORS, ())
     data = _data(tmp_path, {"prompt": "w1 w2", "answer": "red"})
-    with pytest.raises(
-        SearchError, match=r"2: BertForMaskedLM has no head, .* give it as the base"
-    ):
+    with refused(SearchError, r"2: BertForMaskedLM has no head, .* give it as the base"):
         _drafted([names[at] for at in order], data)
 
 

@@ -10,8 +10,11 @@ import weakref
 import numpy as np
 import pytest
 import torch
+import yaml
 from classes import edit_json
 from quantized import to_fp8
+from recipes import refs_in
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from searches import GRADIENT, write_lines
 from slowly import slow_beyond
@@ -24,33 +27,27 @@ from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.memory import PROCESS, worker_memory
 from hf_evomerge.search.spaces.space import make_space, uniform_average
 
-MERGE = {
-    "method": "dare_ties",
-    "parameters": [{"weight": 0.9, "density": 0.6}, {"weight": {"default": 0.4, "head": 1.2}}],
-}
-SLERP = {"method": "slerp", "options": {"t": {"default": 0.3, "embed": 0.8}}}
-WEIGHTS = [{"weight": 1.5}, {"weight": 0.2}]
-PARTS = {
-    "ps": {"merge": MERGE},
-    "other weights": {"merge": {**MERGE, "parameters": [{"weight": 0.3, "density": 0.9}, {}]}},
-    "another method": {"merge": SLERP},
-    "other sources": {"merge": {"method": "ties", "sources": [1, 0], "parameters": WEIGHTS}},
-    "dfs": {
-        "flow": {"path": ["0:0", "1:0", "1:1*0.5 + 0:1*0.7", "0:1"], "scales": [1, 0.7, 1.2, 0.9]}
-    },
-    "mlp_delta": {
-        "flow": {"path": ["1:0-1 x2"], "scales": [1.1, 0.7, 1.2, 0.9], "scale_target": "mlp_delta"}
-    },
-    "other embeddings": {"flow": {"path": ["1:0", "0:1"], "embedding_source": 1}},
-    "hybrid": {
-        "merge": MERGE,
-        "flow": {
-            "path": ["2:0", "0:0-1", "2:1"],
-            "scales": [1, 0.8, 1, 1.1],
-            "embedding_source": 2,
-        },
-    },
-}
+PARTS = yaml.safe_load("""
+ps:
+  merge: &merge
+    method: dare_ties
+    parameters: [{weight: 0.9, density: 0.6}, {weight: {default: 0.4, head: 1.2}}]
+other weights:
+  merge: {method: dare_ties, parameters: [{weight: 0.3, density: 0.9}, {}]}
+another method:
+  merge: {method: slerp, options: {t: {default: 0.3, embed: 0.8}}}
+other sources:
+  merge: {method: ties, sources: [1, 0], parameters: [{weight: 1.5}, {weight: 0.2}]}
+dfs:
+  flow: {path: ["0:0", "1:0", "1:1*0.5 + 0:1*0.7", "0:1"], scales: [1, 0.7, 1.2, 0.9]}
+mlp_delta:
+  flow: {path: ["1:0-1 x2"], scales: [1.1, 0.7, 1.2, 0.9], scale_target: mlp_delta}
+other embeddings:
+  flow: {path: ["1:0", "0:1"], embedding_source: 1}
+hybrid:
+  merge: *merge
+  flow: {path: ["2:0", "0:0-1", "2:1"], scales: [1, 0.8, 1, 1.1], embedding_source: 2}
+""")
 
 
 def _recipe(config, part):
@@ -98,7 +95,7 @@ def test_the_memory_of_a_worker_is_estimated(tiny_half, search_config):
     size = (tiny_half / "a" / "model.safetensors").stat().st_size  # bfloat16, and a header
 
     def models(space, **changes):
-        config = search_config(space, tiny_half, output={"dtype": "bfloat16"}, **changes)
+        config = search_config(space, tiny_half, output="{dtype: bfloat16}", **changes)
         return worker_memory(config, Evaluator(config)) - PROCESS
 
     one = models("dfs") / 2
@@ -133,7 +130,7 @@ def test_sources_that_differ_in_dtype_or_settings(tiny, tiny_half, search_config
     model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 50.0}
     model.save_pretrained(other)
     AutoTokenizer.from_pretrained(tiny_half / "b").save_pretrained(other)
-    config = search_config(sources=[{"model": str(tiny / "a")}, {"model": str(other)}])
+    config = search_config(sources=[*refs_in(tiny, "a"), *refs_in(tmp_path, "other")])
     evaluator = Evaluator(config)
     average = uniform_average(config)
     for number, recipe in enumerate([average, _recipe(config, "other sources"), average]):
@@ -142,8 +139,7 @@ def test_sources_that_differ_in_dtype_or_settings(tiny, tiny_half, search_config
 
 def test_sources_of_different_depth_share_a_path(tiny, search_config, tmp_path):
     """A path may run through sources of different depth, and scores what the built model scores."""
-    sources = [{"model": str(tiny / name)} for name in ("a", "deep")]
-    config = search_config("dfs", sources=sources, base=None)
+    config = search_config("dfs", sources=refs_in(tiny, "a", "deep"), base=None)
     evaluator = Evaluator(config)
     assert evaluator.sources.layers == [2, 3]
     path = {"path": ["0:0", "1:2", "1:0", "0:1"]}
@@ -210,7 +206,7 @@ def test_splits_have_their_own_scores(search_config):
     data = {"search": evaluator.config.data["search"]}
     lonely = Evaluator(evaluator.config.model_copy(update={"data": data}))
     assert lonely.tasks.splits == ["search"]
-    with pytest.raises(FitnessError, match=r"data\.validation: not given"):
+    with refused(FitnessError, r"data\.validation: not given"):
         lonely.tasks.examples("validation")
 
 
@@ -239,7 +235,7 @@ def test_generation_settings_end_no_search(wish, tiny, search_config, tmp_path):
     shutil.copytree(tiny / "b", tmp_path / "b")
     settings = json.dumps({**wish, "eos_token_id": [5, 7]})
     (tmp_path / "b" / "generation_config.json").write_text(settings)
-    config = search_config(sources=[{"model": str(folder / "b")} for folder in (tiny, tmp_path)])
+    config = search_config(sources=[*refs_in(tiny, "b"), *refs_in(tmp_path, "b")])
     evaluator = Evaluator(config)
     plain, wishing = (evaluator.evaluate(ref) for ref in config.sources)
     assert (wishing.error, wishing.values.tolist()) == (None, plain.values.tolist())
@@ -272,7 +268,7 @@ def test_a_source_with_missing_weights_is_refused(tiny, search_config, tmp_path)
     tensors = load_file(broken / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    config = search_config("dfs", sources=[{"model": str(each)} for each in (broken, tiny / "b")])
+    config = search_config("dfs", sources=[*refs_in(tmp_path, "broken"), *refs_in(tiny, "b")])
     scores = Evaluator(config).evaluate(config.sources[0])
     assert "model.layers.1.mlp.up_proj.weight" in str(scores.error)
 
@@ -302,7 +298,7 @@ def test_a_gradient_of_gates_is_that_of_the_score(terms, search_config):
     """The slopes of gates at a point are those of the score of its recipe, of a slot that is off
     too; others are not asked."""
     path = {"kind": "gates", "terms": terms, "repetitions": 2}
-    config = search_config("dfs", path=path, optimize=[{"by": "gradient"}])
+    config = search_config("dfs", path=path, optimize="[{by: gradient}]")
     evaluator = Evaluator(config)
     space = make_space(config, config.stages[0], evaluator.sources.summary)
     genome = np.random.default_rng(0).uniform(0.3, 1.0, space.start().mean.size)
@@ -334,8 +330,8 @@ def test_recomputed_gradients_are_the_same(space, search_config):
     for checkpointing in (False, True):
         config = search_config(
             space,
-            path={"kind": "gates", "repetitions": 1},
-            optimize=[{"by": "gradient"}],
+            path="{kind: gates, repetitions: 1}",
+            optimize="[{by: gradient}]",
             compute={"gradient_checkpointing": checkpointing},
         )
         evaluator = Evaluator(config)
@@ -378,8 +374,8 @@ def test_vocabularies_that_differ(space, vocabulary, other_words, search_config,
     data = write_lines(tmp_path / "more.jsonl", *records)
     config = search_config(
         space,
-        sources=[{"model": str(other_words / "a")}, {"model": str(other_words / "c")}],
-        base={"model": str(other_words / "base")},
+        folder=other_words,
+        sources=refs_in(other_words, "a", "c"),
         data={"search": {"jsonl": str(data)}},
         output={"vocabulary": vocabulary, "chat_template": "{{ messages }}"},
     )
@@ -410,8 +406,8 @@ def test_attention_is_computed_as_the_file_says(search_config):
         models = Evaluator(config).models
         for target in (config.sources[0], config.recipe(merge=config.merge.part())):
             assert models.model(target).config._attn_implementation == used
-    with pytest.raises(SearchError, match="attn_implementation"):
-        search_config(compute={"attn_implementation": "kernels-community/flash-attn"})
+    with refused(SearchError, "attn_implementation"):
+        search_config(compute="{attn_implementation: kernels-community/flash-attn}")
 
 
 def test_quantised_sources_score_what_is_built(tiny_half, search_config, tmp_path):
@@ -420,7 +416,7 @@ def test_quantised_sources_score_what_is_built(tiny_half, search_config, tmp_pat
     family = shutil.copytree(tiny_half, tmp_path / "family")
     for name in ("base", "a", "b"):
         to_fp8(family / name)
-    config = search_config("hybrid", folder=family, output={"dtype": "bfloat16"})
+    config = search_config("hybrid", folder=family, output="{dtype: bfloat16}")
     evaluator = Evaluator(config)
     alone = {"merge": {"method": "linear", "sources": [0], "parameters": [{"weight": 1.0}]}}
     for part in ("ps", "dfs", "hybrid"):

@@ -113,11 +113,11 @@ def test_lora_learns_beside_a_merge(
     the same again."""
     monkeypatch.setattr(merge_lora, "RATE", 1.0)
     settings = {
-        "optimize": [{"by": "gradient", "evaluations": 20, "batch": 4}],
-        "output": {"dtype": "float32"},
+        "optimize": "[{by: gradient, evaluations: 20, batch: 4}]",
+        "output": "{dtype: float32}",
     }
     config = search_config(
-        compare={"baselines": ["merge+lora"]}, **settings, **(adapters if of_adapters else {})
+        compare="{baselines: [merge+lora]}", **settings, **(adapters if of_adapters else {})
     )
     study = tmp_path / "study"
     result = run_search(config, study, build=False)
@@ -163,7 +163,7 @@ def test_an_adapter_names_its_modules_in_order(tiny, tmp_path):
 def test_a_training_leaves_paths_alone(tmp_path, search_config):
     """Where paths run through resident sources, training adapters for a source does not change what
     a path scores."""
-    evaluator = Evaluator(search_config("dfs", output={"dtype": "float32"}))
+    evaluator = Evaluator(search_config("dfs", output="{dtype: float32}"))
     path = evaluator.config.recipe(flow=FlowPart(path=["0:0", "1:1", "0:1"]))
     before = evaluator.evaluate(path)
     trainer = LoraTrainer(evaluator, tmp_path, lambda progress: None, 200)
@@ -179,10 +179,7 @@ def test_a_classifier_is_trained_too(tiny, tmp_path, search_config):
     ref = SourceRef(model=str(tmp_path / "a"))
     colors = ("red", "green", "blue")
     config = search_config(
-        sources=[ref, ref],
-        base=None,
-        merge={"method": "linear"},
-        fitness={"task": "classification"},
+        sources=[ref, ref], base=None, merge="{method: linear}", fitness="{task: classification}"
     )
     examples = {"search": [Example(str(i), color, color) for i, color in enumerate(colors)]}
     evaluator = Evaluator(config, examples=examples)
@@ -215,7 +212,7 @@ def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch
 @pytest.fixture
 def tuned(tiny, search_config):
     """Trains a source, and returns the model, the task, and its score before."""
-    evaluator = Evaluator(search_config(output={"dtype": "float32"}))
+    evaluator = Evaluator(search_config(output="{dtype: float32}"))
     ref = SourceRef(model=str(tiny / "a"))
     make_task = evaluator.tasks.differentiable_task
     given = (evaluator.tasks.examples("search"), evaluator.tasks.tokenizer(ref))

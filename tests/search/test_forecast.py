@@ -3,10 +3,10 @@
 import pytest
 from watch import Watch
 
+from hf_evomerge import run_search
 from hf_evomerge.search.callbacks import Progress
 from hf_evomerge.search.phases.forecast import Forecast, PhasePlan
 from hf_evomerge.search.phases.phase import SearchRun
-from hf_evomerge.search.run import run_search
 
 TITLES = {
     "parents": "parents",

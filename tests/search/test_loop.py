@@ -4,6 +4,7 @@ from itertools import groupby
 
 import numpy as np
 import pytest
+from refusals import refused
 from searches import facts
 from slowly import slow_beyond
 from toy_search import (
@@ -88,7 +89,7 @@ def test_a_parent_that_fails_ends_the_search_until_it_is_mended(tmp_path):
     """A parent that cannot be evaluated ends the search before a trial is made; once it can be, the
     search goes on."""
     runner = ToyRunner(fails=lambda job: job.target == SourceRef(model="b"))
-    with pytest.raises(SearchError, match="b: cannot be evaluated: toy: this one fails"):
+    with refused(SearchError, "b: cannot be evaluated: toy: this one fails"):
         toy_search(tmp_path, runner)
     assert Study.open(tmp_path).trials() == []
     assert len(toy_search(tmp_path, ToyRunner())[0].trials()) == 31
@@ -140,7 +141,7 @@ def test_no_generation_starts_after_the_minutes(tmp_path):
     def search(folder, **budget):
         return toy_search(tmp_path / folder, ToyRunner(), optimize=[{**OPTIMIZER, **budget}])[0]
 
-    with pytest.raises(SearchError, match="ps: ended before its first trial; give it more minutes"):
+    with refused(SearchError, "ps: ended before its first trial; give it more minutes"):
         search("none", minutes=1e-9)
     search("some", evaluations=7).set_meta("seconds", 100.0, "ps")
     assert len(search("some", minutes=1.0).trials()) == 7
@@ -272,12 +273,12 @@ def test_another_seed_is_another_search(tmp_path):
     """The seed decides the genomes of every stage, and the stages of one search do not repeat each
     other's."""
     first = toy_search(tmp_path / "0", ToyRunner(), "hybrid")[0]
-    other = toy_search(tmp_path / "1", ToyRunner(), "hybrid", compute={"seed": 1})[0]
+    other = toy_search(tmp_path / "1", ToyRunner(), "hybrid", compute="{seed: 1}")[0]
     for stage in ("ps", "random"):
         assert _genomes(first).isdisjoint(_genomes(other, stage))
     random = {
-        "optimize": [{**OPTIMIZER, "by": "random"}],
-        "compare": {"baselines": ["average", "random"]},
+        "optimize": "[{by: random, evaluations: 31, population: 7}]",
+        "compare": "{baselines: [average, random]}",
     }
     both = toy_search(tmp_path / "2", ToyRunner(), **random)[0]
     assert len(_genomes(both)) == len(both.trials()) == 62
@@ -287,18 +288,16 @@ def test_a_study_of_another_search_is_refused(tmp_path):
     """Going on with other settings is refused: by the first genome that differs, or by trials that
     are left over."""
     toy_search(tmp_path, ToyRunner())
-    with pytest.raises(SearchError, match="ps trial 0: the stored genome is not the one"):
-        toy_search(tmp_path, ToyRunner(), compute={"seed": 1})
-    with pytest.raises(
-        SearchError, match="the study holds trial 14, which this search never asked for"
-    ):
-        toy_search(tmp_path, ToyRunner(), optimize=[{"evaluations": 14, "population": 7}])
+    with refused(SearchError, "ps trial 0: the stored genome is not the one"):
+        toy_search(tmp_path, ToyRunner(), compute="{seed: 1}")
+    with refused(SearchError, "the study holds trial 14, which this search never asked for"):
+        toy_search(tmp_path, ToyRunner(), optimize="[{evaluations: 14, population: 7}]")
 
 
 def test_two_searches_cannot_write_to_one_study(tmp_path):
     """A search refuses a study that another holds, and writes nothing."""
     study = Study.create(tmp_path, {})
-    with study.exclusive(), pytest.raises(SearchError, match="another process is running this"):
+    with study.exclusive(), refused(SearchError, "another process is running this"):
         toy_search(tmp_path, ToyRunner())
     assert study.trials() == []
 

@@ -1,15 +1,15 @@
 """A finished search that is given more evaluations goes on where it was."""
 
 import pytest
-from searches import GRADIENT, count_trials, facts
+from refusals import refused
+from searches import count_trials, facts
 from slowly import slow_beyond
 from toy_search import OPTIMIZER, StoppedError, ToyRunner, toy_search
 
+from hf_evomerge import SourceRef, resume_search, run_search
 from hf_evomerge.errors import SearchError
-from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.search.folder import check_out
 from hf_evomerge.search.results.show import describe_study
-from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.paths import settings_in
 
 TOY = {"cma": {}, "cma on batches": {"batch": 4}, "random": {"by": "random"}}
@@ -42,8 +42,8 @@ def test_evolution_goes_on(tmp_path, name):
 
 
 def _config(search_config, evaluations):
-    step = {**GRADIENT, "evaluations": evaluations, "batch": 2}
-    return search_config(merge={"groups": "tensor"}, optimize=[step], compare={"baselines": []})
+    steps = f"[{{by: gradient, evaluations: {evaluations}, batch: 2}}]"
+    return search_config(merge="{groups: tensor}", optimize=steps, compare="{baselines: []}")
 
 
 def test_a_gradient_is_given_no_more(tmp_path, search_config):
@@ -59,7 +59,7 @@ def test_a_gradient_is_given_no_more(tmp_path, search_config):
         lambda: check_out(more, first),
         lambda: more.save(first / "search.yaml") or resume_search(first, build=False),
     ):
-        with pytest.raises(SearchError, match=f"{line}begin another search at"):
+        with refused(SearchError, f"{line}begin another search at"):
             go_on()
     assert facts(first) == before
     winner = SourceRef(model=str(first / "model"))
@@ -73,7 +73,7 @@ def test_the_file_of_a_finished_search_is_edited(tmp_path, search_config):
     """`resume` takes more evaluations from the search file beside the study; fewer, or another
     setting, are not taken."""
     short, long, fewer = (
-        search_config(optimize=[{"by": "random", "population": 4, "evaluations": n}])
+        search_config(optimize=f"[{{by: random, population: 4, evaluations: {n}}}]")
         for n in (4, 8, 6)
     )
     run_search(short, tmp_path, build=False)
@@ -84,7 +84,7 @@ def test_the_file_of_a_finished_search_is_edited(tmp_path, search_config):
     assert "was given more after 4 evaluations" in describe_study(tmp_path)
     run_search(long, tmp_path, build=False)
     assert count_trials(tmp_path) == 8
-    with pytest.raises(SearchError, match=r"optimize\.0\.evaluations was 8 and is 6; choose anoth"):
+    with refused(SearchError, r"optimize\.0\.evaluations was 8 and is 6; choose anoth"):
         check_out(fewer, tmp_path)
 
 
@@ -102,5 +102,5 @@ def test_a_stage_that_another_was_begun_at_stays(hybrid_search):
 
     check_out(more("dfs"), hybrid_search)
     line = "dfs was begun at what ps had found, so only dfs can be given more evaluations; leave"
-    with pytest.raises(SearchError, match=line):
+    with refused(SearchError, line):
         check_out(more("ps"), hybrid_search)

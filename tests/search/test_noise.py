@@ -3,18 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from searches import GRADIENT, digests, facts, minimal
+from refusals import refused
+from searches import digests, facts, minimal
 from tiny_adapters import save_adapter
 
+from hf_evomerge import SourceRef, open_source, plan_search, run_search
 from hf_evomerge.building.noise import NoiseCheckpoint, check_noise, is_noise, write_noise
-from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import SearchError, SourceError
-from hf_evomerge.recipes.recipe import SourceRef
-from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
-NOISE = {"baselines": ["noise"], "finalists": 1}
+NOISE = "{baselines: [noise], finalists: 1}"
 
 
 def _size(tensor):
@@ -109,10 +107,10 @@ def test_a_search_over_noise(kind, search_config, adapter, tmp_path):
     """The search runs again over noise: it is planned at the price of the search, its recipes are
     of the noise, and its row is there; resumed, nothing changes."""
     space = "dfs" if kind == "dfs" else "ps"
-    settings = {} if space == "dfs" else {"merge": {"groups": "half"}}
+    settings = {} if space == "dfs" else {"merge": "{groups: half}"}
     if kind == "adapters":
         settings["sources"] = [adapter(name, seed) for seed, name in enumerate("xy")]
-        settings["optimize"] = [{**GRADIENT, "batch": 2}]
+        settings["optimize"] = "[{by: gradient, evaluations: 12, batch: 2}]"
     config = search_config(space, compare=NOISE, **settings)
     plan = {phase.name: phase for phase in plan_search(config).phases}
     assert plan[f"noise-{space}"].seconds == plan[space].seconds
@@ -137,9 +135,9 @@ def test_a_search_over_noise(kind, search_config, adapter, tmp_path):
 def test_noise_takes_a_base(pair, adapter):
     """Without a base there are no changes to replace; an adapter with more than factors is refused
     by its name."""
-    with pytest.raises(SearchError, match="noise takes the place of what sources have changed"):
+    with refused(SearchError, "noise takes the place of what sources have changed"):
         minimal(compare=NOISE)
     source = open_source(SourceRef(**adapter("dora", use_dora=True)))
     told = "noise cannot stand for mine: the adapter has DoRA beside its factors; leave noise out"
-    with pytest.raises(SourceError, match=f"^compare.baselines: {told}$"):
+    with refused(SourceError, f"^compare.baselines: {told}$"):
         check_noise(source, pair[0], "mine")

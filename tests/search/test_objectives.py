@@ -10,36 +10,41 @@ import pytest
 import yaml
 from pyarrow import parquet
 from pymoo.indicators.hv import HV
+from recipes import refs_in
+from refusals import refused, told
 from safetensors.numpy import load_file
 from scenes import marks_of
 from searches import facts
 from toy_search import EXAMPLES, StoppedError, ToyRunner, toy_config, toy_search
 from watch import killed
 
-from hf_evomerge.building.build import build_model
+from hf_evomerge import (
+    Recipe,
+    Scores,
+    SearchConfig,
+    SourceRef,
+    build_model,
+    plan_search,
+    resume_search,
+    run_search,
+)
 from hf_evomerge.errors import FitnessError, SearchError
-from hf_evomerge.fitness import Scores
 from hf_evomerge.hub.record import _public_settings, write_record
 from hf_evomerge.pictures.marks import Group, Symbol
-from hf_evomerge.recipes.recipe import Recipe, SourceRef
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.folder import found_recipe
 from hf_evomerge.search.front.file import vector
 from hf_evomerge.search.front.optimizers import FrontOptimizer, knee, non_dominated, spread
 from hf_evomerge.search.front.results import front_scenes
 from hf_evomerge.search.optimizers.ask_tell import Start
-from hf_evomerge.search.plan import plan_search
 from hf_evomerge.search.results.plots import drawn_trials, parent_scores
-from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.paths import rooted
 from hf_evomerge.search.study.study import Study
 
-NSGA = {"evaluations": 33, "population": 8}
 TOY = {
-    "path": {"kind": "gates", "repetitions": 1},
-    "optimize": [NSGA],
-    "objectives": ["hops", {"name": "other", "fitness": {"task": "likelihood"}}],
-    "compare": {"finalists": 4, "baselines": ["random"]},
+    "path": "{kind: gates, repetitions: 1}",
+    "optimize": "[{evaluations: 33, population: 8}]",
+    "objectives": "[hops, {name: other, fitness: {task: likelihood}}]",
+    "compare": "{finalists: 4, baselines: [random]}",
 }
 
 
@@ -165,36 +170,30 @@ def test_what_is_the_same_for_all_parents_is_said_once(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [
-        ("objectives: [hops, hops]", "objectives: hops is there twice"),
-        (
-            "objectives: [{name: fitness, data: {search: {jsonl: x}}}]",
-            "objectives: fitness is there twice; the fitness and what a model takes have their own",
-        ),
-        ("objectives: [{name: same}]", "objectives.0: same: is what the fitness measures already"),
-        (
-            "objectives: [tokes]",
-            "objectives.0: must be 'tokens', 'hops', 'parameters' or 'seconds'",
-        ),
-        ("objectives: [tokens]", "objectives: tokens counts those of answers, and likelihood wri"),
-        (
-            "{space: ps, objectives: [parameters]}",
-            "objectives: parameters is the same for every merge of a ps search",
-        ),
-        ("optimize: [{by: cma}]", "optimize: by: cma cannot search dfs with path.kind: gates with"),
-        (
-            "{objectives: [], optimize: [{by: nsga2}]}",
-            "optimize: by: nsga2 cannot search dfs with path.kind: gates; wr",
-        ),
-        (
-            "{data: {search: {jsonl: x}}, objectives: [{name: more, data: {test: {jsonl: x}}}]}",
-            "objectives: more has data for test, and the search for search",
-        ),
-    ],
+    told("""
+objectives: [hops, hops]
+  objectives: hops is there twice
+objectives: [{name: fitness, data: {search: {jsonl: x}}}]
+  objectives: fitness is there twice; the fitness and what a model takes have their own
+objectives: [{name: same}]
+  objectives.0: same: is what the fitness measures already
+objectives: [tokes]
+  objectives.0: must be 'tokens', 'hops', 'parameters' or 'seconds'
+objectives: [tokens]
+  objectives: tokens counts those of answers, and likelihood wri
+{space: ps, objectives: [parameters]}
+  objectives: parameters is the same for every merge of a ps search
+optimize: [{by: cma}]
+  optimize: by: cma cannot search dfs with path.kind: gates with
+{objectives: [], optimize: [{by: nsga2}]}
+  optimize: by: nsga2 cannot search dfs with path.kind: gates; wr
+{data: {search: {jsonl: x}}, objectives: [{name: more, data: {test: {jsonl: x}}}]}
+  objectives: more has data for test, and the search for search
+"""),
 )
 def test_refusals(changes, message):
     """Objectives that contradict each other or the search are refused in one line."""
-    with pytest.raises(SearchError, match=rf"^{message}.*$"):
+    with refused(SearchError, rf"^{message}.*$"):
         toy_config("dfs", **{**TOY, **yaml.safe_load(changes)})
 
 
@@ -205,14 +204,14 @@ def test_no_objective_is_tested_on_what_another_looks_at(searched, settings):
     data = settings["data"]
     more = {"search": data[searched], "test": data["search"]}
     objective = {"name": "x", "fitness": {"task": "perplexity"}, "data": more}
-    with pytest.raises(FitnessError, match="the splits overlap"):
+    with refused(FitnessError, "the splits overlap"):
         plan_search(SearchConfig.model_validate({**settings, "objectives": [objective]}))
 
 
 def test_without_pymoo(settings, monkeypatch):
     """Where pymoo is missing the search says so before it begins."""
     monkeypatch.setitem(sys.modules, "pymoo", None)
-    with pytest.raises(SearchError, match=r"needs pymoo: pip install 'hf-evomerge\[objectives\]'"):
+    with refused(SearchError, r"needs pymoo: pip install 'hf-evomerge\[objectives\]'"):
         plan_search(SearchConfig.model_validate(settings))
 
 
@@ -223,9 +222,9 @@ def settings(search_settings, tiny):
     data = {split: {"jsonl": str(tiny / f"{split}.jsonl")} for split in ("search", "test")}
     return search_settings(
         "dfs",
-        sources=[{"model": str(tiny / name)} for name in ("a", "deep")],
+        sources=refs_in(tiny, "a", "deep"),
         base=None,
-        optimize=[{"evaluations": 18, "population": 6}],
+        optimize="[{evaluations: 18, population: 6}]",
         objectives=[
             "hops",
             "parameters",
@@ -270,7 +269,7 @@ def test_killed_and_resumed(settings, tmp_path):
     for row, trial in zip(rows, trials, strict=True):
         for name, scores in trial.scores.others.items():
             assert row[f"objective.{name}"] == scores.mean
-    with pytest.raises(SearchError, match="the points of the front are 0 to"):
+    with refused(SearchError, "the points of the front are 0 to"):
         found_recipe(out, len(whole.front))
 
 

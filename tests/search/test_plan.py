@@ -3,17 +3,15 @@
 from unittest.mock import ANY
 
 import pytest
-from searches import BY_BOTH, GRADIENT
+from searches import BY_BOTH
 
-from hf_evomerge.fitness import Example
+from hf_evomerge import Example, SearchConfig, plan_search
 from hf_evomerge.search.checks import check_search
 from hf_evomerge.search.evaluation import memory
 from hf_evomerge.search.evaluation.devices import product_seconds
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.tasks import SearchTasks
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.phases import parents
-from hf_evomerge.search.plan import plan_search
 
 
 def test_plan(search_config, tmp_path, monkeypatch):
@@ -21,7 +19,7 @@ def test_plan(search_config, tmp_path, monkeypatch):
     writes nothing."""
     monkeypatch.chdir(tmp_path)
     plan = plan_search(
-        search_config("hybrid", compare={"baselines": ["average", "random"], "finalists": 2})
+        search_config("hybrid", compare="{baselines: [average, random], finalists: 2}")
     )
     assert plan.examples == {"search": 5, "validation": 4, "test": 6}
     text = {phase.name: phase.text for phase in plan.phases}
@@ -44,20 +42,18 @@ def test_plan(search_config, tmp_path, monkeypatch):
 def test_the_plan_of_a_gradient(search_config):
     """Steps wait for each other, so workers do not shorten them, and cost three scores of their
     batch each."""
-    step = {**GRADIENT, "evaluations": 60, "batch": 1}
-    plan = plan_search(
-        search_config("ps", merge={"groups": "tensor", "starts": []}, optimize=[step])
-    )
+    steps = "[{by: gradient, evaluations: 60, batch: 1}]"
+    plan = plan_search(search_config("ps", merge="{groups: tensor, starts: []}", optimize=steps))
     (stage,) = (phase for phase in plan.phases if phase.name == "ps")
     assert stage.at_once == 1
     assert "60 evaluations, 95 gradient steps on 1 of 5 examples" in stage.text
     others = sum(phase.seconds for phase in plan.phases if phase.at_once > 1)
     assert plan.minutes(2) * 60 == pytest.approx(stage.seconds + others / 2)
-    few = [{**GRADIENT, "evaluations": 2}]
-    small = plan_search(search_config("ps", merge={"method": "ties"}, optimize=few))
+    few = "[{by: gradient, evaluations: 2}]"
+    small = plan_search(search_config("ps", merge="{method: ties}", optimize=few))
     assert "ps: a gradient moves no density: those numbers stay at their start" in small.notes
     assert "gradient steps, and fewer than 20 hardly move" in "".join(small.warnings)
-    fitness = {"task": "generation", "extract": "all", "max_new_tokens": 2}
+    fitness = "{task: generation, extract: all, max_new_tokens: 2}"
     both = plan_search(search_config("ps", **BY_BOTH["ps"], fitness=fitness))
     names = [phase.name for phase in both.phases]
     assert names == ["parents", "ps-first", "ps", "finalists", "test"]
@@ -69,7 +65,7 @@ def test_a_plan_warns(search_config, search_settings):
     data = search_settings()["data"]
     config = search_config(
         "ps",
-        optimize=[{"evaluations": 9, "population": 8}],
+        optimize="[{evaluations: 9, population: 8}]",
         data={"search": data["search"], "validation": data["test"]},
     )
     warnings = "\n".join(plan_search(config).warnings)
@@ -82,8 +78,8 @@ def test_a_plan_warns(search_config, search_settings):
         assert said in warnings
     assert "ps" not in "".join(plan_search(search_config("ps")).warnings)
     compare = {"baselines": ["average", "lora"], "retain": {"general": data["test"]}}
-    step = {"evaluations": 9, "population": 4}
-    plan = plan_search(search_config("ps", optimize=[step], compare=compare))
+    steps = "[{evaluations: 9, population: 4}]"
+    plan = plan_search(search_config("ps", optimize=steps, compare=compare))
     text = {phase.name: phase.text for phase in plan.phases}
     assert text["lora"] == (
         "5 trainings of 9 evaluations each, and 10 of a quarter of that, which say from which of 5 "
@@ -115,7 +111,7 @@ def test_half_precision_is_measured(times, warns, search_config, tiny_half, monk
 
     monkeypatch.setattr("hf_evomerge.search.checks.product_seconds", seconds)
     half, whole = (
-        search_config(folder=tiny_half, **more) for more in ({}, {"output": {"dtype": "float32"}})
+        search_config(folder=tiny_half, **more) for more in ({}, {"output": "{dtype: float32}"})
     )
     assert not check_search(whole, Evaluator(whole)).notes
     assert asked == []
@@ -140,11 +136,11 @@ def test_a_product_takes_milliseconds():
 def test_what_is_said_of_a_search(search_config, search_settings, tiny_half):
     """The plan notes sections that nobody looks at, and half precision on a processor; a quick one
     does not warn of itself."""
-    gates = {"kind": "gates", "repetitions": 1}
-    step = {"evaluations": 8, "population": 4}
+    gates = "{kind: gates, repetitions: 1}"
+    steps = "[{evaluations: 8, population: 4}, {evaluations: 8, population: 4, space: dfs}]"
     unused = {
-        "path": search_config("ps", path=gates, optimize=[{"batch": 1}]),
-        "a step with space: dfs": search_config("ps", optimize=[step, {**step, "space": "dfs"}]),
+        "path": search_config("ps", path=gates, optimize="[{batch: 1}]"),
+        "a step with space: dfs": search_config("ps", optimize=steps),
     }
     assert "not looked at" not in "".join(plan_search(search_config("hybrid")).notes)
     for what, config in unused.items():

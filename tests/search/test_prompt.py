@@ -6,15 +6,13 @@ from functools import partial
 import pytest
 from watch import Watch
 
-from hf_evomerge.fitness import Scores
+from hf_evomerge import Scores, plan_search, resume_search, run_search
 from hf_evomerge.search import plan as plan_module
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.phases.baselines import prompt
-from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
 
-PROMPT = {"baselines": ["prompt"]}
+PROMPT = "{baselines: [prompt]}"
 MODELS = {"base": "base", "source:0": "a", "source:1": "b", "average": "the average"}
 
 

@@ -4,14 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from refusals import refused
 from searches import GRADIENT
 
+from hf_evomerge import SearchConfig, evaluate_model, run_search
 from hf_evomerge.errors import FitnessError, SearchError
 from hf_evomerge.hub.record import write_record
 from hf_evomerge.recipes.strict_yaml import to_yaml
-from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.run import run_search
-from hf_evomerge.search.score_model import evaluate_model
 
 CODE = """
 def brief(completions, **kwargs):
@@ -47,7 +46,7 @@ def test_a_search_by_reward(config, tmp_path):
     when the function has changed. The record names the file alone."""
     study = tmp_path / "study"
     given = config("brief")
-    with pytest.raises(FitnessError, match="--trust-remote-code"):
+    with refused(FitnessError, "--trust-remote-code"):
         run_search(given, study, build=False)
     result = run_search(given, study, build=False, trust_remote_code=True)
     scores = _winner(result.rows).scores
@@ -56,7 +55,7 @@ def test_a_search_by_reward(config, tmp_path):
     assert '"code": "rewards.py"' in text
     assert str(tmp_path) not in text
     (tmp_path / "rewards.py").write_text(CODE.replace("-len", "len"))
-    with pytest.raises(SearchError, match=r"rewards.py \(changed\) are not what this study"):
+    with refused(SearchError, r"rewards.py \(changed\) are not what this study"):
         run_search(given, study, build=False, trust_remote_code=True)
 
 
@@ -84,5 +83,5 @@ def test_the_results_show_each_of_several_rewards(config, tmp_path):
 def test_a_reward_has_no_gradient(config, tmp_path):
     """A search by gradient is refused with what to write."""
     given = config("brief", optimize=[GRADIENT])
-    with pytest.raises(FitnessError, match=r"fitness.task: reward has no gradient; use likelihood"):
+    with refused(FitnessError, r"fitness.task: reward has no gradient; use likelihood"):
         run_search(given, tmp_path / "study", trust_remote_code=True)

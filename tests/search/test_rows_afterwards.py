@@ -1,19 +1,20 @@
 """Rows of the table of results may be asked for after the search."""
 
 import pytest
+from refusals import refused
 from searches import facts
 from toy_search import StoppedError, ToyRunner, table_rows, toy_search
 from typer.testing import CliRunner
 
+from hf_evomerge import resume_search, run_search
 from hf_evomerge.cli import app
 from hf_evomerge.errors import SearchError
 from hf_evomerge.search.folder import check_out
-from hf_evomerge.search.run import resume_search, run_search
 
 
 def _config(search_config, *baselines, **more):
-    optimizer = {"by": "random", "population": 4, "evaluations": 8}
-    return search_config(optimize=[optimizer], compare={"baselines": list(baselines), **more})
+    steps = "[{by: random, population: 4, evaluations: 8}]"
+    return search_config(optimize=steps, compare={"baselines": list(baselines), **more})
 
 
 def test_a_row_is_added_to_a_finished_search(tmp_path, search_config):
@@ -59,7 +60,7 @@ def test_anything_else_is_another_search(tmp_path, search_config):
     """Finalists choose the winner and retained data is data: a finished search takes neither."""
     run_search(_config(search_config, "average"), tmp_path, build=False)
     for more in ({"finalists": 5}, {"retain": {"old": {"jsonl": "old.jsonl"}}}):
-        with pytest.raises(SearchError, match=r"another search: compare\.(finalists|retain)"):
+        with refused(SearchError, r"another search: compare\.(finalists|retain)"):
             check_out(_config(search_config, "random", **more), tmp_path)
 
 

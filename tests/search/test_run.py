@@ -8,19 +8,27 @@ from unittest.mock import ANY
 import pytest
 import torch
 import warm
+from refusals import refused
 from searches import digests
 from slowly import slow_beyond
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_evomerge import (
+    Example,
+    FunctionTask,
+    Recipe,
+    Scores,
+    SearchConfig,
+    SourceRef,
+    evaluate_model,
+    resume_search,
+    run_search,
+)
 from hf_evomerge.errors import SourceError
-from hf_evomerge.fitness import Example, FunctionTask, Scores
-from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.results.answers import Answer, export_answers, study_answers
-from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.runners.runner import LocalRunner
-from hf_evomerge.search.score_model import Evaluation, evaluate_model
+from hf_evomerge.search.score_model import Evaluation
 from hf_evomerge.search.study.study import Study
 
 PICTURES = {
@@ -34,7 +42,7 @@ PICTURES = {
 def test_what_a_search_leaves(space, search_config, tmp_path):
     """A search leaves its settings, every trial, the winner's recipe and model, the comparison and
     the pictures; all agree."""
-    config = search_config(space, compare={"baselines": ["average", "random"]})
+    config = search_config(space, compare="{baselines: [average, random]}")
     out = tmp_path / "deep" / "out"
     result = run_search(config, out)
     names = {item.name for item in out.iterdir()}
@@ -116,9 +124,9 @@ def weight_score(model, tokenizer, examples):
 def test_a_fitness_of_ones_own(search_config, tmp_path):
     """A task and examples may come from Python: the search maximises what the function returns."""
     config = search_config(
-        optimize=[{"evaluations": 40}],
-        data={},
-        merge={"groups": "model", "parameters": {"weight": {"low": -9, "high": 9}}},
+        optimize="[{evaluations: 40}]",
+        data="{}",
+        merge="{groups: model, parameters: {weight: {low: -9, high: 9}}}",
     )
     result = run_search(
         config,
@@ -150,7 +158,7 @@ def test_a_quick_search(search_settings, tmp_path):
 def test_evaluate_model_needs_only_the_model(tiny, search_config):
     """One model is scored by a search's task and data even where the search's own sources are not
     there."""
-    nowhere = {"sources": [{"model": "./nowhere/a"}, {"model": "./nowhere/b"}], "base": None}
+    nowhere = {"sources": "[{model: ./nowhere/a}, {model: ./nowhere/b}]", "base": None}
     config = search_config(**nowhere)
     model = str(tiny / "a")
     evaluation = evaluate_model(model, config, split="validation", show=2)
@@ -159,11 +167,11 @@ def test_evaluate_model_needs_only_the_model(tiny, search_config):
     assert text.startswith("fitness -")
     assert text.splitlines()[0].endswith("on 4 examples")
     assert (text.count("expected: "), text.count("answered: ")) == (2, 2)
-    with pytest.raises(SourceError, match="no such folder"):
+    with refused(SourceError, "no such folder"):
         evaluate_model("./nowhere/model", config)
     for same in (
-        search_config("dfs", **nowhere, path={"kind": "gates", "order": [1, 0]}),
-        search_config(**nowhere, merge={"sources": [1, 0]}),
+        search_config("dfs", **nowhere, path="{kind: gates, order: [1, 0]}"),
+        search_config(**nowhere, merge="{sources: [1, 0]}"),
         config.model_copy(update={"data": {"validation": config.data["validation"]}}),
     ):
         assert evaluate_model(model, same, split="validation").scores == evaluation.scores
@@ -172,7 +180,7 @@ def test_evaluate_model_needs_only_the_model(tiny, search_config):
 def test_answers_are_shown_with_their_marks(tiny, search_config, monkeypatch):
     """Each answer says if it is right, and below its problem what that means; after right ones
     there is a wrong one, and the other way round."""
-    config = search_config(fitness={"task": "generation"})
+    config = search_config(fitness="{task: generation}")
     scores = Scores([1, 1, 1, 0], correct=[True, True, True, False], outputs=["p", "q", "r", "s"])
     few = Scores([0, 0, 1], correct=[False, False, True], outputs=["p", "q", "r"])
     for given, show, answers in (
@@ -199,7 +207,7 @@ def test_answers_and_what_is_retained(tiny, tmp_path, search_config):
     old = [{"prompt": f"w1 w2 {number}", "answer": "w3"} for number in range(4)]
     (tmp_path / "old.jsonl").write_text("\n".join(map(json.dumps, old)), encoding="utf-8")
     config = search_config(
-        fitness={"task": "generation", "max_new_tokens": 2, "extract": "all"},
+        fitness="{task: generation, max_new_tokens: 2, extract: all}",
         compare={"retain": {"old": {"jsonl": str(tmp_path / "old.jsonl")}}},
     )
     result = run_search(config, tmp_path, build=False)

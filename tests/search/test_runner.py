@@ -13,14 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 from killing import EXAMPLES, DeadlyTask, FailingTask, KillingTask, harmless_jobs
+from refusals import refused
 from searches import facts
 from slowly import slow_beyond
 
+from hf_evomerge import Scores, run_search
 from hf_evomerge.errors import FitnessError, MachineError, SearchError, is_of_machine
-from hf_evomerge.fitness import Scores
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.gradients import GateSlopes, WeightSlopes
-from hf_evomerge.search.run import run_search
 from hf_evomerge.search.runners.job import Job
 from hf_evomerge.search.runners.limits import Limit, Limits
 from hf_evomerge.search.runners.runner import MOVES, LocalRunner, PoolRunner, ProcessRunner
@@ -73,7 +73,7 @@ def test_workers_and_their_deaths(process_runner, config, jobs):
     deadly, ill, leaving = (Job(config.sources[0], "search", (index,)) for index in (2, 3, 7))
     scores = {}
     told = rf"^{re.escape(str(config.sources[0]))}: its process died twice, see what"
-    with pytest.raises(SearchError, match=told):
+    with refused(SearchError, told):
         scores.update(process_runner.run([jobs[0], deadly, ill, *jobs[4:6], leaving]))
     assert sorted(scores) == [0, 2, 3, 4, 5]
     assert [scores[0], scores[3], scores[4]] == [expected[0], *expected[4:6]]
@@ -158,11 +158,11 @@ def test_a_worker_that_is_killed_while_it_starts_is_replaced(process_runner, job
 def test_a_worker_that_does_not_start_ends_the_search(config, jobs):
     """A task that cannot be sent to a worker, and a source that is gone, are one line and no failed
     evaluation."""
-    with pytest.raises(SearchError, match=r"cannot be sent to a worker process .*workers=0"):
+    with refused(SearchError, r"cannot be sent to a worker process .*workers=0"):
         list(ProcessRunner(config, 1, make=lambda _: None).run(jobs))
     missing = config.sources[0].model_copy(update={"model": "/gone"})
     gone = config.model_copy(update={"sources": [*config.sources, missing]})
-    with pytest.raises(SearchError, match=r"a worker process does not start: .*gone"):
+    with refused(SearchError, r"a worker process does not start: .*gone"):
         list(ProcessRunner(gone, 1).run(jobs))
 
 
@@ -182,7 +182,7 @@ def test_what_the_machine_does_is_no_failure_of_a_candidate(config, tmp_path, mo
     whole = run("whole", 0, workers=0)
     assert run("once", 1) == whole
     told = "the machine has failed, not the model: OSError: No space left on device"
-    with pytest.raises(MachineError, match=told):
+    with refused(MachineError, told):
         run("stays", 99)
     assert facts(tmp_path / "stays")["trials"] == facts(tmp_path / "stays")["evaluations"] == []
     assert run("stays", 0) == whole
@@ -212,7 +212,7 @@ def test_a_candidate_that_kills_its_process_twice_ends_the_search(config, tmp_pa
     monkeypatch.setenv("DEADLY", f"{whole[5].fitness:.12f}")
     told = rf"^recipe {whole[5].recipe_key}: its process died twice, see what it wrote"
     for _ in range(2):
-        with pytest.raises(SearchError, match=told):
+        with refused(SearchError, told):
             run_search(config, out, workers=1, **given)
         trials = Study.open(out).trials()
         assert [trial.number for trial in trials] == [0, 1, 2, 3, 4, 6, 7]
@@ -282,7 +282,7 @@ def test_jobs_of_lost_machines_are_run_again(config, times, begun):
     jobs = [Job(config.sources[0], batch=tuple(range(size))) for size in sizes]
     runner = Moments(_limits(config, search=9), {3: times})
     if begun is None:
-        with pytest.raises(SearchError, match="its process died twice"):
+        with refused(SearchError, "its process died twice"):
             list(runner.run(jobs))
         assert runner.begun.count(3) == 2 * (MOVES + 1)
     else:
@@ -295,7 +295,7 @@ def test_a_script_without_a_main_guard_is_told_so(config, monkeypatch):
     """A worker that, importing the user's script, would start workers itself says what the script
     lacks."""
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
-    with pytest.raises(SearchError, match="__main__"):
+    with refused(SearchError, "__main__"):
         ProcessRunner(config, 2)
 
 
@@ -310,6 +310,6 @@ def test_a_worker_that_cannot_be_started_leaves_nothing_to_end(config, jobs, mon
     monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", full)
     runner = ProcessRunner(config, 1)
     told = "a worker process cannot be started: Cannot allocate memory"
-    with pytest.raises(MachineError, match=told):
+    with refused(MachineError, told):
         _run(runner, jobs[:1])
     runner.close()

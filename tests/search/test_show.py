@@ -5,9 +5,8 @@ import pytest
 from recipes import merge_of, path_of
 from scenes import marks_of
 
-from hf_evomerge.fitness import Scores
+from hf_evomerge import Recipe, Scores, Trial
 from hf_evomerge.pictures.marks import Text
-from hf_evomerge.recipes.recipe import Recipe
 from hf_evomerge.record import Figures
 from hf_evomerge.search.folder import save_results
 from hf_evomerge.search.results import plots
@@ -15,7 +14,7 @@ from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.show import describe_recipe, describe_result, describe_study
 from hf_evomerge.search.results.table import Row
 from hf_evomerge.search.study.paths import settings_of
-from hf_evomerge.search.study.study import Study, Trial
+from hf_evomerge.search.study.study import Study
 
 SOURCES = [{"model": "org/a"}, {"model": "org/b"}]
 SETTINGS = {

@@ -5,18 +5,24 @@ import json
 
 import pytest
 import torch
+from recipes import refs_in
+from refusals import refused
 from slowly import slow_beyond
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from vlms import CLASSES, NEEDS, WORDS, picture, save_plain, save_vlm
 
-from hf_evomerge.building.build import build_model
+from hf_evomerge import (
+    FlowPart,
+    MergePart,
+    SearchConfig,
+    SourceRef,
+    build_model,
+    plan_search,
+    run_search,
+)
 from hf_evomerge.errors import SearchError
-from hf_evomerge.recipes.recipe import FlowPart, MergePart, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.run import run_search
 
 
 def _save(folder, name):
@@ -48,7 +54,7 @@ def parents(made_once):
 def search_of(folder, output=None, **fields):
     """A search over the language parts, on the pictures."""
     data = {"jsonl": str(folder / "pictures.jsonl"), "image_field": "picture", "chat": True}
-    sight, plain, base = ({"model": str(folder / name)} for name in ("sight", "plain", "base"))
+    sight, plain, base = refs_in(folder, "sight", "plain", "base")
     vocabulary = {} if "gemma3" in folder.name else {"vocabulary": "tokenizer"}
     given = {
         "space": "ps",
@@ -154,10 +160,10 @@ def test_what_does_not_go_with_parts_is_refused(parents):
     """Parts of other sources where whole models are merged, or nothing is."""
     folder = parents("llava")
     vision = {"components": {"vision": 1}}
-    with pytest.raises(SearchError, match="components: a merge puts other parts in place"):
+    with refused(SearchError, "components: a merge puts other parts in place"):
         search_of(folder, {**vision, "vocabulary": None}, space="dfs")
-    sources = [{"model": str(folder / name)} for name in ("sight", "plain")]
-    with pytest.raises(SearchError, match=r"components.vision: no source names a component"):
+    sources = refs_in(folder, "sight", "plain")
+    with refused(SearchError, r"components.vision: no source names a component"):
         search_of(folder, vision, sources=sources)
 
 

@@ -4,47 +4,43 @@ refused in one line."""
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from recipes import refs_in
+from refusals import refused
 from transformers import AutoModelForCausalLM
 
-from hf_evomerge.building.folded import fold
+from hf_evomerge import fold, plan_search, run_search
 from hf_evomerge.errors import SearchError
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
-GRADIENT = {"by": "gradient", "evaluations": 6}
-PRUNE = {"kind": "prune", "layers": 1}
-SWEEP = {"by": "sweep", "evaluations": 6}
+PRUNE = "{kind: prune, layers: 1}"
+TWO = "{kind: prune, layers: 2}"
+SWEEP = "[{by: sweep, evaluations: 6}]"
 
 
-FEW = {"by": "sweep", "evaluations": 2}
-
-
-def _settings(tiny, path, *steps):
+def _settings(tiny, path, steps):
     """One model of three layers, and no base."""
-    sources = [{"model": str(tiny / "deep")}]
-    return {"space": "dfs", "sources": sources, "base": None, "path": path, "optimize": [*steps]}
+    sources = refs_in(tiny, "deep")
+    return {"space": "dfs", "sources": sources, "base": None, "path": path, "optimize": steps}
 
 
 @pytest.mark.parametrize(
     ("path", "steps", "hops"),
     [
-        (PRUNE, [SWEEP], {2}),
-        ({**PRUNE, "layers": 2}, [SWEEP, GRADIENT], {1}),
-        ({**PRUNE, "layers": 2}, [{"evaluations": 4, "population": 4}], {1}),
-        ({"kind": "gates"}, [GRADIENT], set(range(1, 7))),
+        (PRUNE, SWEEP, {2}),
+        (TWO, "[{by: sweep, evaluations: 6}, {by: gradient, evaluations: 6}]", {1}),
+        (TWO, "[{evaluations: 4, population: 4}]", {1}),
+        ("{kind: gates}", "[{by: gradient, evaluations: 6}]", set(range(1, 7))),
     ],
     ids=["sweep", "sweep-gradient", "cma", "dfs"],
 )
 def test_one_model(path, steps, hops, tiny, search_config, tmp_path):
     """Each search is planned, and ends with a path of the hops that it may have, built from one
     source, that folds."""
-    compare = {"baselines": ["average"]}
-    config = search_config(**_settings(tiny, path, *steps), compare=compare)
+    config = search_config(**_settings(tiny, path, steps), compare="{baselines: [average]}")
     plan = plan_search(config)
     (text,) = (phase.text for phase in plan.phases if phase.name == "dfs")
-    if steps == [SWEEP]:
+    if steps == SWEEP:
         assert "3 evaluations, paths of" in text
         assert text.endswith("every candidate on 5 of 5 examples at first")
         assert not [warning for warning in plan.warnings if warning.startswith("dfs")]
@@ -65,8 +61,8 @@ def test_one_model(path, steps, hops, tiny, search_config, tmp_path):
 def test_a_pruned_model_is_an_adapter(tiny, search_config, tmp_path):
     """With `adapter: auto` the winner of a search over one model is an adapter of it, whose logits
     are those of the candidate; it can be a source of the next search."""
-    settings = _settings(tiny, PRUNE, SWEEP) | {"compare": {"baselines": []}}
-    config = search_config(**settings, output={"adapter": "auto"})
+    settings = _settings(tiny, PRUNE, SWEEP) | {"compare": "{baselines: []}"}
+    config = search_config(**settings, output="{adapter: auto}")
     model = tmp_path / "out" / "model"
     winner = run_search(config, tmp_path / "out").winner
     adapted = AutoPeftModelForCausalLM.from_pretrained(model).eval()
@@ -75,21 +71,25 @@ def test_a_pruned_model_is_an_adapter(tiny, search_config, tmp_path):
     with torch.no_grad():
         expected = evaluator.models.model(winner)(ids).logits
         assert torch.equal(adapted(ids).logits, expected)
-    again = search_config(**settings | {"sources": [{"model": str(model)}]})
+    again = search_config(**settings | {"sources": refs_in(model.parent, "model")})
     assert Evaluator(again).evaluate(again.sources[0]) == evaluator.evaluate(winner)
 
 
 @pytest.mark.parametrize(
     ("layers", "steps", "message"),
     [
-        (1, [FEW], r"sweep: all candidates, 5 of 5 examples at first, take 3 evalu.* \(found 2\)"),
-        (1, [FEW, {}], "sweep: all candidates"),
-        (3, [], r"path\.layers: the model has 3 layers; leave out fewer than these \(found 3\)"),
+        (
+            1,
+            "[{by: sweep, evaluations: 2}]",
+            r"sweep: all candidates, 5 of 5 examples at first, take 3 evalu.* \(found 2\)",
+        ),
+        (1, "[{by: sweep, evaluations: 2}, {}]", "sweep: all candidates"),
+        (3, "[]", r"path\.layers: the model has 3 layers; leave out fewer than these \(found 3\)"),
     ],
 )
 def test_what_cannot_work_is_refused(layers, steps, message, tiny, search_config):
     """A budget that ends before the sweep, and more layers than there are: before a model is
     read."""
-    settings = _settings(tiny, {**PRUNE, "layers": layers}, *steps)
-    with pytest.raises(SearchError, match=message):
+    settings = _settings(tiny, f"{{kind: prune, layers: {layers}}}", steps)
+    with refused(SearchError, message):
         plan_search(search_config(**settings))

@@ -11,15 +11,14 @@ import pytest
 import torch
 import yaml
 from merge_reference import linear
+from refusals import refused, told
 from safetensors.torch import load_file, save_file
 from searches import minimal
 from typer.testing import CliRunner
 
-from hf_evomerge import cli
-from hf_evomerge.building.build import build_model
-from hf_evomerge.errors import EvoMergeError, RecipeError
+from hf_evomerge import EvoMergeError, Recipe, SourceRef, build_model, cli
+from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging import linear as merge_linear
-from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.run import wsm_weights
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.soup import soup_recipe
@@ -79,32 +78,32 @@ def test_links_among_checkpoints(run, tiny):
     (run / "latest").symlink_to("checkpoint-1000")
     (run / "checkpoint-2000").symlink_to(tiny / "a")
     told = r"checkpoint-2000: a link to .*, which is not in .*; list checkpoints as sources"
-    with pytest.raises(RecipeError, match=told):
+    with refused(RecipeError, told):
         _sources(run, "last 2")
     assert _names(run, "[latest, checkpoint-3]") == ["latest", "checkpoint-3"]
 
 
 @pytest.mark.parametrize(
     ("sources", "message"),
-    [
-        (
-            "{run: RUN, checkpoints: last 1}",
-            "1 of its checkpoints are 'last 1', and a merge takes 2; it has",
-        ),
-        ("{run: RUN, checkpoints: step-*}", "0 of its checkpoints are 'step-"),
-        ("{run: RUN/nowhere}", "no such folder of checkpoints"),
-        ("{run: RUN, checkpoints: [checkpoint-3, ../x]}", "../x is not in it; list checkpoints"),
-        ("{run: RUN, checkpoints: [checkpoint-3, /tmp]}", "/tmp is not in it; list checkpoints"),
-        (
-            "{run: RUN, checkpoint: all}",
-            "sources: checkpoint: no such key; did you mean checkpoint",
-        ),
-    ],
+    told("""
+{run: RUN, checkpoints: last 1}
+  1 of its checkpoints are 'last 1', and a merge takes 2; it has
+{run: RUN, checkpoints: step-*}
+  0 of its checkpoints are 'step-
+{run: RUN/nowhere}
+  no such folder of checkpoints
+{run: RUN, checkpoints: [checkpoint-3, ../x]}
+  ../x is not in it; list checkpoints
+{run: RUN, checkpoints: [checkpoint-3, /tmp]}
+  /tmp is not in it; list checkpoints
+{run: RUN, checkpoint: all}
+  sources: checkpoint: no such key; did you mean checkpoint
+"""),
 )
 def test_a_run_that_is_none_is_one_line(run, sources, message):
     """Too few checkpoints, no folder, others' folders, and another key are named before anything is
     read."""
-    with pytest.raises(RecipeError, match=rf"^.*{re.escape(message)}.*$"):
+    with refused(RecipeError, rf"^.*{re.escape(message)}.*$"):
         _recipe(sources.replace("RUN", str(run)))
 
 
@@ -173,7 +172,7 @@ def test_greedy_keeps_what_helps(run, tiny, tmp_path):
     assert score >= alone
     names = {Path(source.model).name for source in recipe.sources}
     assert names & {"checkpoint-3", "checkpoint-1000"}
-    with pytest.raises(EvoMergeError, match="data: is what greedy scores on"):
+    with refused(EvoMergeError, "data: is what greedy scores on"):
         soup_recipe(str(run), "greedy")
 
 
@@ -208,5 +207,5 @@ def test_a_search_over_checkpoints_stays_on_the_simplex(search_run):
     np.testing.assert_allclose(wsm, wsm_weights(4))
     np.testing.assert_allclose(ratios[:-1] / ratios[1:], 0.6)
     assert max(weights["wsm"]) == 1
-    with pytest.raises(RecipeError, match="add up to 0"):
+    with refused(RecipeError, "add up to 0"):
         merge_linear([torch.ones(2)] * 2, weights=[0, 0])

@@ -10,18 +10,17 @@ import pytest
 import torch
 import yaml
 from classes import edit_json
+from recipes import refs_in
+from refusals import refused, told
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from hf_evomerge.building.build import check_recipe
+from hf_evomerge import EvoMergeError, check_recipe, evaluate_model, plan_search, run_search
 from hf_evomerge.cli import app
 from hf_evomerge.demo.quickstart import SPECIALISTS
-from hf_evomerge.errors import EvoMergeError, SearchError
+from hf_evomerge.errors import SearchError
 from hf_evomerge.search.file.scaffold import draft_search
-from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.run import run_search
-from hf_evomerge.search.score_model import evaluate_model
 
 OWN = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -84,7 +83,7 @@ def test_code_runs_with_consent_alone(brings_code, tmp_path, search_config):
 
 def test_no_file_can_consent(search_config):
     """Consent to foreign code is no key of a search file."""
-    with pytest.raises(SearchError, match="trust_remote_code: no such key"):
+    with refused(SearchError, "trust_remote_code: no such key"):
         search_config(trust_remote_code=True)
 
 
@@ -109,7 +108,7 @@ def _edit_words(folder, edit):
 def test_a_search_over_vocabularies(more_words, tmp_path, search_config):
     """What a search advises it takes: the winner's recipe says what becomes of the vocabularies,
     and its model has them."""
-    with pytest.raises(EvoMergeError, match="vocabulary: union"):
+    with refused(EvoMergeError, "vocabulary: union"):
         plan_search(search_config("ps", more_words))
     names = [str(more_words / name) for name in ("a", "b")]
     problems = tmp_path / "problems.jsonl"
@@ -117,10 +116,14 @@ def test_a_search_over_vocabularies(more_words, tmp_path, search_config):
     problems.write_text("".join(lines), encoding="utf-8")
     drafted = draft_search(names, problems, base=str(more_words / "base")).text
     assert "\noutput: {vocabulary: union} #" in drafted
-    merge = {"groups": "tensor", "starts": ["average"]}
-    steps = [{"by": "gradient", "evaluations": 6}]
-    given = {"merge": merge, "optimize": steps, "output": {"vocabulary": "union"}}
-    result = run_search(search_config("ps", more_words, **given), tmp_path / "out")
+    config = search_config(
+        "ps",
+        more_words,
+        merge="{groups: tensor, starts: [average]}",
+        optimize="[{by: gradient, evaluations: 6}]",
+        output="{vocabulary: union}",
+    )
+    result = run_search(config, tmp_path / "out")
     assert result.winner.vocabulary == "union"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     assert model.get_input_embeddings().num_embeddings == 28
@@ -128,23 +131,22 @@ def test_a_search_over_vocabularies(more_words, tmp_path, search_config):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [
-        (
-            "{merge: {sources: [0]}, output: {vocabulary: union, tokens: {default: 1}}}",
-            "output.tokens.default: 1 is no source that",
-        ),
-        ("output: {tokens: {}}", "output.tokens: matched only with vocabulary: union"),
-        ("output: {tokenizer: 4}", "output.tokenizer: 4 is not a source"),
-        ("{output: {tokenizer: base}, base: null}", "output.tokenizer: there is no base"),
-        (
-            "{space: dfs, output: {vocabulary: union}}",
-            "output.vocabulary: there is no merge; a path has that of",
-        ),
-    ],
+    told("""
+{merge: {sources: [0]}, output: {vocabulary: union, tokens: {default: 1}}}
+  output.tokens.default: 1 is no source that
+output: {tokens: {}}
+  output.tokens: matched only with vocabulary: union
+output: {tokenizer: 4}
+  output.tokenizer: 4 is not a source
+{output: {tokenizer: base}, base: null}
+  output.tokenizer: there is no base
+{space: dfs, output: {vocabulary: union}}
+  output.vocabulary: there is no merge; a path has that of
+"""),
 )
 def test_vocabularies_that_cannot_be(changes, message, search_config):
     """What a recipe refuses of vocabularies a search file refuses, in the same words."""
-    with pytest.raises(SearchError, match=f"^{message}"):
+    with refused(SearchError, f"^{message}"):
         search_config(**{"space": "ps", **yaml.safe_load(changes)})
 
 
@@ -195,8 +197,8 @@ def test_another_base_than_theirs_is_named(base, said, search_config, tmp_path):
         own = tensors[name]
         tensors[name] = own + torch.randn_like(own) * (tensor - own).std()
     save_file(tensors, third, metadata={"format": "pt"})
-    japanese, maths, root = ({"model": str(folder / name)} for name in ("japanese", "maths", base))
-    warnings = plan_search(search_config("ps", sources=[japanese, maths], base=root)).warnings
+    *sources, root = refs_in(folder, "japanese", "maths", base)
+    warnings = plan_search(search_config("ps", sources=sources, base=root)).warnings
     about_base = [line for line in warnings if "base" in line]
     assert len(about_base) == len(said)
     assert all(map(str.startswith, about_base, said))
@@ -210,15 +212,13 @@ def test_adapters_of_one_base_raise_no_doubt_of_it(search_config, adapters):
 
 def test_a_person_chooses_among_pictures_alone(search_config):
     """The dry run of a choice between language models says what the search would."""
-    with pytest.raises(EvoMergeError, match="is no model that the task choice scores"):
-        plan_search(search_config("ps", fitness={"task": "choice"}))
+    with refused(EvoMergeError, "is no model that the task choice scores"):
+        plan_search(search_config("ps", fitness="{task: choice}"))
 
 
 def test_a_model_without_a_head(tiny, search_config, tmp_path):
     """A model saved without its head has nothing that a task of words could read."""
     folder = shutil.copytree(tiny, tmp_path / "tiny")
     edit_json(folder / "b" / "config.json", architectures=["LlamaModel"])
-    with pytest.raises(
-        EvoMergeError, match=r"b: LlamaModel \(model type 'llama'\) is no model that the task"
-    ):
+    with refused(EvoMergeError, r"b: LlamaModel \(model type 'llama'\) is no model that the task"):
         evaluate_model(str(folder / "b"), search_config("ps"), split="search")

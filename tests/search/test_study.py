@@ -9,12 +9,12 @@ from threading import Timer
 import numpy as np
 import pytest
 from forked import status_of_fork
+from refusals import refused
 
+from hf_evomerge import FlowPart, MergePart, Recipe, Scores, SourceRef, Trial
 from hf_evomerge.errors import SearchError
-from hf_evomerge.fitness import Scores
-from hf_evomerge.recipes.recipe import FlowPart, MergePart, Recipe, SourceRef
 from hf_evomerge.search.study.database import STUDY_FILE
-from hf_evomerge.search.study.study import Study, Trial
+from hf_evomerge.search.study.study import Study
 
 
 def _recipe(*weights, **more):
@@ -72,7 +72,7 @@ def test_a_trial_is_stored_once(study):
     listed by number."""
     for trial in (_trial(1, 1.0), _trial(0, 1.0), _trial(0, 3.0, stage="dfs")):
         study.add_trial(trial)
-    with pytest.raises(SearchError, match="UNIQUE constraint"):
+    with refused(SearchError, "UNIQUE constraint"):
         study.add_trial(_trial(0, 2.0))
     stored = [(trial.number, trial.fitness) for trial in study.trials()]
     assert stored == [(0, 3.0), (0, 1.0), (1, 1.0)]
@@ -104,7 +104,7 @@ def test_recipes_have_the_key_of_their_content(study):
     assert study.add_recipe(recipe) == study.add_recipe(_recipe(0.1 + 0.2)) == recipe.key
     assert study.recipe(recipe.key) == recipe
     for read in (study.recipe, lambda key: study.renamed_text(key, None)):
-        with pytest.raises(SearchError, match="'nokey': not in this study"):
+        with refused(SearchError, "'nokey': not in this study"):
             read("nokey")
 
 
@@ -139,14 +139,14 @@ def test_evaluations_by_label_and_split(study):
 def test_create_refuses_an_existing_study(study):
     """A search does not begin where a study is, and leaves that study alone."""
     study.add_trial(_trial(0, 1.0))
-    with pytest.raises(SearchError, match="a study here already; continue it with `hf-evomerge"):
+    with refused(SearchError, "a study here already; continue it with `hf-evomerge"):
         Study.create(study.folder, {})
     assert len(Study.open(study.folder).trials()) == 1
 
 
 def test_open_refuses_what_is_no_study(tmp_path):
     """An empty folder and another program's file are refused in one line that names them."""
-    with pytest.raises(SearchError, match=r"no study\.db here"):
+    with refused(SearchError, r"no study\.db here"):
         Study.open(tmp_path)
     with sqlite3.connect(tmp_path / "other") as connection:
         connection.execute("CREATE TABLE other (x)")
@@ -157,7 +157,7 @@ def test_open_refuses_what_is_no_study(tmp_path):
         (tmp_path / "other").read_bytes(),
     ):
         file.write_bytes(content)
-        with pytest.raises(SearchError, match=f"{STUDY_FILE}: not a study"):
+        with refused(SearchError, f"{STUDY_FILE}: not a study"):
             Study.open(tmp_path)
         assert file.read_bytes() == content
 
@@ -174,7 +174,7 @@ def test_exclusive_refuses_a_second_holder(study):
 
     with study.exclusive():
         assert status_of_fork(hold) == 1
-        with pytest.raises(SearchError, match="another process is running this study"):
+        with refused(SearchError, "another process is running this study"):
             hold()
     assert status_of_fork(hold) == 0
 

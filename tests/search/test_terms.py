@@ -6,15 +6,14 @@ import re
 import shutil
 
 import pytest
+from refusals import refused
 from searches import GRADIENT, facts
 from slowly import slow_beyond
 
-from hf_evomerge.errors import EvoMergeError, SearchError
+from hf_evomerge import EvoMergeError, SearchConfig, plan_search, run_search
+from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.model_pool import ModelPool
-from hf_evomerge.search.file.config import SearchConfig
-from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.run import run_search
 from hf_evomerge.search.study.study import Study
 
 OWN = {"task": "likelihood", "separator": " ", "weight": 0.5}
@@ -62,7 +61,7 @@ def test_a_search_by_terms(space, more, search_config, terms, tmp_path):
     """By gradient and in batches it shows every term; two workers give the same trials."""
     steps = [{**GRADIENT, "batch": 2, **more}]
     config = search_config(
-        space, optimize=steps, fitness=terms, merge={"groups": "tensor"}, path={"kind": "gates"}
+        space, optimize=steps, fitness=terms, merge="{groups: tensor}", path="{kind: gates}"
     )
     result = run_search(config, tmp_path / "whole", build=False)
     trials = Study.open(tmp_path / "whole").trials(space)
@@ -83,11 +82,12 @@ def test_agreement_with_the_base_is_an_objective(search_config, tmp_path):
     """How far a model is from the base on the search's own answers may be traded against the
     likelihood."""
     pytest.importorskip("pymoo")
-    fitness = {"task": "agreement", "source": "base", "separator": " "}
-    config = search_config(objectives=[{"name": "near-the-base", "fitness": fitness}])
+    config = search_config(
+        objectives="[{name: near, fitness: {task: agreement, source: base, separator: ' '}}]"
+    )
     run_search(config, tmp_path, build=False)
     scores = Study.open(tmp_path).evaluation("base", "search")
-    assert scores.others["near-the-base"].values == pytest.approx(0, abs=1e-5)
+    assert scores.others["near"].values == pytest.approx(0, abs=1e-5)
 
 
 def test_a_term_by_evolution(search_config, terms, tmp_path):
@@ -98,7 +98,7 @@ def test_a_term_by_evolution(search_config, terms, tmp_path):
     (row,) = (row for row in result.rows if row.winner)
     assert row.scores.outputs is not None
     assert list(row.scores.others) == ["likelihood", "agreement", "generation"]
-    with pytest.raises(EvoMergeError, match=r"fitness\.task: generation has no gradient; use like"):
+    with refused(EvoMergeError, r"fitness\.task: generation has no gradient; use like"):
         plan_search(search_config(optimize=[GRADIENT], fitness=fitness))
 
 
@@ -110,7 +110,7 @@ def test_a_study_stands_on_the_data_of_its_terms(search_config, terms, prompts, 
         run_search(config, tmp_path / "search", build=False)
     file = moved / "b-search.jsonl"
     file.write_text(file.read_text(encoding="utf-8").replace("b1", "b9"), encoding="utf-8")
-    with pytest.raises(EvoMergeError, match=r"the search examples .* are not what this study was"):
+    with refused(EvoMergeError, r"the search examples .* are not what this study was"):
         run_search(config, tmp_path / "search", build=False)
 
 
@@ -150,5 +150,5 @@ def test_refuses(change, message, search_settings, terms, monkeypatch):
     settings = search_settings(fitness=terms)
     change(settings, terms["terms"][1])
     monkeypatch.setattr(ModelPool, "model", lambda *_: pytest.fail("a model was loaded"))
-    with pytest.raises(EvoMergeError, match=rf"^.*{re.escape(message)}.*$"):
+    with refused(EvoMergeError, rf"^.*{re.escape(message)}.*$"):
         plan_search(validate(SearchConfig, settings, SearchError))

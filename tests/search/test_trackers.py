@@ -5,11 +5,11 @@ from types import ModuleType
 from unittest.mock import MagicMock
 
 import pytest
+from refusals import refused
 from watch import killed
 
+from hf_evomerge import plan_search, resume_search, run_search
 from hf_evomerge.errors import SearchError
-from hf_evomerge.search.plan import plan_search
-from hf_evomerge.search.run import resume_search, run_search
 from hf_evomerge.search.study.study import Study
 
 
@@ -77,9 +77,7 @@ def test_a_tracker_that_fails(search_config, tmp_path, monkeypatch, caplog, fail
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) > 2
     monkeypatch.setattr(fake, "init", refuse)
-    with pytest.raises(
-        SearchError, match="report_to: wandb: the server is gone; mend that, or lea"
-    ):
+    with refused(SearchError, "report_to: wandb: the server is gone; mend that, or lea"):
         run_search(config, tmp_path / "other", build=False)
 
 
@@ -108,6 +106,6 @@ def test_says_what_to_install(search_config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = search_config("ps", report_to=["wandb"])
     for begin in (plan_search, partial(run_search, out=tmp_path / "out")):
-        with pytest.raises(SearchError, match="report_to: wandb is not installed: pip install wan"):
+        with refused(SearchError, "report_to: wandb is not installed: pip install wan"):
             begin(config)
     assert not (tmp_path / "out").exists()

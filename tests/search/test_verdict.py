@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 
+from hf_evomerge import Example, Scores, SourceRef
 from hf_evomerge.cli.searching import _next
-from hf_evomerge.fitness import Example, Scores
-from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.search.phases.baselines import alone, average, lora, noise
 from hf_evomerge.search.phases.held_out import _learned_by_heart
 from hf_evomerge.search.results.constant import Constant
@@ -209,136 +209,129 @@ def _search(retained=None, **shares):
 
 
 SINGLE = "A single source does as well: take maths as its own search rescaled it; it has "
-PARENT = "Evolved PS is better than its best parent"
-KEEP = "keep the base (tiny) as it is"
-SEARCHES = {
-    "both needed": (
-        {"average": 0.3, "random": 0.4, "alone_maths": 0.21, "alone_japanese": 0.13, "noise": 0.1},
-        [
-            "Evolved PS is better than its best parent, maths, by 0.600 of accuracy (0.5",
-            "Evolved PS is better than the plain average, by 0.500 of accuracy (0.4",
-            "Evolved PS is better than the random search, by 0.400 of accuracy",
-            "Needs both sources: maths alone has 0.210, japanese alone has 0.130; it beats the "
-            "best alone by 0.590 of accuracy (0.5",
-            "Needs more than random changes of its sources' size: it beats them by 0.700 of "
-            "accuracy (0.6",
-            "The test split was scored once",
-        ],
-        None,
-    ),
-    "a loss": (
-        {"base": 0.6, "maths": 0.5, "average": 0.95},
-        [
-            "Evolved PS is WORSE than the plain average, by 0.150 of accuracy (0.",
-            "Evolved PS is better than the base (tiny), by 0.200 of accuracy",
-        ],
-        "take the plain average",
-    ),
-    "a source that is noise": (
-        {"japanese": 0.0, "alone_maths": 0.8, "alone_japanese": 0.05, "ps": 0.805},
-        [SINGLE, "Evolved PS is better than its best parent, maths, by 0.605 of accuracy ("],
-        "take maths as its own search rescaled it",
-    ),
-    "a source twice": (
-        {"japanese": 0.2, "average": 0.2, "alone_maths": 0.7, "alone_japanese": 0.7, "ps": 0.7},
-        [SINGLE],
-        "take maths as its own search rescaled it",
-    ),
-    "a task that the base solves": (
-        {"base": 0.9, "average": 0.9, "alone_maths": 0.9, "lora": 0.9, "ps": 0.905},
-        [
-            f"The base (tiny) does as well: {KEEP}; it has 0.900 and evolved PS 0.905, which 200 "
-            "examples do not tell apart: +0.005 (",
-            "The plain average does as well; it has ",
-            "A single source does as well; it has ",
-            "The best of several LoRAs, each at this cost, is as good; it has ",
-        ],
-        KEEP,
-    ),
-    "a task that nobody solves": (
-        {"base": 0, "maths": 0, "japanese": 0, "average": 0, "ps": 0},
-        ["EVERY ANSWER of evolved PS IS WRONG (200 of 200), and of all others too: nothing here"],
-        None,
-    ),
-    "a task that hardly anybody solves": (
-        {"maths": 0.08, "japanese": 0.05, "average": 0.05, "alone_maths": 0.09, "ps": 0.08},
-        ["HARDLY ANYTHING here solves this task: the best, maths alone, has 0.090 right"],
-        None,
-    ),
-    "a parent is better": (
-        {"maths": 0.9, "average": 0.3, "alone_maths": 0.8, "ps": 0.79},
-        ["Evolved PS is WORSE than its best parent, maths, by 0.110 of accuracy (0.0"],
-        "keep maths as it is",
-    ),
-    "a parent is enough": (
-        {"maths": 0.8, "average": 0.3, "alone_maths": 0.8, "alone_japanese": 0.2, "ps": 0.79},
-        ["A parent does as well: keep maths as it is; it has "],
-        "keep maths as it is",
-    ),
-    "the average is enough": (
-        {"average": 0.7, "alone_maths": 0.3, "alone_japanese": 0.1, "ps": 0.7},
-        [
-            "The plain average does as well: take it, no search is needed; it has ",
-            PARENT,
-            "Needs both sources: maths alone has 0.300, japanese alone has 0.100; ",
-        ],
-        "take the plain average",
-    ),
-    "LoRA is better": (
-        {"average": 0.3, "alone_maths": 0.3, "alone_japanese": 0.1, "lora": 0.9, "ps": 0.7},
-        ["Evolved PS is WORSE than a LoRA from maths, rate 0.0003, by 0.200 of acc", PARENT],
-        "take the LoRA in baselines/lora, an adapter of tiny",
-    ),
-    "LoRA is better, and beside the merge it is better still": (
-        {"average": 0.3, "lora": 0.9, "together": 0.97, "ps": 0.7},
-        ["Evolved PS is WORSE than itself with LoRA beside it, by 0.270 of accuracy (0.2"],
-        "take the merge with LoRA",
-    ),
-    "the prompt is better": (
-        {"average": 0.3, "prompt": 0.9, "ps": 0.7},
-        ["Evolved PS is WORSE than the prompt, by 0.200 of accuracy (0.1", PARENT],
-        "keep the prompt",
-    ),
-    "the prompt is worse": (
-        {"average": 0.3, "prompt": 0.4, "ps": 0.96},
-        [PARENT, "Evolved PS is better than the plain average", "Beats the prompt by 0.560 of acc"],
-        None,
-    ),
-    "random directions are enough": (
-        {"alone_maths": 0.6, "alone_japanese": 0.6, "noise": 0.9, "ps": 0.9},
-        ["Random changes do as well as the sources: what was found is in the base; it ", PARENT],
-        "fine-tune the base, or take other sources: random changes do as well as these",
-    ),
-    "all level": (
-        dict.fromkeys(["base", "maths", "average", "prompt", "alone_maths", "noise", "lora"], 0.8),
-        [
-            f"The base (tiny) does as well: {KEEP}; ",
-            "The plain average does as well; it has ",
-            "The prompt does as well; it has ",
-            "A single source does as well; it has ",
-            "Random changes do as well as the sources; it has ",
-            "The best of several LoRAs, each at this cost, is as good; ",
-        ],
-        KEEP,
-    ),
-    "LoRA is level with a level average, and better than it": (
-        {"average": 0.66, "lora": 0.74, "ps": 0.7},
-        ["Evolved PS is WORSE than a LoRA from maths, rate 0.0003, by 0.040 of accuracy (0."],
-        "take the LoRA in baselines/lora, an adapter of tiny",
-    ),
-}
+SEARCHES = yaml.safe_load("""
+both needed:
+  shares: {average: 0.3, random: 0.4, alone_maths: 0.21, alone_japanese: 0.13, noise: 0.1}
+  said:
+  - Evolved PS is better than its best parent, maths, by 0.600 of accuracy (0.5
+  - Evolved PS is better than the plain average, by 0.500 of accuracy (0.4
+  - Evolved PS is better than the random search, by 0.400 of accuracy
+  - 'Needs both sources: maths alone has 0.210, japanese alone has 0.130; it beats the best alone
+    by 0.590 of accuracy (0.5'
+  - 'Needs more than random changes of its sources'' size: it beats them by 0.700 of accuracy (0.6'
+  - The test split was scored once
+a loss:
+  shares: {base: 0.6, maths: 0.5, average: 0.95}
+  said:
+  - Evolved PS is WORSE than the plain average, by 0.150 of accuracy (0.
+  - Evolved PS is better than the base (tiny), by 0.200 of accuracy
+  advice: take the plain average
+a source that is noise:
+  shares: {japanese: 0.0, alone_maths: 0.8, alone_japanese: 0.05, ps: 0.805}
+  said:
+  - 'A single source does as well: take maths as its own search rescaled it; it has '
+  - Evolved PS is better than its best parent, maths, by 0.605 of accuracy (
+  advice: take maths as its own search rescaled it
+a source twice:
+  shares: {japanese: 0.2, average: 0.2, alone_maths: 0.7, alone_japanese: 0.7, ps: 0.7}
+  said:
+  - 'A single source does as well: take maths as its own search rescaled it; it has '
+  advice: take maths as its own search rescaled it
+a task that the base solves:
+  shares: {base: 0.9, average: 0.9, alone_maths: 0.9, lora: 0.9, ps: 0.905}
+  said:
+  - 'The base (tiny) does as well: keep the base (tiny) as it is; it has 0.900 and evolved PS
+    0.905, which 200 examples do not tell apart: +0.005 ('
+  - 'The plain average does as well; it has '
+  - 'A single source does as well; it has '
+  - 'The best of several LoRAs, each at this cost, is as good; it has '
+  advice: keep the base (tiny) as it is
+a task that nobody solves:
+  shares: {base: 0, maths: 0, japanese: 0, average: 0, ps: 0}
+  said:
+  - 'EVERY ANSWER of evolved PS IS WRONG (200 of 200), and of all others too: nothing here'
+a task that hardly anybody solves:
+  shares: {maths: 0.08, japanese: 0.05, average: 0.05, alone_maths: 0.09, ps: 0.08}
+  said:
+  - 'HARDLY ANYTHING here solves this task: the best, maths alone, has 0.090 right'
+a parent is better:
+  shares: {maths: 0.9, average: 0.3, alone_maths: 0.8, ps: 0.79}
+  said:
+  - Evolved PS is WORSE than its best parent, maths, by 0.110 of accuracy (0.0
+  advice: keep maths as it is
+a parent is enough:
+  shares: {maths: 0.8, average: 0.3, alone_maths: 0.8, alone_japanese: 0.2, ps: 0.79}
+  said:
+  - 'A parent does as well: keep maths as it is; it has '
+  advice: keep maths as it is
+the average is enough:
+  shares: {average: 0.7, alone_maths: 0.3, alone_japanese: 0.1, ps: 0.7}
+  said:
+  - 'The plain average does as well: take it, no search is needed; it has '
+  - Evolved PS is better than its best parent
+  - 'Needs both sources: maths alone has 0.300, japanese alone has 0.100; '
+  advice: take the plain average
+LoRA is better:
+  shares: {average: 0.3, alone_maths: 0.3, alone_japanese: 0.1, lora: 0.9, ps: 0.7}
+  said:
+  - Evolved PS is WORSE than a LoRA from maths, rate 0.0003, by 0.200 of acc
+  - Evolved PS is better than its best parent
+  advice: take the LoRA in baselines/lora, an adapter of tiny
+LoRA is better, and beside the merge it is better still:
+  shares: {average: 0.3, lora: 0.9, together: 0.97, ps: 0.7}
+  said:
+  - Evolved PS is WORSE than itself with LoRA beside it, by 0.270 of accuracy (0.2
+  advice: take the merge with LoRA
+the prompt is better:
+  shares: {average: 0.3, prompt: 0.9, ps: 0.7}
+  said:
+  - Evolved PS is WORSE than the prompt, by 0.200 of accuracy (0.1
+  - Evolved PS is better than its best parent
+  advice: keep the prompt
+the prompt is worse:
+  shares: {average: 0.3, prompt: 0.4, ps: 0.96}
+  said:
+  - Evolved PS is better than its best parent
+  - Evolved PS is better than the plain average
+  - Beats the prompt by 0.560 of acc
+random directions are enough:
+  shares: {alone_maths: 0.6, alone_japanese: 0.6, noise: 0.9, ps: 0.9}
+  said:
+  - 'Random changes do as well as the sources: what was found is in the base; it '
+  - Evolved PS is better than its best parent
+  advice: 'fine-tune the base, or take other sources: random changes do as well as these'
+all level:
+  shares: {base: 0.8, maths: 0.8, average: 0.8, prompt: 0.8, alone_maths: 0.8, noise: 0.8, lora:
+    0.8}
+  said:
+  - 'The base (tiny) does as well: keep the base (tiny) as it is; '
+  - 'The plain average does as well; it has '
+  - 'The prompt does as well; it has '
+  - 'A single source does as well; it has '
+  - 'Random changes do as well as the sources; it has '
+  - 'The best of several LoRAs, each at this cost, is as good; '
+  advice: keep the base (tiny) as it is
+LoRA is level with a level average, and better than it:
+  shares: {average: 0.66, lora: 0.74, ps: 0.7}
+  said:
+  - Evolved PS is WORSE than a LoRA from maths, rate 0.0003, by 0.040 of accuracy (0.
+  advice: take the LoRA in baselines/lora, an adapter of tiny
+""")
 
 
 @pytest.mark.parametrize("case", SEARCHES)
 def test_searches_whose_truth_is_known(case):
     """Where something simpler does as well, the first sentence and the next step name the simplest;
     where not, the sentences say what the winner beats and needs."""
-    shares, sentences, keep = SEARCHES[case]
-    rows = _search(**{"ps": 0.8, **shares})
+    given = SEARCHES[case]
+    rows = _search(**{"ps": 0.8, **given["shares"]})
     said = verdict(rows, "test")
-    assert [each[: len(start)] for each, start in zip(said, sentences, strict=False)] == sentences
+    starts = given["said"]
+    assert [each[: len(start)] for each, start in zip(said, starts, strict=False)] == starts
     simpler = instead(rows)
-    assert (simpler and (simpler.against.keep or f"keep {simpler.against.name}")) == keep
+    assert (simpler and (simpler.against.keep or f"keep {simpler.against.name}")) == given.get(
+        "advice"
+    )
     assert solves_nothing(rows) == case.endswith("body solves")
 
 

@@ -11,6 +11,11 @@ def ref_of(model):
     return model if isinstance(model, dict) else {"model": str(model)}
 
 
+def refs_in(folder, *names):
+    """What a recipe says of models in a folder."""
+    return [ref_of(folder / name) for name in names]
+
+
 def merge_of(*models, method="linear", base=None, weights=(), **fields):
     """A merge of the models with these weights; further fields of the recipe, and under `merge` of
     that part."""

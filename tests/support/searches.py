@@ -46,14 +46,22 @@ BY_GRADIENT = TABLES["by gradient"]
 BY_BOTH = TABLES["by both"]
 
 
+def as_read(settings):
+    """Settings of which a section may be the text that a search file has there."""
+    return {
+        key: yaml.safe_load(section) if isinstance(section, str) else section
+        for key, section in settings.items()
+    }
+
+
 def minimal(**more):
-    """Settings of a search over two sources that are not there; keywords replace whole sections."""
+    """A search over two sources that are not there; keywords replace whole sections."""
     settings = {
         "space": "ps",
         "sources": [{"model": "a"}, {"model": "b"}],
         "fitness": {"task": "likelihood"},
     }
-    return validate(SearchConfig, {**settings, **more}, SearchError)
+    return validate(SearchConfig, {**settings, **as_read(more)}, SearchError)
 
 
 def write_lines(file, *records):
