@@ -46,18 +46,18 @@ MERGEKIT = [
     file.read_text(encoding="utf-8")
     for file in sorted((ROOT / "tests" / "mergekit" / "configs").glob("*.yml"))
 ]
-ADAPTER = {
-    "peft_type": "LORA",
-    "r": 2,
-    "lora_alpha": 4,
-    "rank_pattern": {},
-    "alpha_pattern": {"q_proj": 2},
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "init_lora_weights": True,
-    "use_dora": False,
-    "target_modules": ["q_proj"],
-}
+ADAPTER = yaml.safe_load("""
+peft_type: LORA
+r: 2
+lora_alpha: 4
+rank_pattern: {}
+alpha_pattern: {q_proj: 2}
+fan_in_fan_out: false
+modules_to_save: null
+init_lora_weights: true
+use_dora: false
+target_modules: [q_proj]
+""")
 ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -140,19 +140,8 @@ def damaged_text(draw, *originals):
     for _ in range(draw(st.integers(0, 3))):
         first = draw(st.integers(0, len(text)))
         last = min(len(text), first + draw(st.integers(0, 12)))
-        words = [
-            "",
-            text[first:last] * 2,
-            "&a ",
-            "*a",
-            "!!int ",
-            "<<: ",
-            "- ",
-            "? ",
-            ": ",
-            "|\n",
-            *"[{'\"%@\t\0",
-        ]
+        marks = ["&a ", "*a", "!!int ", "<<: ", "- ", "? ", ": ", "|\n", *"[{'\"%@\t\0"]
+        words = ["", text[first:last] * 2, *marks]
         text = text[:first] + draw(st.sampled_from(words)) + text[last:]
     return text
 
