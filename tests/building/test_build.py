@@ -12,7 +12,7 @@ import torch
 import yaml
 from filelock import FileLock
 from forked import build_and_die, status_of_fork
-from recipes import merge_of
+from recipes import merge_of, ref_of
 from refused import refused
 from searches import digests
 from transformers import AutoModelForCausalLM
@@ -41,7 +41,8 @@ def make(tiny):
     """Makes a recipe over the tiny family."""
 
     def recipe(part="merge", models=(tiny / "a", tiny / "b"), base=tiny / "base", **fields):
-        return merge_of(*models, base=base, **{**PARTS[part], **fields})
+        given = {"sources": list(map(ref_of, models)), "base": ref_of(base)}
+        return Recipe.model_validate({**given, **PARTS[part], **fields})
 
     return recipe
 

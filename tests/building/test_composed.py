@@ -316,7 +316,7 @@ def test_a_path_may_run_through_a_merge_of_parts(parents, built):
     """The merged language part is a source more; the ledger says what is whose; other dtypes are
     those of all parts."""
     folder = parents("llava")
-    merge = {"method": "linear", "parameters": [{"weight": 0.5}, {"weight": 0.5}]}
+    merge = {"method": "linear"}
     recipe = path_of(
         folder, "2:0", "1:1", "2:1", merge=merge, flow={"embedding_source": 2}, dtype="bfloat16"
     )

@@ -6,13 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from classes import random_class, save_tensors
+from commands import invoke
 from families import tiny_config
 from recipes import path_of
 from tiny_adapters import save_adapter
 from transformers import LlamaForCausalLM
-from typer.testing import CliRunner
 
-from hf_evomerge import cli
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints import inspect as inspection
 from hf_evomerge.checkpoints.inspect import inspect_model
@@ -23,7 +22,7 @@ OUTSIDE = 2 * 26 * 16 + 16  # embeddings, head, final norm
 
 
 def _invoke(*arguments):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    result = invoke(*arguments)
     assert result.exit_code == 0, (result.output, result.exception)
     return result.stdout
 

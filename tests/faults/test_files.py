@@ -58,6 +58,22 @@ init_lora_weights: true
 use_dora: false
 target_modules: [q_proj]
 """)
+TEXTS_OF_STRANGERS = """
+../../etc/passwd
+/dev/zero
+~nobody/x
+0:0-4095 x999
+1:3
+blocks.0-99999
+**************************************************
+*a*b*
+(a+)+$
+{{
+2024-01-01
+no
+=
+<<
+u/a@b@c""".splitlines()
 ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -65,30 +81,7 @@ ODD = st.one_of(
     st.sampled_from(
         [10**7, -(10**20), 10**400, 2**31, 1e308, -1e308, 1e-320, float("nan"), float("inf"), 0.0]
     ),
-    st.sampled_from(
-        [
-            "",
-            " ",
-            "x" * 100_000,
-            "\ud800",
-            "é\n\t\x07",
-            "../../etc/passwd",
-            "/dev/zero",
-            "~nobody/x",
-            "0:0-4095 x999",
-            "1:3",
-            "blocks.0-99999",
-            "*" * 50,
-            "*a*b*",
-            "(a+)+$",
-            "{{",
-            "2024-01-01",
-            "no",
-            "=",
-            "<<",
-            "u/a@b@c",
-        ]
-    ),
+    st.sampled_from([*TEXTS_OF_STRANGERS, " ", "x" * 100_000, "\ud800", "é\n\t\x07"]),
     st.text(max_size=8),
     st.recursive(
         st.none(),
