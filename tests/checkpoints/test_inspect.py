@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from classes import random_class, save_tensors
 from commands import invoke
 from families import tiny_config
@@ -115,13 +116,9 @@ def test_integers_and_templates_and_quantised_weights(tmp_path):
 def test_an_adapter(tiny, tmp_path):
     """An adapter is told with its rank, alpha, modules and size, and everything else is its base's;
     in JSON too."""
-    settings = {
-        "r": 4,
-        "lora_alpha": 7,
-        "target_modules": ["q_proj", "down_proj"],
-        "rank_pattern": {"q_proj": 2},
-    }
-    folder = save_adapter(tiny / "base", tmp_path / "lora", 0, **settings)
+    settings = """{r: 4, lora_alpha: 7, target_modules: [q_proj, down_proj],
+        rank_pattern: {q_proj: 2}}"""
+    folder = save_adapter(tiny / "base", tmp_path / "lora", 0, **yaml.safe_load(settings))
     found = inspect_model(folder)
     base = inspect_model(tiny / "base")
     assert replace(found, adapter=None) == base
