@@ -3,6 +3,7 @@ for bit the same again."""
 
 import pytest
 import torch
+import yaml
 from classes import edit_json, edited, read_json
 from peft import AutoPeftModelForCausalLM, PeftModel
 from recipes import merge_of
@@ -19,47 +20,37 @@ from hf_evomerge.building.build_record import read_build_record
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.errors import RecipeError
 
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-ALL = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
-PLAIN = {"r": 4, "lora_alpha": 7, "target_modules": ALL}
-PATTERNS = {
-    **PLAIN,
-    "lora_alpha": 8,
-    "rank_pattern": {"q_proj": 6},
-    "alpha_pattern": {r"layers\.1\.mlp\.down_proj": 3},
-}
-TRANSPOSED = {"r": 3, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
-ROWS = {"*q_proj*": [0.2, 0.9, -0.4], "*down_proj*": [1.5, 0.0], "default": 0.5}
-# The settings of the adapters, and what a recipe says of the merge.
-CASES = {
-    "rank-stabilised": ([{**PLAIN, "r": 9, "use_rslora": True}, PLAIN], {"weights": [0.5, 1.2]}),
-    "patterns": ([PATTERNS, PLAIN], {"weights": [0.5, 0.9]}),
-    "other modules": (
-        [
-            {**PLAIN, "target_modules": ATTENTION},
-            {**PLAIN, "target_modules": ["q_proj", "up_proj"]},
-        ],
-        {},
-    ),
-    "per tensor": (
-        [PLAIN, PLAIN],
-        {"weights": [{"blocks.0.attn": 0.3, "*mlp*": 1.1, "default": 0.8}, 1.0]},
-    ),
-    "rows": ([PLAIN, PLAIN], {"weights": [ROWS, [0.1, 0.9]]}),
-    "lambda": (
-        [PLAIN, PLAIN],
-        {"merge": {"options": {"lambda": 0.4, "normalize": True}}, "weights": [2.0, -0.5]},
-    ),
-    "absent": ([PLAIN, PLAIN], {"weights": [0.0, 0.5]}),
-    "three": ([PLAIN, PATTERNS, {**PLAIN, "r": 1}], {"weights": [0.4, 0.3, 0.9]}),
-    "the head": ([{**PLAIN, "target_modules": ["lm_head", "q_proj"]}, PLAIN], {}),
-    "the mean": ([PLAIN, PLAIN], {"method": "linear", "weights": [1.0, 3.0]}),
-    # GPT-2 stores its weights with the inputs as rows, and rows of a recipe are these
-    "transposed": (
-        [TRANSPOSED, TRANSPOSED],
-        {"architecture": "gpt2", "weights": [{"*c_attn*": [0.3, 0.9], "default": 0.5}, 1.0]},
-    ),
-}
+# What a recipe says of the merge, and the settings of its adapters.
+CASES = yaml.safe_load(r"""
+rank-stabilised: {adapters: [{r: 9, use_rslora: true}, {}], weights: [0.5, 1.2]}
+patterns:
+  adapters:
+    - &patterns
+      lora_alpha: 8
+      rank_pattern: {q_proj: 6}
+      alpha_pattern: {layers\.1\.mlp\.down_proj: 3}
+    - {}
+  weights: [0.5, 0.9]
+other modules:
+  adapters:
+    - {target_modules: [q_proj, k_proj, v_proj, o_proj]}
+    - {target_modules: [q_proj, up_proj]}
+per tensor: {weights: [{blocks.0.attn: 0.3, "*mlp*": 1.1, default: 0.8}, 1.0]}
+rows:
+  weights: [{"*q_proj*": [0.2, 0.9, -0.4], "*down_proj*": [1.5, 0.0], default: 0.5}, [0.1, 0.9]]
+lambda: {merge: {options: {lambda: 0.4, normalize: true}}, weights: [2.0, -0.5]}
+absent: {weights: [0.0, 0.5]}
+three: {adapters: [{}, *patterns, {r: 1}], weights: [0.4, 0.3, 0.9]}
+the head: {adapters: [{target_modules: [lm_head, q_proj]}, {}]}
+the mean: {method: linear, weights: [1.0, 3.0]}
+# GPT-2 stores its weights with the inputs as rows, and rows of a recipe are these
+transposed:
+  architecture: gpt2
+  adapters:
+    - &transposed {r: 3, target_modules: [c_attn, c_proj], fan_in_fan_out: true}
+    - *transposed
+  weights: [{"*c_attn*": [0.3, 0.9], default: 0.5}, 1.0]
+""")
 OFTEN = [*CASES.keys() - {"rank-stabilised", "per tensor", "three"}]
 
 
@@ -67,7 +58,7 @@ OFTEN = [*CASES.keys() - {"rank-stabilised", "per tensor", "three"}]
 def make(tmp_path):
     """Saves a base and adapters of random numbers, and makes a recipe that merges them."""
 
-    def recipe(adapters, architecture="llama", method="task_arithmetic", **fields):
+    def recipe(adapters=({}, {}), architecture="llama", method="task_arithmetic", **fields):
         base = tmp_path / "base"
         tiny_model(architecture, 2).save_pretrained(base)
         sources = [
@@ -90,13 +81,12 @@ def logits(model):
 def test_the_adapter_is_the_whole_model(case, make, built):
     """The base with the adapter, loaded by peft, by transformers and by this package, computes what
     the merged model does."""
-    adapters, fields = CASES[case]
-    recipe = make(adapters, **fields)
+    recipe = make(**CASES[case])
     whole = AutoModelForCausalLM.from_pretrained(built(recipe, "whole", whole=True))
     folder = built(recipe)
     assert not (folder / "config.json").exists()
     wanted = logits(whole)
-    base = tiny_model(fields.get("architecture", "llama"), 2)
+    base = AutoModelForCausalLM.from_pretrained(recipe.sources[0].model)
     assert not torch.allclose(wanted, logits(base), atol=0.05)
     for model in (
         PeftModel.from_pretrained(base, folder),
@@ -122,11 +112,9 @@ def test_a_router_that_an_adapter_changes(make):
 def test_the_config_says_what_servers_read(make, built, tmp_path):
     """The rank is that of the largest module and the scaling 1; modules are named by their ends, as
     far as they are alike."""
-    settings = [
-        {**PLAIN, "target_modules": ATTENTION},
-        {**PLAIN, "target_modules": ["q_proj"], "layers_to_transform": [1]},
-    ]
-    folder = built(make(settings))
+    attention, *_ = CASES["other modules"]["adapters"]
+    last = {"target_modules": ["q_proj"], "layers_to_transform": [1]}
+    folder = built(make([attention, last]))
     config = read_json(folder / "adapter_config.json")
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (8, 8, False)
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
@@ -147,7 +135,7 @@ def test_the_config_says_what_servers_read(make, built, tmp_path):
 
 def test_a_source_of_weight_0_takes_no_rank(make, built):
     """What is multiplied by 0 everywhere in a tensor is left out of its matrices."""
-    recipe = make([PLAIN, PLAIN], weights=[{"*q_proj*": 0.0, "default": 0.5}, 1.0])
+    recipe = make(weights=[{"*q_proj*": 0.0, "default": 0.5}, 1.0])
     tensors = load_file(built(recipe) / "adapter_model.safetensors")
     ranks = [
         len(tensors[f"base_model.model.model.layers.0.self_attn.{module}.lora_A.weight"])
@@ -159,7 +147,7 @@ def test_a_source_of_weight_0_takes_no_rank(make, built):
 def test_a_rank_is_the_best_of_that_rank(make, built, caplog):
     """Each module is the dense change's truncated SVD, and the record says what share of its energy
     that keeps."""
-    recipe = make([PLAIN, {**PLAIN, "target_modules": ["q_proj"]}], weights=[0.7, 0.6], rank=5)
+    recipe = make([{}, {"target_modules": ["q_proj"]}], weights=[0.7, 0.6], rank=5)
     dense = built(recipe.model_copy(update={"rank": None}), "exact")
     with caplog.at_level("INFO", "hf_evomerge"):
         folder = built(recipe)
@@ -178,24 +166,19 @@ def test_a_rank_is_the_best_of_that_rank(make, built, caplog):
 
 
 REFUSALS = {
-    "ties": ({}, {"method": "ties"}, "ties is not linear"),
-    "a sum of models": (
-        {},
-        {"method": "linear", "merge": {"options": {"normalize": False}}},
-        "scales the base as well",
-    ),
-    "dora": ({"use_dora": True}, {}, r"adapter1 changes model\.layers\.0\S+ by more .*\(DoRA\)"),
-    "weight 0": ({}, {"weights": [0.0, 0.0]}, "every adapter has the weight 0"),
-    "vocabulary": ({}, {"vocabulary": "union"}, "vocabulary: the result has other rows"),
+    "method: ties": "ties is not linear",
+    "{method: linear, merge: {options: {normalize: false}}}": "scales the base as well",
+    "adapters: [{}, {use_dora: true}]": r"adapter1 changes model\.layers\.0\S+ by .*\(DoRA\)",
+    "weights: [0.0, 0.0]": "every adapter has the weight 0",
+    "vocabulary: union": "vocabulary: the result has other rows",
 }
 
 
-@pytest.mark.parametrize("case", REFUSALS)
-def test_what_is_no_adapter(case, make, built, tmp_path, caplog):
+@pytest.mark.parametrize(("fields", "reason"), REFUSALS.items())
+def test_what_is_no_adapter(fields, reason, make, built, tmp_path, caplog):
     """A merge that is no adapter is refused in one line where one is asked for; else the whole
     model is written, and why."""
-    settings, fields, reason = REFUSALS[case]
-    recipe = make([PLAIN, {**PLAIN, **settings}], **fields)
+    recipe = make(**yaml.safe_load(fields))
     word_tokenizer(["<pad>", "<bos>", "<eos>", "<unk>"]).save_pretrained(tmp_path / "base")
     with refused(rf"^the result is no adapter: .*{reason}.*; write the whole model$"):
         built(recipe, whole=False)
@@ -208,7 +191,7 @@ def test_what_is_no_adapter(case, make, built, tmp_path, caplog):
 def test_another_source_is_no_adapter(make, tmp_path):
     """A source with another base, or a base with an adapter of its own, is named; the base itself
     is fine, and so is its folder by another name."""
-    recipe = make([PLAIN, PLAIN])
+    recipe = make()
     first, second = recipe.sources
     tiny_model("llama", 2).save_pretrained(tmp_path / "other")
     (tmp_path / "link").symlink_to(tmp_path / "base")
@@ -229,15 +212,15 @@ def test_another_source_is_no_adapter(make, tmp_path):
 def test_a_rank_is_of_an_adapter_alone(make, built):
     """A recipe with a rank is never written as the whole model."""
     with refused("the result is no adapter: ties"):
-        built(make([PLAIN, PLAIN], method="ties", rank=4))
+        built(make(method="ties", rank=4))
     with refused("rank: the whole model has none", RecipeError):
-        built(make([PLAIN, PLAIN], rank=4), whole=True)
+        built(make(rank=4), whole=True)
 
 
 def test_doubts_are_warnings(make, tmp_path):
     """Adapters that name different bases, and a rank above its weight's, are warned of before
     anything is built."""
-    recipe = make([{**PLAIN, "r": 5}, {**PLAIN, "r": 300}])
+    recipe = make([{"r": 5}, {"r": 300}])
     assert [line for line in check_recipe(recipe).warnings if "base" in line] == []
     edit_json(tmp_path / "adapter0/adapter_config.json", base_model_name_or_path="org/other")
     told = "\n".join(check_recipe(recipe).warnings)
@@ -248,7 +231,7 @@ def test_doubts_are_warnings(make, tmp_path):
 @pytest.mark.parametrize("rank", [None, 3])
 def test_numbers_that_cannot_be_added_up(rank, make, built, tmp_path):
     """An adapter with NaN is refused in one line, and nothing is left."""
-    recipe = make([PLAIN, PLAIN], rank=rank)
+    recipe = make(rank=rank)
     with edited(tmp_path / "adapter0", "adapter_model.safetensors") as tensors:
         next(iter(tensors.values())).fill_(float("nan"))
     with refused("the adapter has NaN, or infinite"):

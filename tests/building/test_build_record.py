@@ -9,17 +9,13 @@ from hf_evomerge.building.build_record import changed_since, read_build_record, 
 from hf_evomerge.checkpoints.hashes import file_sha256
 from hf_evomerge.errors import EvoMergeError
 
+FILES = ["model.safetensors", "config.json", "recipe.yaml", "modeling_x.py"]
+
 
 @pytest.fixture
 def model(tmp_path):
     """Files that have the names of a model's."""
-    for name in (
-        "model.safetensors",
-        "config.json",
-        "recipe.yaml",
-        "modeling_x.py",
-        "tokenizer.json",
-    ):
+    for name in (*FILES, "tokenizer.json"):
         (tmp_path / name).write_text(name)
     return tmp_path
 
@@ -30,12 +26,7 @@ def test_a_record_is_read_as_it_was_written(model):
     assert read_build_record(model) is None
     built = write_build_record(model)
     assert read_build_record(model) == built
-    assert built.sha256.keys() == {
-        "model.safetensors",
-        "config.json",
-        "recipe.yaml",
-        "modeling_x.py",
-    }
+    assert built.sha256.keys() == {*FILES}
     assert built.sha256["config.json"] == file_sha256(model / "config.json")
     assert built.versions["torch"] == version("torch")
     (model / "tokenizer.json").write_text("other")

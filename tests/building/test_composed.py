@@ -5,6 +5,7 @@ import pytest
 import recipes
 import torch
 import transformers
+import yaml
 from classes import edited, tensors_of
 from recipes import merge_of
 from refused import refused
@@ -199,30 +200,25 @@ def test_any_part_can_be_merged(parents, built):
 
 
 REFUSED = {
-    "no such part": ({"parts": ["audio"] * 2}, "has no component 'audio'; it has"),
-    "two parts": (
-        {"parts": ["text", "vision"]},
-        "component: text of .*, but vision of .*; what is merged is one",
+    "parts: [audio, audio]": "has no component 'audio'; it has",
+    "parts: [text, vision]": "component: text of .*, but vision of .*; what is merged is one",
+    "{parts: [vision, vision], flow: {path: ['0:0-1']}}": (
+        "flow: a path runs through language models; write component: text"
     ),
-    "a path of towers": (
-        {"parts": ["vision"] * 2, "flow": {"path": ["0:0-1"]}},
-        "flow: a path runs through language models; write component: text",
+    "{merge: null, flow: {path: ['0:0-1']}, components: {vision: 1}}": (
+        "components: a merge puts other parts in place"
     ),
-    "parts without a merge": (
-        {"merge": None, "flow": {"path": ["0:0-1"]}, "components": {"vision": 1}},
-        "components: a merge puts other parts in place",
-    ),
-    "a merged part": ({"components": {"text": 1}}, "components.text: is merged"),
-    "an unknown source": ({"processor": 9}, "processor: 9 is not a source"),
-    "no such rows": ({"components": {"audio": 1}}, "has no component 'audio'"),
+    "components: {text: 1}": "components.text: is merged",
+    "processor: 9": "processor: 9 is not a source",
+    "components: {audio: 1}": "has no component 'audio'",
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_is_one_line(case, parents):
+@pytest.mark.parametrize(("change", "message"), REFUSED.items())
+def test_what_cannot_be_is_one_line(change, message, parents):
     """Before anything is written, with the place and what is there."""
-    change, message = REFUSED[case]
-    fields = {"parts": ["text"] * 2, "merge": {"method": "linear"}, **change}
+    linear = {"parts": ["text"] * 2, "merge": {"method": "linear"}}
+    fields = {**linear, **yaml.safe_load(change)}
     sources = [
         {"model": str(parents("llava") / name), "component": part}
         for name, part in zip(("sight", "other"), fields.pop("parts"), strict=True)
@@ -320,7 +316,7 @@ def test_a_path_may_run_through_a_merge_of_parts(parents, built):
     """The merged language part is a source more; the ledger says what is whose; other dtypes are
     those of all parts."""
     folder = parents("llava")
-    merge = {"method": "linear", "parameters": [{"weight": 0.5}, {"weight": 0.5}]}
+    merge = {"method": "linear"}
     recipe = path_of(
         folder, "2:0", "1:1", "2:1", merge=merge, flow={"embedding_source": 2}, dtype="bfloat16"
     )

@@ -8,6 +8,7 @@ import merge_reference as reference
 import numpy as np
 import pytest
 import torch
+import yaml
 from classes import edited, read_json, tensors_of
 from core_reference import by_hand, ties
 from peft import PeftModel
@@ -28,16 +29,11 @@ from hf_evomerge.merging.joined import why_merged
 from hf_evomerge.recipes.recipe import Recipe
 
 # Three adapters: of other ranks and scalings, and two of them of other modules.
-SETTINGS = [
-    {"r": 4, "lora_alpha": 7},
-    {
-        "r": 3,
-        "lora_alpha": 5,
-        "use_rslora": True,
-        "target_modules": ["q_proj", "down_proj", "c_attn"],
-    },
-    {"r": 5, "lora_alpha": 4},
-]
+SETTINGS = yaml.safe_load("""
+- {r: 4, lora_alpha: 7}
+- {r: 3, lora_alpha: 5, use_rslora: true, target_modules: [q_proj, down_proj, c_attn]}
+- {r: 5, lora_alpha: 4}
+""")
 WEIGHTS = [0.7, 1.2, 0.4]
 GROUPED = [{"blocks.1": weight, "default": 2 - weight} for weight in WEIGHTS]
 ROWS = [[0.2, 0.9, 1.4], [1.0], [0.3, 1.1]]
@@ -58,33 +54,27 @@ def total(cores, weights):
     return sum(weight * core for weight, core in zip(weights, cores, strict=True))
 
 
-# The method, what else a recipe says of the merge, and how to compute it by hand.
+# The method, behind a comma what is special; what else a recipe says of the merge; how to compute
+# it by hand.
 KINDS = {
-    "linear": ("linear", {}, lambda m, w, n: total(m, w) / sum(w)),
-    "task arithmetic": (
-        "task_arithmetic",
-        {"options": {"lambda": 0.6}},
-        lambda m, w, n: 0.6 * total(m, w),
-    ),
+    "linear": ("{}", lambda m, w, n: total(m, w) / sum(w)),
+    "task_arithmetic": ("options: {lambda: 0.6}", lambda m, w, n: 0.6 * total(m, w)),
     "slerp": (
-        "slerp",
-        {"sources": [2, 0], "options": {"t": 0.3}},
+        "{sources: [2, 0], options: {t: 0.3}}",
         lambda m, w, n: reference.slerp(m[0], m[1], 0.3),
     ),
-    "ties, normalised": ("ties", {}, lambda m, w, n: ties(m, w)),
-    "della": ("della", {}, della),
-    "sce": ("sce", {}, lambda m, w, n: reference.sce(np.zeros(m[0].shape), m)),
+    "ties": ("{}", lambda m, w, n: ties(m, w)),
+    "della": ("{}", della),
+    "sce": ("{}", lambda m, w, n: reference.sce(np.zeros(m[0].shape), m)),
     "iso_c": (
-        "iso_c",
-        {"options": {"lambda": 1.5}},
+        "options: {lambda: 1.5}",
         lambda m, w, n: reference.iso_c(np.zeros(m[0].shape), m, 1.5),
     ),
-    "ties, groups": ("ties", {}, lambda m, w, n: ties(m, w)),
-    "linear, rows": ("linear", {}, lambda m, w, n: total(m, w) / sum(w)),
 }
+KINDS |= {"ties, groups": KINDS["ties"], "linear, rows": KINDS["linear"]}
 OFTEN = [
-    ("ties, normalised", "llama"),
-    ("ties, normalised", "gpt2"),  # the same merge of weights that are stored the other way round
+    ("ties", "llama"),
+    ("ties", "gpt2"),  # the same merge of weights that are stored the other way round
     ("iso_c", "llama"),
     ("linear, rows", "qwen2"),
     ("slerp", "gpt2"),
@@ -138,7 +128,9 @@ def families(tmp_path_factory):
 def test_the_adapter_is_what_a_hand_computes(kind, architecture, families, built):
     """Merged into the base by peft alone, the adapter gives the weights of a computation in
     float64; and so does the whole model."""
-    method, fields, merge = KINDS[kind]
+    method = kind.partition(",")[0]
+    text, merge = KINDS[kind]
+    fields = yaml.safe_load(text)
     sources = families[architecture]
     merged = fields.get("sources", [0, 1, 2])
     named = products(sources)
@@ -298,18 +290,18 @@ def test_a_head_that_is_saved_as_the_base_has_it(families, built, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "line"),
-    [
-        ({"use_dora": True, "target_modules": ["q_proj"]}, r"by more than the product .*\(DoRA\)"),
-        ({"target_modules": ["embed_tokens"]}, r"\(embeddings\)"),
-        (None, "is no LoRA adapter"),
-    ],
+    {
+        "{use_dora: true, target_modules: [q_proj]}": r"by more than the product .*\(DoRA\)",
+        "target_modules: [embed_tokens]": r"\(embeddings\)",
+        "null": "is no LoRA adapter",
+    }.items(),
 )
 def test_what_is_no_product_is_refused(settings, line, families, tmp_path):
     """DoRA, whole tensors, embeddings and whole models have no place in core space."""
     first = families["llama"][0]
     other = base = first[0]
-    if settings is not None:
-        other = base, save_adapter(base, tmp_path / "adapter", 5, **settings)
+    if given := yaml.safe_load(settings):
+        other = base, save_adapter(base, tmp_path / "adapter", 5, **given)
     with refused(rf"^merge.core_space: .*{line}.*; leave it out$", EvoMergeError):
         check_recipe(make_recipe([first, other], "ties"))
 
@@ -328,15 +320,15 @@ def test_what_does_not_go_with_it(families):
         with refused(f"mergekit {message}", RecipeError):
             to_mergekit(recipe)
     fields = recipe.model_dump(mode="json", exclude_none=True)
-    slices = {"method": "ties", "core_space": True, "slices": [{"layers": ["0:0-1"]}]}
-    for change, message in (
-        ({"base": None}, "base: merge.core_space is for adapters of one base"),
-        ({"vocabulary": "union"}, "vocabulary: merge.core_space changes linear layers"),
-        ({"merge": slices}, "merge.slices: merge.core_space changes"),
-        (
-            {"sources": [{**source, "component": "text"} for source in fields["sources"]]},
-            "component: merge.core_space changes",
+    for change, message in {
+        "base: null": "base: merge.core_space is for adapters of one base",
+        "vocabulary: union": "vocabulary: merge.core_space changes linear layers",
+        "merge: {method: ties, core_space: true, slices: [{layers: ['0:0-1']}]}": (
+            "merge.slices: merge.core_space changes"
         ),
-    ):
+        "sources: [{model: a, adapter: b, component: text}]": (
+            "component: merge.core_space changes"
+        ),
+    }.items():
         with pytest.raises(ValueError, match=message):
-            Recipe.model_validate({**fields, **change})
+            Recipe.model_validate({**fields, **yaml.safe_load(change)})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -18,32 +19,30 @@ from hf_evomerge.routing.pool import LayerPool
 ROOT = Path(__file__).parents[2]
 STORED = [0, 1, 2, 0, 1, 3, 2, 3, 1]
 SCALES = [1.25, 0.9, 1.1, 0.7, 1.3, 0.8, 1.05, 0.95, 1.2]
-CONFIG = {
-    "architectures": ["EvoMistralForCausalLM"],
-    "auto_map": {
-        "AutoConfig": "SakanaAI/EvoLLM-v1-JP-10B--configuration_evomistral.EvoMistralConfig",
-        "AutoModelForCausalLM": "SakanaAI/EvoLLM-v1-JP-10B--modeling_evomistral.EvoMistralForCausalLM",  # noqa: E501
-    },
-    "model_type": "evomistral",
-    "num_hidden_layers": 4,
-    "num_hops": len(STORED),
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 32,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "sliding_window": 4096,
-    "tie_word_embeddings": False,
-    "torch_dtype": "float32",
-    "transformers_version": "4.38.2",
-    "use_cache": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-Tensors = dict[str, torch.Tensor]
+CONFIG = yaml.safe_load("""
+architectures: [EvoMistralForCausalLM]
+auto_map:
+  AutoConfig: SakanaAI/EvoLLM-v1-JP-10B--configuration_evomistral.EvoMistralConfig
+  AutoModelForCausalLM: SakanaAI/EvoLLM-v1-JP-10B--modeling_evomistral.EvoMistralForCausalLM
+model_type: evomistral
+num_hidden_layers: 4
+num_hops: 9
+hidden_size: 16
+intermediate_size: 24
+num_attention_heads: 4
+num_key_value_heads: 2
+vocab_size: 32
+max_position_embeddings: 64
+rms_norm_eps: 0.00001
+rope_theta: 10000.0
+sliding_window: 4096
+tie_word_embeddings: false
+torch_dtype: float32
+transformers_version: 4.38.2
+use_cache: false
+bos_token_id: 1
+eos_token_id: 2
+""")
 
 
 def plain_model():

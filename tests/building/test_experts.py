@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from classes import tensors_of
 from recipes import merge_of
 from refused import refused
@@ -116,8 +117,8 @@ def test_slices_take_the_router_of_their_first_source(families, built):
     """Each layer of a stack has the routers of the source that its slice names first."""
     folder = families("mixtral")
     a, b = (tensors_of(folder / name) for name in "ab")
-    slices = [{"layers": ["0:0", "1:0"]}, {"layers": ["1:1", "0:1"]}]
-    recipe = recipe_of(folder, slices=slices, parameters=[])
+    slices = "[layers: ['0:0', '1:0'], layers: ['1:1', '0:1']]"
+    recipe = recipe_of(folder, slices=yaml.safe_load(slices), parameters=[])
     merged = tensors_of(built(recipe))
     for name in halves(a)["router"]:
         assert torch.equal(merged[name], (a if classify(name)[1] == 0 else b)[name])
@@ -147,9 +148,6 @@ def test_a_group_that_is_not_merged_is_refused(architecture, key, message, tmp_p
 
 def test_a_router_is_one_of_those_that_are_merged():
     """Another source, or one for a stack, is refused when the recipe is read."""
-    for merge in (
-        {"router": 2},
-        {"router": 1, "slices": [{"layers": ["0:0", "1:0"]}], "parameters": []},
-    ):
+    for merge in ("router: 2", "{router: 1, slices: [layers: ['0:0', '1:0']], parameters: []}"):
         with pytest.raises(ValueError, match=r"merge.router: . is no source of all that is merged"):
-            recipe_of(Path("x"), **merge)
+            recipe_of(Path("x"), **yaml.safe_load(merge))

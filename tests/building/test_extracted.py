@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from commands import invoke
 from peft import PeftModel
 from recipes import merge_of
 from refused import refused
@@ -12,11 +13,9 @@ from safetensors.torch import load_file
 from tiny_adapters import best_of, products_of, save_adapter
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 from hf_evomerge.building.build_record import read_build_record
 from hf_evomerge.building.extracted import extract_adapter
-from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.file.config import SearchConfig
@@ -161,8 +160,8 @@ def test_the_report_in_json(tiny, search_settings, tmp_path):
     config.save(file)
     out = tmp_path / "out"
     words = ["extract", tiny / "a", "--base", tiny / "base", "--out", out, "--search", file]
-    words = [*map(str, words), "--rank", "2"]
-    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    words += ["--rank", 2]
+    found = json.loads(invoke(*words, "--json").stdout)
     assert (found["folder"], found["rank"]) == (str(out), 2)
     assert found["energy"] == read_build_record(out).energy
     squares = {name: float(each.square().sum()) for name, each in changes(tiny, "a").items()}
@@ -174,7 +173,7 @@ def test_the_report_in_json(tiny, search_settings, tmp_path):
     cut = evaluate_model(str(tiny / "base"), config, adapter=str(out))
     assert found["fitness"]["adapter"] == cut.scores.mean
     assert found["fitness"]["fine_tune"] == evaluate_model(str(tiny / "a"), config).scores.mean
-    lines = CliRunner().invoke(app, [*words, "--overwrite"]).stdout.splitlines()
+    lines = invoke(*words, "--overwrite").stdout.splitlines()
     assert lines[0].split() == ["layer", "weights", "of", "the", "change", "kept"]
     assert lines[-2] == f"the base with the adapter: {cut}"
     assert lines[-1] == f"difference in fitness: {found['fitness']['difference']}"

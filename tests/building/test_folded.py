@@ -2,7 +2,9 @@ import re
 
 import pytest
 import torch
+import yaml
 from classes import edited, read_json, tensors_of
+from commands import invoke
 from fold_cases import HOPS, SCALES, VARIANTS, fold_error, folded, pool_of
 from refused import refused
 from slowly import slow_beyond
@@ -14,11 +16,9 @@ from transformers import (
     MllamaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
-from typer.testing import CliRunner
 from vlms import TEXT, VISION
 
 from hf_evomerge import fold
-from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, PathError
 from hf_evomerge.recipes.layer_path import LayerPath
 
@@ -79,14 +79,10 @@ def test_a_zero_in_mlp_delta_drops_the_mlp(architecture, tmp_path):
 @pytest.mark.parametrize(
     ("hops", "scales", "message"),
     [
-        (["0:0", "0:1*0.5 + 1:1*0.5"], [1, 1], "path[1]: '0:1*0.5 + 1:1*0.5' sums 2 layers"),
-        (["0:0", "0:1*0.5"], [1, 1], "path[1]: '0:1*0.5' has a weight other than 1"),
-        (["0:0", "0:1"], [1, 0], "scales[1]: 0 wipes out the stream"),
-        (
-            ["0:0", "0:1"],
-            [1e-200, 1e-200],
-            "scales[1]: the product of the scales up to this one is 0.0",
-        ),
+        ("0:0, 0:1*0.5 + 1:1*0.5", [1, 1], "path[1]: '0:1*0.5 + 1:1*0.5' sums 2 layers"),
+        ("0:0, 0:1*0.5", [1, 1], "path[1]: '0:1*0.5' has a weight other than 1"),
+        ("0:0, 0:1", [1, 0], "scales[1]: 0 wipes out the stream"),
+        ("0:0, 0:1", [1e-200] * 2, "scales[1]: the product of the scales up to this one is 0.0"),
     ],
 )
 def test_what_no_plain_model_computes_is_refused(hops, scales, message, tmp_path):
@@ -100,16 +96,16 @@ def test_what_no_plain_model_computes_is_refused(hops, scales, message, tmp_path
 @pytest.mark.parametrize(
     ("architecture", "fields", "message"),
     [
-        ("openai-gpt", {}, "'openai-gpt' cannot be folded with these scales"),
-        ("opt", {"do_layer_norm_before": False}, "'opt' cannot be folded with these scales"),
+        ("openai-gpt", "{}", "'openai-gpt' cannot be folded with these scales"),
+        ("opt", "do_layer_norm_before: false", "'opt' cannot be folded with these scales"),
         (
             "opt",
-            {"layer_norm_elementwise_affine": False},
+            "layer_norm_elementwise_affine: false",
             "final_layer_norm has no weight that could be negated",
         ),
         (
             "bloom",
-            {"apply_residual_connection_post_layernorm": True},
+            "apply_residual_connection_post_layernorm: true",
             "'bloom' cannot be folded with these scales; something is done to the stream",
         ),
     ],
@@ -117,9 +113,8 @@ def test_what_no_plain_model_computes_is_refused(hops, scales, message, tmp_path
 def test_variants_that_are_built_otherwise_are_refused(architecture, fields, message, tmp_path):
     """Scales are refused where norms stand in the stream, or a known architecture's configuration
     changes what reads or writes it."""
-    pool_of(architecture, **fields).model(LayerPath.parse(HOPS, SCALES)).save_pretrained(
-        tmp_path / "merged"
-    )
+    pool = pool_of(architecture, **yaml.safe_load(fields))
+    pool.model(LayerPath.parse(HOPS, SCALES)).save_pretrained(tmp_path / "merged")
     with refused(re.escape(message)):
         fold(tmp_path / "merged", tmp_path / "out")
 
@@ -209,26 +204,20 @@ def test_scales_that_the_epsilon_of_norms_sees_are_told(scales, warns, tmp_path,
 def test_the_command_line_folds(saved, tmp_path):
     """`hf-evomerge fold` writes the plain model, and ends with one line where it cannot."""
     out = tmp_path / "out"
-    words = ["fold", str(saved), "--out", str(out), "--dtype", "bfloat16"]
-    assert CliRunner().invoke(app, words).exit_code == 0
+    words = ["fold", saved, "--out", out, "--dtype", "bfloat16"]
+    assert invoke(*words).exit_code == 0
     assert read_json(out / "config.json")["dtype"] == "bfloat16"
-    again = CliRunner().invoke(app, words)
+    again = invoke(*words)
     assert (again.exit_code, "exists already" in again.output) == (1, True)
 
 
 def test_a_type_without_the_field_of_tied_heads_is_folded(tmp_path):
     """The config of a Mllama does not say whether its head is tied: it is not."""
+    sight = """{attention_heads: 2, num_global_layers: 1, vision_output_dim: 32, image_size: 8,
+        intermediate_layers_indices: [0], patch_size: 4}"""
     config = MllamaConfig(
         text_config={**TEXT, "head_dim": None, "cross_attention_layers": [1]},
-        vision_config={
-            **VISION,
-            "attention_heads": 2,
-            "num_global_layers": 1,
-            "vision_output_dim": 32,
-            "intermediate_layers_indices": [0],
-            "image_size": 8,
-            "patch_size": 4,
-        },
+        vision_config={**VISION, **yaml.safe_load(sight)},
         image_token_index=12,
     )
     model = path_model([MllamaForConditionalGeneration(config).eval()], "0:0, 0:1, 0:0")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from classes import edit_json, edited, read_json, tensors_of
 from families import save_family, tiny_config
 from method_cases import CASES
@@ -30,10 +31,10 @@ from hf_evomerge.checkpoints.source import Source
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.recipes.recipe import Recipe
 
-DARE = [
-    {"weight": 0.9, "density": 0.5},
-    {"weight": 0.7, "density": {"embed": 1, "blocks.0-1": 0.25, "head": 0.5}},
-]
+DARE = yaml.safe_load("""
+- {weight: 0.9, density: 0.5}
+- {weight: 0.7, density: {embed: 1, blocks.0-1: 0.25, head: 0.5}}
+""")
 
 
 def digest(folder):
@@ -51,11 +52,12 @@ def digest(folder):
 
 def test_gradients_and_patterns_reach_the_tensors(family, make_recipe, built):
     """A gradient over the two blocks, and a pattern of names, give each tensor its own weight."""
-    weights = [
-        {"weight": {"*down_proj*": 3.0, "default": [0.0, 1.0]}},
-        {"weight": {"*norm*": [2.0], "default": 1.0}},
-    ]
-    recipe = make_recipe(family, "linear", weights, {"normalize": False}, base=False)
+    weights = """
+        - weight: {"*down_proj*": 3.0, default: [0.0, 1.0]}
+        - weight: {"*norm*": [2.0], default: 1.0}
+    """
+    options = {"normalize": False}
+    recipe = make_recipe(family, "linear", yaml.safe_load(weights), options, base=False)
     merged = tensors_of(built(recipe))
     first, second = (tensors_of(family / name) for name in ("source0", "source1"))
     for name, tensor in merged.items():
@@ -174,18 +176,16 @@ def test_custom_code_needs_consent(family, built, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
     )
-    named = {
-        "AutoConfig": "configuration_own.OwnConfig",
-        "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
-    }
-    fields = {"model_type": "own_llama", "architectures": ["OwnForCausalLM"], "auto_map": named}
+    fields = """{model_type: own_llama, architectures: [OwnForCausalLM], auto_map: {
+        AutoConfig: configuration_own.OwnConfig, AutoModelForCausalLM: modeling_own.OwnForCausalLM}}
+    """
     folders = [
         shutil.copytree(family / f"source{index}", tmp_path / f"own{index}") for index in range(2)
     ]
     for folder in folders:
         (folder / "configuration_own.py").write_text(CONFIGURATION)
         (folder / "modeling_own.py").write_text(MODELING)
-        edit_json(folder / "config.json", **fields)
+        edit_json(folder / "config.json", **yaml.safe_load(fields))
     recipe = merge_of(*folders)
     with refused("its config needs Python code that comes with the model; .*--trust-remote-code"):
         built(recipe)

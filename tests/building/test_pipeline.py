@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from classes import edit_json, read_json
 from pipelines import draw, loaded, save_dit, save_sdxl
 from recipes import merge_of, path_of
@@ -234,32 +235,27 @@ def test_an_adapter_is_fused(layout, parents, built, tmp_path):
             torch.testing.assert_close(tensor, theirs[name], msg=name)
 
 
-def _with(key, value):
-    return lambda folder: edit_json(folder / "model_index.json", **{key: value})
-
-
 @pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (
-            lambda folder: (folder / WEIGHTS).rename((folder / WEIGHTS).with_suffix(".bin")),
-            "only diffusion_pytorch_model.bin, a pickle",
-        ),
-        (_with("unet", ["my_unet", "U"]), "unet is of my_unet: code that comes with the pipeline"),
-        (
-            _with("_class_name", ["my_pipeline", "Mine"]),
-            "_class_name is .* code that comes with the pipeline",
-        ),
-        (_with("unet", ["diffusers", 3]), "unet is .* not a library and a class"),
-        (_with("../unet", ["diffusers", "UNet2DConditionModel"]), "not a library and a class"),
-        (lambda folder: shutil.rmtree(folder / "unet"), "names unet, and there is no such folder"),
-        (lambda folder: (folder / WEIGHTS).write_bytes(b"x"), "not a safetensors file"),
-    ],
+    ("entry", "said"),
+    {
+        "unet: [my_unet, U]": "unet is of my_unet: code that comes with the pipeline",
+        "_class_name: [my_pipeline, Mine]": ("_class_name is .* code that comes with the pipeline"),
+        "unet: [diffusers, 3]": "unet is .* not a library and a class",
+        "../unet: [diffusers, UNet2DConditionModel]": "not a library and a class",
+        "gone: [diffusers, UNet2DConditionModel]": "names gone, and there is no such folder",
+        "pickle": "only diffusion_pytorch_model.bin, a pickle",
+        "damage": "not a safetensors file",
+    }.items(),
 )
-def test_what_is_refused(change, said, parents, built, tmp_path):
+def test_what_is_refused(entry, said, parents, built, tmp_path):
     """Pickles, code and damage end in one line, and nothing is written."""
     spoiled = shutil.copytree(parents / "sdxl" / "b", tmp_path / "spoiled")
-    change(spoiled)
+    if entry == "pickle":
+        (spoiled / WEIGHTS).rename((spoiled / WEIGHTS).with_suffix(".bin"))
+    elif entry == "damage":
+        (spoiled / WEIGHTS).write_bytes(b"x")
+    else:
+        edit_json(spoiled / "model_index.json", **yaml.safe_load(entry))
     with refused(said, EvoMergeError):
         built(recipe_of(parents, models=("a", spoiled)))
     assert not (tmp_path / "out").exists()

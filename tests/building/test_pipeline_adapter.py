@@ -9,6 +9,7 @@ import merge_reference as reference
 import numpy as np
 import pytest
 import torch
+from commands import invoke
 from pipelines import draw, loaded, save_flux, save_sd, save_sdxl
 from recipes import merge_of
 from refused import refused
@@ -16,13 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from searches import digests
 from slowly import slow_beyond
-from typer.testing import CliRunner
 
 from hf_evomerge.building.build import build_model, check_recipe
 from hf_evomerge.building.build_record import read_build_record
 from hf_evomerge.checkpoints.inspect import inspect_model
 from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.cli import app
 from hf_evomerge.errors import EvoMergeError, RecipeError
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -218,8 +217,7 @@ def test_it_is_read_again(parents, built):
     facts = inspect_model(out)
     assert facts.model == str(folder / "base")
     assert facts.adapter["ranks"] == [4, 5]  # conv_in has four inputs and outputs
-    shown = CliRunner().invoke(app, ["inspect", str(out)])
-    assert "rank 4/5" in shown.stdout
+    assert "rank 4/5" in invoke("inspect", out).stdout
     alone = open_source(out)
     assert alone.adapter.label == str(out)
     twice = recipe_of(folder, adapters=[out], weights=[2.0])
@@ -275,32 +273,33 @@ def test_a_file_of_kohya(parents, built, tmp_path):
     assert difference(weights(fused(folder / "base", out)), wanted) < 1e-6
 
 
+def pair(module, *more):
+    """A product of rank 1 for a module of eight inputs and outputs, linear or a convolution."""
+    return {
+        f"{module}.lora_A.weight": torch.ones(1, 8, *more),
+        f"{module}.lora_B.weight": torch.ones(8, 1, *more),
+    }
+
+
 ATTENDS = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-DORA = {f"{ATTENDS}.lora_magnitude_vector": torch.ones(8)}
-FULL = {"unet.conv_in.weight": torch.ones(4, 4, 3, 3)}
-OTHER = {
-    "transformer.proj_out.lora_A.weight": torch.ones(1, 8),
-    "transformer.proj_out.lora_B.weight": torch.ones(8, 1),
-}
-DECODER = {
-    "vae.quant_conv.lora_A.weight": torch.ones(1, 8, 1, 1),
-    "vae.quant_conv.lora_B.weight": torch.ones(8, 1, 1, 1),
+FOREIGN = {
+    "DoRA is read of linear layers alone": {f"{ATTENDS}.lora_magnitude_vector": torch.ones(8)},
+    r"changes unet/conv_in.weight by more than .* \(a whole tensor\)": {
+        "unet.conv_in.weight": torch.ones(4, 4, 3, 3)
+    },
+    "changes transformer.proj_out.weight, which the model does not have": pair(
+        "transformer.proj_out"
+    ),
+    "diffusers loads no LoRA into the vae of a StableDiffusionPipeline": pair(
+        "vae.quant_conv", 1, 1
+    ),
 }
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (DORA, "DoRA is read of linear layers alone"),
-        (FULL, r"changes unet/conv_in.weight by more than .* \(a whole tensor\)"),
-        (OTHER, "changes transformer.proj_out.weight, which the model does not have"),
-        (DECODER, "diffusers loads no LoRA into the vae of a StableDiffusionPipeline"),
-    ],
-    ids=["dora", "full", "another component", "vae"],
-)
-def test_what_is_no_lora_is_refused(more, said, parents, tmp_path):
+@pytest.mark.parametrize("said", FOREIGN)
+def test_what_is_no_lora_is_refused(said, parents, tmp_path):
     """DoRA, full tensors, components that the pipeline has not or diffusers loads nothing into."""
     folder = parents / "sd"
-    save_file(load_file(folder / "lora0" / FILE) | more, tmp_path / FILE)
+    save_file(load_file(folder / "lora0" / FILE) | FOREIGN[said], tmp_path / FILE)
     with refused(said, EvoMergeError):
         check_recipe(recipe_of(folder, adapters=[tmp_path], weights=[1.0]), whole=False)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import yaml
 from classes import edit_json, read_json
 from peft import LoraConfig, PeftModel, get_peft_model
 from quantized import to_fp8
@@ -92,20 +93,21 @@ def test_transformers_loads_it_alone(built, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "fields", "reason"),
-    [
-        ("0:0-3", {"flow": {"scales": [1, 1, 0.5, 1]}}, "layers side by side, or scales"),
-        ("0:0, 0:1 + 0:2, 0:3", {}, "side by side"),
-        ("0:0-1, 1:2-3", {}, "runs through several models"),
-        ("0:0-1", {"flow": {"embedding_source": 1}}, "runs through several models"),
-        ("0:0-1", {"dtype": "bfloat16"}, "dtype: an adapter leaves the base's, torch.float32"),
-    ],
+    ("fields", "reason"),
+    {
+        "{path: 0:0-3, flow: {scales: [1, 1, 0.5, 1]}}": "layers side by side, or scales",
+        "path: 0:0, 0:1 + 0:2, 0:3": "side by side",
+        "path: 0:0-1, 1:2-3": "runs through several models",
+        "{path: 0:0-1, flow: {embedding_source: 1}}": "runs through several models",
+        "{path: 0:0-1, dtype: bfloat16}": ("dtype: an adapter leaves the base's, torch.float32"),
+    }.items(),
 )
-def test_what_is_more_than_an_order_of_layers_is_no_adapter(path, fields, reason, built, tmp_path):
+def test_what_is_more_than_an_order_of_layers_is_no_adapter(fields, reason, built, tmp_path):
     """With `auto` the whole model is written; an adapter that is insisted on is refused with the
     reason."""
     models = [saved(tmp_path / f"model{seed}", seed=seed) for seed in range(2)]
-    recipe = recipe_of(path, *models, **fields)
+    given = yaml.safe_load(fields)
+    recipe = recipe_of(given.pop("path"), *models, **given)
     out = built(recipe)
     assert (out / "config.json").is_file()
     with refused(f"the result is no adapter: .*{reason}"):

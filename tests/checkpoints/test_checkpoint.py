@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 import torch
+import yaml
 from classes import tensors_of
-from recipes import merge_of
+from recipes import merge_of, ref_of
 from refused import refused
 
 from hf_evomerge.building.build import open_recipe
@@ -16,10 +17,18 @@ from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.checkpoints.writer import write_checkpoint
 from hf_evomerge.recipes.recipe import Recipe
 
-MERGE = {
-    "method": "ties",
-    "parameters": [{"weight": 0.6, "density": 0.5}, {"weight": 0.7, "density": 0.4}],
-}
+PARTS = yaml.safe_load("""
+merged:
+  merge: &merge
+    method: ties
+    parameters: [{weight: 0.6, density: 0.5}, {weight: 0.7, density: 0.4}]
+routed: &routed
+  flow: {path: ["0:0", "1:1", "0:1"], scales: [1, 0.5, 2]}
+hybrid:
+  merge: *merge
+  flow: {path: ["2:0", "2:1", "0:1", "2:1"], scales: [1, 0.5, 1.5, 1]}
+folded: *routed
+""")
 
 
 @pytest.fixture
@@ -29,22 +38,14 @@ def make(tiny):
     def made(kind):
         if kind == "source":
             return open_source(tiny / "a")
-        flow = {"path": ["0:0", "1:1", "0:1"], "scales": [1, 0.5, 2]}
-        if kind == "hybrid":
-            flow = {"path": ["2:0", "2:1", "0:1", "2:1"], "scales": [1, 0.5, 1.5, 1]}
-        fields = {
-            "sources": [{"model": str(tiny / name)} for name in "ab"],
-            "base": {"model": str(tiny / "base")},
-            "merge": MERGE if kind in ("merged", "hybrid") else None,
-            "flow": flow if kind != "merged" else None,
-        }
-        checkpoint = open_recipe(Recipe.model_validate(fields))
+        given = {"sources": [ref_of(tiny / name) for name in "ab"], "base": ref_of(tiny / "base")}
+        checkpoint = open_recipe(Recipe.model_validate({**given, **PARTS[kind]}))
         return Folded(checkpoint) if kind == "folded" else checkpoint
 
     return made
 
 
-KINDS = ["source", "merged", "routed", "hybrid", "folded"]
+KINDS = ["source", *PARTS]
 
 
 @pytest.mark.parametrize("kind", KINDS)

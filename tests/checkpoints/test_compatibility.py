@@ -2,20 +2,19 @@
 told, with both sides."""
 
 import json
-import re
 import shutil
 
 import pytest
 import torch
+import yaml
 from classes import edit_json, edited, random_class, read_json, tensors_of
+from commands import invoke
 from recipes import merge_of
 from refused import refused
-from typer.testing import CliRunner
 
 from hf_evomerge.building.build import check_recipe
 from hf_evomerge.checkpoints.compatibility import check_mergeable, find_warnings
 from hf_evomerge.checkpoints.open import open_source
-from hf_evomerge.cli import app
 
 
 @pytest.fixture
@@ -53,23 +52,18 @@ def labelled(folder, *heads):
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "message"),
+    ("first", "second", "said"),
     [
-        (
-            "red green",
-            "x y",
-            "labels differ: red, green in .*0, x, y in .*1: rows of their heads mean other",
-        ),
-        ("neg pos", "NEG POS", None),
-        ("LABEL_0 LABEL_1", "LABEL_0 LABEL_1", None),
+        ("red green", "x y", ["labels differ: red, green in 0, x, y in 1: rows of their heads"]),
+        ("neg pos", "NEG POS", []),
+        ("LABEL_0 LABEL_1", "LABEL_0 LABEL_1", []),
     ],
 )
-def test_labels_that_mean_other_things_are_told(first, second, message, tmp_path):
+def test_labels_that_mean_other_things_are_told(first, second, said, tmp_path):
     """Heads whose labels differ are merged with a line; case does not count."""
     warnings = check_recipe(merge_of(*labelled(tmp_path, first, second))).warnings
-    lines = [line for line in warnings if "labels" in line]
-    assert len(lines) == (message is not None)
-    assert all(re.match(message, line) for line in lines)
+    lines = [line.replace(f"{tmp_path}/", "") for line in warnings if "labels" in line]
+    assert [line.partition(" mean other")[0] for line in lines] == said
 
 
 def test_labels_in_another_order_are_refused_whatever_their_case(tmp_path):
@@ -79,24 +73,22 @@ def test_labels_in_another_order_are_refused_whatever_their_case(tmp_path):
         check_recipe(merge_of(*folders))
 
 
-SETTINGS = [
-    (
-        {"rms_norm_eps": 1e-3},
-        "rms_norm_eps differs: 1e-06 in {a}, 0.001 in {b}; the result has that of the first",
+SETTINGS = {
+    "rms_norm_eps: 0.001": (
+        "rms_norm_eps differs: 1e-06 in {a}, 0.001 in {b}; the result has that of the first"
     ),
-    ({"max_position_embeddings": 99}, "max_position_embeddings differs: 48 in {a}, 99 in {b}"),
-    (
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
-        "rope_parameters differs: {{'rope_theta': 10000.0, 'rope_type': 'default'}} in {a}, ",
+    "max_position_embeddings: 99": "max_position_embeddings differs: 48 in {a}, 99 in {b}",
+    "rope_parameters: {rope_type: default, rope_theta: 500000.0}": (
+        "rope_parameters differs: {{'rope_theta': 10000.0, 'rope_type': 'default'}} in {a}, "
     ),
-]
+}
 
 
-@pytest.mark.parametrize(("changes", "message"), SETTINGS)
+@pytest.mark.parametrize(("changes", "message"), SETTINGS.items())
 def test_settings_that_differ_are_told(changes, message, pair):
     """Other rotary settings, norm epsilons and lengths are a warning that names both sides, and the
     merge is still made."""
-    edit_json(pair[1] / "config.json", **changes)
+    edit_json(pair[1] / "config.json", **yaml.safe_load(changes))
     (line,) = told(*pair)
     assert line.startswith(message.format(a=pair[0], b=pair[1]))
     check_mergeable(list(map(open_source, pair)))
@@ -154,14 +146,13 @@ def test_a_dry_run_and_a_build_tell_the_same(pair, tmp_path):
     the tensors."""
     edit_json(pair[1] / "config.json", rms_norm_eps=1e-3)
     merge_of(*pair).save(tmp_path / "recipe.yaml")
-    words = ["merge", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]
-    dry = CliRunner().invoke(app, [*words, "--dry-run"])
-    built = CliRunner().invoke(app, words)
+    words = ["merge", tmp_path / "recipe.yaml", "--out", tmp_path / "out"]
+    dry = invoke(*words, "--dry-run")
+    built = invoke(*words)
     assert dry.exit_code == built.exit_code == 0
-    line = next(
-        line for line in dry.stdout.splitlines() if line.startswith("warning: rms_norm_eps differs")
-    )
-    assert dry.stdout.startswith("fine: linear of 2 sources, as ")
+    first, *lines = dry.stdout.splitlines()
+    assert first.startswith("fine: linear of 2 sources, as ")
+    line = next(line for line in lines if line.startswith("warning: rms_norm_eps differs"))
     assert line in built.stderr
     assert "note: 21 tensors: 21 merged" in built.stderr
 

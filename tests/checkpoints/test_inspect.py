@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from classes import random_class, save_tensors
+from commands import invoke
 from families import tiny_config
 from recipes import path_of
 from tiny_adapters import save_adapter
 from transformers import LlamaForCausalLM
-from typer.testing import CliRunner
 
-from hf_evomerge import cli
 from hf_evomerge.building.build import build_model
 from hf_evomerge.checkpoints import inspect as inspection
 from hf_evomerge.checkpoints.inspect import inspect_model
@@ -23,7 +23,7 @@ OUTSIDE = 2 * 26 * 16 + 16  # embeddings, head, final norm
 
 
 def _invoke(*arguments):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    result = invoke(*arguments)
     assert result.exit_code == 0, (result.output, result.exception)
     return result.stdout
 
@@ -116,13 +116,9 @@ def test_integers_and_templates_and_quantised_weights(tmp_path):
 def test_an_adapter(tiny, tmp_path):
     """An adapter is told with its rank, alpha, modules and size, and everything else is its base's;
     in JSON too."""
-    settings = {
-        "r": 4,
-        "lora_alpha": 7,
-        "target_modules": ["q_proj", "down_proj"],
-        "rank_pattern": {"q_proj": 2},
-    }
-    folder = save_adapter(tiny / "base", tmp_path / "lora", 0, **settings)
+    settings = """{r: 4, lora_alpha: 7, target_modules: [q_proj, down_proj],
+        rank_pattern: {q_proj: 2}}"""
+    folder = save_adapter(tiny / "base", tmp_path / "lora", 0, **yaml.safe_load(settings))
     found = inspect_model(folder)
     base = inspect_model(tiny / "base")
     assert replace(found, adapter=None) == base

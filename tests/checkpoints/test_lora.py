@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+import yaml
 from classes import edit_json, edited, tensors_of
 from peft import PeftModel
 from recipes import merge_of, ref_of
@@ -24,16 +25,16 @@ from hf_evomerge.errors import SourceError
 from hf_evomerge.recipes.recipe import Recipe, SourceRef
 
 BOTH = ["q_proj", "down_proj"]
-CASES = {
-    "plain": {},
-    "rank-stabilised": {"r": 9, "use_rslora": True},
-    "patterns": {"rank_pattern": {"q_proj": 6}, "alpha_pattern": {r"layers\.1\.mlp\.down_proj": 3}},
-    "dora": {"use_dora": True},
-    "embeddings": {"target_modules": [*BOTH, "embed_tokens"]},
-    "modules to save": {"modules_to_save": ["lm_head"]},
-    "a head, saved with its weights": {"target_modules": [*BOTH, "lm_head"]},
-    "bias": {"bias": "all"},
-}
+CASES = yaml.safe_load(r"""
+plain: {}
+rank-stabilised: {r: 9, use_rslora: true}
+patterns: {rank_pattern: {q_proj: 6}, alpha_pattern: {layers\.1\.mlp\.down_proj: 3}}
+dora: {use_dora: true}
+embeddings: {target_modules: [q_proj, down_proj, embed_tokens]}
+modules to save: {modules_to_save: [lm_head]}
+a head, saved with its weights: {target_modules: [q_proj, down_proj, lm_head]}
+bias: {bias: all}
+""")
 
 
 def base_model(architecture="llama", dtype=torch.float32):
@@ -94,17 +95,18 @@ def test_it_is_what_peft_merges(case, dtype, adapted):
 @pytest.mark.parametrize(
     ("architecture", "said", "settings"),
     [
-        ("gpt2", True, {"target_modules": ["c_attn", "c_proj"]}),
-        ("gpt2", True, {"target_modules": ["c_attn", "c_proj"], "use_dora": True}),
-        ("gpt2", False, {"target_modules": ["attn.c_proj"]}),
-        ("gpt2", False, {"target_modules": ["c_attn"]}),
-        ("llama", True, {"target_modules": BOTH}),
+        ("gpt2", True, "target_modules: [c_attn, c_proj]"),
+        ("gpt2", True, "{target_modules: [c_attn, c_proj], use_dora: true}"),
+        ("gpt2", False, "target_modules: [attn.c_proj]"),
+        ("gpt2", False, "target_modules: [c_attn]"),
+        ("llama", True, "{}"),
     ],
 )
 def test_transposed_layers(architecture, said, settings, adapted):
     """GPT-2 keeps its weights transposed, square ones too; what peft makes of them is made here,
     also where fan_in_fan_out is not the layers' own."""
-    base, adapter = adapted(architecture, r=4, fan_in_fan_out=architecture == "gpt2", **settings)
+    given = {"fan_in_fan_out": architecture == "gpt2", **yaml.safe_load(settings)}
+    base, adapter = adapted(architecture, **given)
     edit_json(adapter / "adapter_config.json", fan_in_fan_out=said)
     expected = merged_by_peft(base, adapter)
     source = opened(base, adapter)
@@ -183,40 +185,36 @@ def test_a_search_scores_adapted_sources(search_config, tiny, built, tmp_path):
     assert scores[0] != scores[2]
 
 
-PLACE = "model.layers.0.mlp.down_proj.lora_A.weight"
-REFUSED = [
-    ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA adapters can be merged"),
-    ({"init_lora_weights": "pissa_niter_4"}, "is 'pissa_niter_4', which changes the base"),
-    (
-        {"target_parameters": ["experts"]},
-        "target_parameters is ['experts'], which is not supported; merge it with peft",
+DOWN = "model.layers.0.mlp.down_proj"
+REFUSED = {
+    "peft_type: IA3": "peft_type is 'IA3'; only LORA adapters can be merged",
+    "init_lora_weights: pissa_niter_4": "is 'pissa_niter_4', which changes the base",
+    "target_parameters: [experts]": (
+        "target_parameters is ['experts'], which is not supported; merge it with peft"
     ),
-    ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens is [5], which is not supported$"),
-    ({"r": 5}, "model.layers.0.mlp.down_proj has rank 4, adapter_config.json says 5"),
-    ({"use_dora": True}, "which have a magnitude where adapter_config.json says use_dora"),
-    ({"target_modules": ["q_proj"]}, "target_modules does not name model.layers.0.mlp.down_proj"),
-    ({"target_modules": {"q_proj": 1}}, "is {'q_proj': 1}, no list of at most 4096 names"),
-    ({"exclude_modules": ["mlp.down_proj"]}, "exclude_modules names model.layers.0.mlp.down_proj"),
-    ({"exclude_modules": r"model\..*\.q_proj"}, "exclude_modules names model.layers.0.self_attn.q"),
-    ({"target_modules": r".*\.q_proj"}, "target_modules does not name model.layers.0.mlp.down_pr"),
-    ({"layers_to_transform": [1]}, "layers_to_transform leaves out model.layers.0.mlp.down_proj"),
-    (
-        {"layers_to_transform": 0, "layers_pattern": "h"},
-        "layers_to_transform leaves out model.layers.0.mlp.down_proj",
-    ),
-    ({"exclude_modules": 5}, "exclude_modules is 5, no list of at most 4096 names"),
-    ({"alpha_pattern": {"(": 3}}, "'(' is no regular expression"),
-    ({"alpha_pattern": [3]}, "alpha_pattern is [3], not a mapping"),
-    ({"lora_alpha": "x"}, "lora_alpha of model.layers.0.mlp.down_proj is 'x', not a finite number"),
-]
+    "alora_invocation_tokens: [5]": "alora_invocation_tokens is [5], which is not supported$",
+    "r: 5": f"{DOWN} has rank 4, adapter_config.json says 5",
+    "use_dora: true": "which have a magnitude where adapter_config.json says use_dora",
+    "target_modules: [q_proj]": f"target_modules does not name {DOWN}",
+    "target_modules: {q_proj: 1}": "is {'q_proj': 1}, no list of at most 4096 names",
+    "exclude_modules: [mlp.down_proj]": f"exclude_modules names {DOWN}",
+    r"exclude_modules: model\..*\.q_proj": "exclude_modules names model.layers.0.self_attn.q",
+    r"target_modules: .*\.q_proj": f"target_modules does not name {DOWN}",
+    "layers_to_transform: [1]": f"layers_to_transform leaves out {DOWN}",
+    "{layers_to_transform: 0, layers_pattern: h}": f"layers_to_transform leaves out {DOWN}",
+    "exclude_modules: 5": "exclude_modules is 5, no list of at most 4096 names",
+    "alpha_pattern: {(: 3}": "'(' is no regular expression",
+    "alpha_pattern: [3]": "alpha_pattern is [3], not a mapping",
+    "lora_alpha: x": f"lora_alpha of {DOWN} is 'x', not a finite number",
+}
 
 
-@pytest.mark.parametrize(("config", "message"), REFUSED)
+@pytest.mark.parametrize(("config", "message"), REFUSED.items())
 def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
     """Another kind of adapter, or settings that change the arithmetic or contradict the tensors,
     are refused in one line."""
     base, adapter = adapted()
-    edit_json(adapter / "adapter_config.json", **config)
+    edit_json(adapter / "adapter_config.json", **yaml.safe_load(config))
     with pytest.raises(SourceError) as caught:
         check_recipe(merge_of((base, adapter)))
     assert message in f"{caught.value}$"
@@ -251,8 +249,8 @@ def test_a_config_that_cannot_be_followed_is_refused(config, message, adapted):
         ),
         (lambda t: {}, "adapter_model.safetensors has no tensors; save the adapter again"),
         (
-            lambda t: {**t, PLACE: torch.ones(4, 40)},
-            f"base_model.model.{PLACE} and {PLACE} are both for",
+            lambda t: {**t, f"{DOWN}.lora_A.weight": torch.ones(4, 40)},
+            f"base_model.model.{DOWN}.lora_A.weight and {DOWN}.lora_A.weight are both for",
         ),
     ],
 )
@@ -313,11 +311,9 @@ def test_a_factor_that_cannot_be_read(alpha, metadata, message, tmp_path):
     """The factor of a pipeline's adapter, in its tensors or its header, is a number, or is refused
     before anything is built."""
     tensors = {"lora_unet_to_q.alpha": torch.tensor(alpha, dtype=torch.float32)}
-    for name, (a, b) in {
-        "unet.to_k": ("lora_A", "lora_B"),
-        "lora_unet_to_q": ("lora_down", "lora_up"),
-    }.items():
-        tensors |= {f"{name}.{a}.weight": torch.ones(2, 6), f"{name}.{b}.weight": torch.ones(8, 2)}
+    for down in ("unet.to_k.lora_A", "lora_unet_to_q.lora_down"):
+        up = down.replace("down", "up").replace("_A", "_B")
+        tensors |= {f"{down}.weight": torch.ones(2, 6), f"{up}.weight": torch.ones(8, 2)}
     file = tmp_path / "pytorch_lora_weights.safetensors"
     save_file(tensors, file, metadata={"lora_adapter_metadata": metadata})
     weights = {f"unet.to_{letter}.weight": TensorInfo("F32", (8, 6)) for letter in "qk"}

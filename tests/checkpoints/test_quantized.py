@@ -3,6 +3,7 @@ others are refused by name."""
 
 import pytest
 import torch
+import yaml
 from classes import edit_json, edited, read_json, tensors_of
 from quantized import FP8, save_mxfp4, to_fp8
 from recipes import merge_of, path_of
@@ -87,23 +88,22 @@ def test_an_inspection_names_the_quantisation(tmp_path):
     assert set(found.effective.dtypes) == {"BF16"}
 
 
-OTHERS = [
-    ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, r"modelopt \(NVFP4\)"),
-    (
-        {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
-        r"compressed-tensors \(nvfp4-pack-quantized\)",
+OTHERS = {
+    "{quant_method: modelopt, quant_algo: NVFP4}": r"modelopt \(NVFP4\)",
+    "{quant_method: compressed-tensors, format: nvfp4-pack-quantized}": (
+        r"compressed-tensors \(nvfp4-pack-quantized\)"
     ),
-    ({"quant_method": "awq", "bits": 4}, "awq"),
-    ({"bits": 4}, "an unnamed method"),
-    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
-]
+    "{quant_method: awq, bits: 4}": "awq",
+    "bits: 4": "an unnamed method",
+    "{quant_method: bitsandbytes, load_in_4bit: true}": "bitsandbytes",
+}
 
 
-@pytest.mark.parametrize(("settings", "name"), OTHERS)
+@pytest.mark.parametrize(("settings", "name"), OTHERS.items())
 def test_other_quantisations_are_refused_by_name(settings, name, built, tmp_path):
     """What is not dequantised is refused before any work, with the name of what was found."""
     tiny_model("llama", 2).save_pretrained(tmp_path / "model")
-    edit_json(tmp_path / "model" / "config.json", quantization_config=settings)
+    edit_json(tmp_path / "model" / "config.json", quantization_config=yaml.safe_load(settings))
     for recipe in (merge_of(tmp_path / "model"), path_of(tmp_path / "model", hops="0:0-1")):
         with refused(f"weights quantised by {name} cannot be"):
             built(recipe)

@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from commands import invoke
 from faulty_hub import Fault
 from hub_fixtures import use_hub
 from huggingface_hub import constants
@@ -19,11 +20,9 @@ from safetensors.torch import load_file
 from sentence import sentence_folder
 from tiny_adapters import save_adapter
 from tiny_models import tiny_model
-from typer.testing import CliRunner
 from words import word_tokenizer
 
 from hf_evomerge.checkpoints.repository import Repository
-from hf_evomerge.cli import app
 
 NAMES = ("base", "a", "b")
 WEIGHTS = "model.safetensors"
@@ -66,7 +65,7 @@ def run(hub, tmp_path):
             patch.setattr(constants, "HF_HUB_OFFLINE", offline)
             patch.chdir(tmp_path)
             disable_progress_bars()
-            done = CliRunner().invoke(app, words)
+            done = invoke(*words)
             enable_progress_bars()
             assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
             assert done.exit_code == status, done.stderr

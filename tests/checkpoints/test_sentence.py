@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from classes import edit_json, read_json
 from recipes import merge_of
 from refused import refused
@@ -29,20 +30,16 @@ def folders(tmp_path):
     ]
 
 
+def change_modules(folder, change):
+    """Change the list of modules of a folder."""
+    file = folder / "modules.json"
+    file.write_text(json.dumps(change(read_json(file))))
+
+
 def recipe(folders, weights=(0.25, 0.75), **more):
     """Both, with their weights."""
     merge = {"options": {"normalize": False}}
     return merge_of(*folders, weights=weights, merge=merge, **more)
-
-
-def _modules(change):
-    """Changes the list of modules of a folder."""
-
-    def edit(folder):
-        file = folder / "modules.json"
-        file.write_text(json.dumps(change(read_json(file))))
-
-    return edit
 
 
 def test_modules_are_merged_with_the_encoder(folders, tmp_path):
@@ -92,70 +89,68 @@ def test_modules_come_from_the_first_source_whosever_the_tokenizer_is(folders, t
         check_recipe(recipe(folders))
     for name in parts:
         shutil.rmtree(folders[0] / name)
-    _modules(lambda entries: entries[:2])(folders[0])
+    change_modules(folders[0], lambda entries: entries[:2])
     built = build_model(recipe(folders, tokenizer=1), tmp_path / "out")
     assert (built / "modules.json").read_text() == (folders[0] / "modules.json").read_text()
     assert (built / "1_Pooling" / "config.json").is_file()
 
 
-REFUSED = {
-    "pooling": (
-        lambda folder: edit_json(folder / "1_Pooling" / "config.json", pooling_mode="cls"),
-        "1_Pooling: pooling is mean in .*a, cls in .*b",
-    ),
-    "activation": (
-        lambda folder: edit_json(
-            folder / "2_Dense" / "config.json",
-            activation_function="torch.nn.modules.linear.Identity",
-        ),
-        "2_Dense: activation_function is Tanh in .*a, Identity in .*b",
-    ),
-    "dimension": (
-        lambda folder: save_file(
-            {"linear.weight": torch.ones(4, 16), "linear.bias": torch.ones(4)},
-            folder / "2_Dense" / WEIGHTS,
-        ),
-        r"2_Dense/linear\.weight: shape \[8, 16\] in .*a, \[4, 16\] in .*b",
-    ),
-    "no dense": (
-        _modules(lambda entries: [one for one in entries if one["path"] != "2_Dense"]),
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("1_Pooling/config.json", "pooling_mode: cls", "1_Pooling: pooling is mean in .*a, cls in"),
         (
-            r"modules after the encoder differ: 1_Pooling .*, 2_Dense .*, 3_LayerNorm .*a, "
-            r"1_Pooling .*, 3_LayerNorm .*b"
+            "2_Dense/config.json",
+            "activation_function: torch.nn.modules.linear.Identity",
+            "2_Dense: activation_function is Tanh in .*a, Identity in .*b",
         ),
-    ),
-    "pickle": (
-        lambda folder: (folder / "2_Dense" / WEIGHTS).rename(folder / "2_Dense/pytorch_model.bin"),
         (
-            r"b: 2_Dense has no model\.safetensors \(only pytorch_model\.bin, a pickle, which "
-            r"can run code when read\); save it"
+            "config_sentence_transformers.json",
+            "prompts: [query]",
+            r"b: config_sentence_transformers\.json: prompts is no mapping",
         ),
-    ),
-    "no weights": (
-        lambda folder: (folder / "2_Dense" / WEIGHTS).unlink(),
-        r"b: 2_Dense has no model\.safetensors \(no weights\)",
-    ),
-    "a place outside": (
-        _modules(lambda entries: [*entries, {"type": "x.Dense", "path": "../a"}]),
-        r"b: modules\.json: Dense lies in '\.\./a', which is no folder such as 2_Dense",
-    ),
-    "entries": (
-        lambda folder: (folder / "modules.json").write_text("[1, 2]"),
-        r"b: modules\.json cannot be read",
-    ),
-    "prompts": (
-        lambda folder: edit_json(folder / "config_sentence_transformers.json", prompts=["query"]),
-        r"b: config_sentence_transformers\.json: prompts is no mapping",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_go_together_is_one_line(folders, case):
-    """Refused before work, with what is where."""
-    change, message = REFUSED[case]
-    change(folders[1])
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line(file, change, message, folders):
+    """Pooling, activation and prompts are refused before work, with what is where."""
+    edit_json(folders[1] / file, **yaml.safe_load(change))
     with refused(message):
+        check_recipe(recipe(folders))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda entries: [one for one in entries if one["path"] != "2_Dense"],
+            r"modules after the encoder differ: 1_Pooling .*, 2_Dense .*, 3_LayerNorm .*a, "
+            r"1_Pooling .*, 3_LayerNorm .*b",
+        ),
+        (
+            lambda entries: [*entries, {"type": "x.Dense", "path": "../a"}],
+            r"b: modules\.json: Dense lies in '\.\./a', which is no folder such as 2_Dense",
+        ),
+        (lambda entries: [1, 2], r"b: modules\.json cannot be read"),
+    ],
+)
+def test_modules_that_do_not_go_together_are_one_line(change, message, folders):
+    """Another list of modules, a place outside and what is no list are refused before work."""
+    change_modules(folders[1], change)
+    with refused(message):
+        check_recipe(recipe(folders))
+
+
+def test_weights_of_modules_that_do_not_go_together_are_one_line(folders):
+    """Another dimension, a pickle and no weights are refused before work."""
+    file = folders[1] / "2_Dense" / WEIGHTS
+    save_file({"linear.weight": torch.ones(4, 16), "linear.bias": torch.ones(4)}, file)
+    with refused(r"2_Dense/linear\.weight: shape \[8, 16\] in .*a, \[4, 16\] in .*b"):
+        check_recipe(recipe(folders))
+    pickle = file.rename(file.with_name("pytorch_model.bin"))
+    with refused(r"b: 2_Dense has no model\.safetensors \(only pytorch_model\.bin, a pickle, .*"):
+        check_recipe(recipe(folders))
+    pickle.unlink()
+    with refused(r"b: 2_Dense has no model\.safetensors \(no weights\)"):
         check_recipe(recipe(folders))
 
 
@@ -174,7 +169,7 @@ def test_other_prompts_are_warned_about(folders):
 
 def test_a_last_module_that_only_some_have_is_said(folders):
     """Vectors that are normalised by the first source alone, or not by it, are a line."""
-    _modules(lambda entries: entries[:-1])(folders[1])
+    change_modules(folders[1], lambda entries: entries[:-1])
     line = (
         "the last module is Normalize in {}, LayerNorm in {}; the result has the modules of the "
         "first"

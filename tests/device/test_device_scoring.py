@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 from classes import random_class
 from sentence import sentence_folder
 from transformers import AutoTokenizer, BertModel
@@ -11,36 +12,35 @@ from words import word_tokenizer
 from hf_evomerge.checkpoints.open import open_source
 from hf_evomerge.fitness import Example, make_task, parse_task
 from hf_evomerge.fitness.text.embedding import attach_modules
-from hf_evomerge.recipes.recipe import FlowPart, MergePart, SourceRef
+from hf_evomerge.recipes.recipe import SourceRef
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 
-TASKS = {
-    "likelihood": {"separator": " "},
-    "generation": {"extract": "all", "max_new_tokens": 6, "stop": ["w1"]},
-    "multiple_choice": {},
-    "perplexity": {},
-    "agreement": {"source": "base", "separator": " "},
-}
+TASKS = yaml.safe_load("""
+- {task: likelihood, separator: " "}
+- {task: generation, extract: all, max_new_tokens: 6, stop: [w1]}
+- {task: multiple_choice}
+- {task: perplexity}
+- {task: agreement, source: base, separator: " "}
+""")
+PARTS = """
+- merge: {method: ties, parameters: [{weight: 0.7, density: 0.5}, {weight: 0.4}]}
+- flow: {path: ["0:0", "1:1*0.6 + 0:1*0.5", "0:0", "1:1"], scales: [1.0, 0.8, 1.2, 1.0]}
+"""
 EXAMPLES = [
     Example(f"w{number} w3 4", f"w{number}", str(number), choices=("w0", "w1", "w2"))
     for number in range(3)
 ]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task["task"])
 def test_a_task_there(task, device, search_there):
     """A parent, a merge and a path with hops of several terms have the processor's scores."""
     scores = []
     for place in ("cpu", device):
-        config = search_there(place, space="hybrid", fitness={"task": task, **TASKS[task]})
+        config = search_there(place, space="hybrid", fitness=task)
         evaluator = Evaluator(config, examples={"search": EXAMPLES})
-        merge = MergePart(
-            method="ties", parameters=[{"weight": 0.7, "density": 0.5}, {"weight": 0.4}]
-        )
-        path = FlowPart(
-            path=["0:0", "1:1*0.6 + 0:1*0.5", "0:0", "1:1"], scales=[1.0, 0.8, 1.2, 1.0]
-        )
-        targets = [config.sources[0], config.recipe(merge=merge), config.recipe(flow=path)]
+        targets = [config.sources[0]]
+        targets += [config.recipe(**part) for part in yaml.safe_load(PARTS)]
         found = [evaluator.evaluate(target) for target in targets]
         assert [each.error for each in found] == [None] * 3
         assert evaluator.models.model(targets[-1]).device == torch.device(place)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import yaml
 from other_device import NAME
 from searches import facts
 from slowly import slow_beyond
@@ -13,20 +14,26 @@ from hf_evomerge.search.phases.baselines import lora as baselines
 from hf_evomerge.search.phases.baselines.merge_lora import learn_together
 from hf_evomerge.search.run import run_search
 
-FEW = {"by": "cma", "evaluations": 4, "population": 4}
-STEPS = {"by": "gradient", "evaluations": 8, "batch": 2}
-PATHS = {"space": "dfs", "path": {"kind": "gates", "terms": "all"}}
-KINDS = {
-    "ps": {"merge": {"method": "dare_ties", "groups": "block"}, "optimize": [FEW]},
-    "dfs": {**PATHS, "optimize": [{**FEW, "sigma": 1.0}]},
-    "hybrid": {
-        "space": "hybrid",
-        "fitness": {"task": "generation", "extract": "all", "max_new_tokens": 4},
-        "optimize": [{**FEW, "space": "ps"}, {**FEW, "sigma": 1.0, "space": "dfs"}],
-    },
-    "gradient": {"optimize": [STEPS, FEW], "compare": {"baselines": ["lora", "merge+lora"]}},
-    "gates": {**PATHS, "optimize": [{**STEPS, "evaluations": 12}]},
-}
+KINDS = yaml.safe_load("""
+ps:
+  space: ps
+  merge: {method: dare_ties, groups: block}
+  optimize: [&few {by: cma, evaluations: 4, population: 4}]
+dfs: &paths
+  space: dfs
+  path: {kind: gates, terms: all}
+  optimize: [&wide {<<: *few, sigma: 1.0}]
+hybrid:
+  space: hybrid
+  fitness: {task: generation, extract: all, max_new_tokens: 4}
+  optimize: [{<<: *few, space: ps}, {<<: *wide, space: dfs}]
+gradient:
+  space: ps
+  optimize: &steps [{by: gradient, evaluations: 8, batch: 2}, *few]
+  compare: {baselines: [lora, merge+lora]}
+gates: {<<: *paths, optimize: [{by: gradient, evaluations: 12, batch: 2}]}
+""")
+STEPS = KINDS["gradient"]["optimize"][:1]
 
 
 @pytest.fixture
@@ -55,16 +62,14 @@ def test_a_search_there(kind, device, search_there, tmp_path, monkeypatch):
     """Every kind of search has the processor's trials and winner; without gradients to the last
     bit."""
     monkeypatch.setattr(baselines, "RATES", (1e-3,))
-    check_table(
-        lambda place: search_there(place, **{"space": "ps", **KINDS[kind]}), device, tmp_path
-    )
+    check_table(lambda place: search_there(place, **KINDS[kind]), device, tmp_path)
     if kind not in ("gradient", "gates"):
         assert facts(tmp_path / device) == facts(tmp_path / "cpu")
 
 
 def test_adapters_there(device, adapters, search_there, tmp_path):
     """Adapters run unmerged on a base of the device, with a weight for each run of rows."""
-    how = {"merge": {"groups": "rows"}, "optimize": [STEPS]}
+    how = {"merge": {"groups": "rows"}, "optimize": STEPS}
     check_table(lambda place: search_there(place, **how, **adapters), device, tmp_path)
 
 
@@ -79,7 +84,7 @@ def test_lora_learns_beside_a_merge_there(of_adapters, device, adapters, search_
     found = []
     for place in ("cpu", device):
         evaluator = Evaluator(
-            search_there(place, optimize=[STEPS], **(adapters if of_adapters else {}))
+            search_there(place, optimize=STEPS, **(adapters if of_adapters else {}))
         )
         recipe, tuned = learn_together(evaluator, evaluator.config.stages[0], 1e-2)
         task = evaluator.tasks.prepared(evaluator.config.sources[0])
@@ -90,9 +95,8 @@ def test_lora_learns_beside_a_merge_there(of_adapters, device, adapters, search_
 
 def weights_of(recipe):
     """The numbers of a recipe's weights, in order."""
-    weights = [parameters["weight"] for parameters in recipe.merge.parameters]
-    return [
-        number
-        for each in weights
-        for number in (each.values() if isinstance(each, dict) else [each])
-    ]
+    found = []
+    for parameters in recipe.merge.parameters:
+        weight = parameters["weight"]
+        found += weight.values() if isinstance(weight, dict) else [weight]
+    return found

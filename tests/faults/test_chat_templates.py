@@ -118,18 +118,9 @@ def test_the_space_brings_the_file_that_it_needs():
     from hf_evomerge.hub.space import space_files
 
     file = space_files("u/m")["hf_evomerge/fitness/text/chat.py"]
-    asked = {
-        "template": "{{ messages[0].content }}",
-        "messages": [{"content": "é"}],
-        "special": {},
-        "open_ended": True,
-        "seconds": 5,
-    }
+    asked = """{"template": "{{ messages[0].content }}", "messages": [{"content": "\u00e9"}],
+        "special": {}, "open_ended": true, "seconds": 5}"""
     done = subprocess.run(
-        [sys.executable, "-P", str(file)],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-P", str(file)], input=asked, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == ""

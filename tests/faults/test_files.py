@@ -46,18 +46,34 @@ MERGEKIT = [
     file.read_text(encoding="utf-8")
     for file in sorted((ROOT / "tests" / "mergekit" / "configs").glob("*.yml"))
 ]
-ADAPTER = {
-    "peft_type": "LORA",
-    "r": 2,
-    "lora_alpha": 4,
-    "rank_pattern": {},
-    "alpha_pattern": {"q_proj": 2},
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "init_lora_weights": True,
-    "use_dora": False,
-    "target_modules": ["q_proj"],
-}
+ADAPTER = yaml.safe_load("""
+peft_type: LORA
+r: 2
+lora_alpha: 4
+rank_pattern: {}
+alpha_pattern: {q_proj: 2}
+fan_in_fan_out: false
+modules_to_save: null
+init_lora_weights: true
+use_dora: false
+target_modules: [q_proj]
+""")
+TEXTS_OF_STRANGERS = """
+../../etc/passwd
+/dev/zero
+~nobody/x
+0:0-4095 x999
+1:3
+blocks.0-99999
+**************************************************
+*a*b*
+(a+)+$
+{{
+2024-01-01
+no
+=
+<<
+u/a@b@c""".splitlines()
 ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -65,30 +81,7 @@ ODD = st.one_of(
     st.sampled_from(
         [10**7, -(10**20), 10**400, 2**31, 1e308, -1e308, 1e-320, float("nan"), float("inf"), 0.0]
     ),
-    st.sampled_from(
-        [
-            "",
-            " ",
-            "x" * 100_000,
-            "\ud800",
-            "é\n\t\x07",
-            "../../etc/passwd",
-            "/dev/zero",
-            "~nobody/x",
-            "0:0-4095 x999",
-            "1:3",
-            "blocks.0-99999",
-            "*" * 50,
-            "*a*b*",
-            "(a+)+$",
-            "{{",
-            "2024-01-01",
-            "no",
-            "=",
-            "<<",
-            "u/a@b@c",
-        ]
-    ),
+    st.sampled_from([*TEXTS_OF_STRANGERS, " ", "x" * 100_000, "\ud800", "é\n\t\x07"]),
     st.text(max_size=8),
     st.recursive(
         st.none(),
@@ -140,19 +133,8 @@ def damaged_text(draw, *originals):
     for _ in range(draw(st.integers(0, 3))):
         first = draw(st.integers(0, len(text)))
         last = min(len(text), first + draw(st.integers(0, 12)))
-        words = [
-            "",
-            text[first:last] * 2,
-            "&a ",
-            "*a",
-            "!!int ",
-            "<<: ",
-            "- ",
-            "? ",
-            ": ",
-            "|\n",
-            *"[{'\"%@\t\0",
-        ]
+        marks = ["&a ", "*a", "!!int ", "<<: ", "- ", "? ", ": ", "|\n", *"[{'\"%@\t\0"]
+        words = ["", text[first:last] * 2, *marks]
         text = text[:first] + draw(st.sampled_from(words)) + text[last:]
     return text
 

@@ -20,41 +20,47 @@ def write(file, header, size):
     return file
 
 
-def tensor(first, last, *shape, dtype="F32"):
-    """An entry of a header."""
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": [first, last]}
+def header_of(text):
+    """A header: ``NAME DTYPE FIRST LAST SHAPE ...; ...``."""
+    entries = {}
+    for entry in text.split("; "):
+        name, dtype, *numbers = entry.split()
+        first, last, *shape = map(int, numbers)
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [first, last]}
+    return entries
 
 
 @pytest.mark.parametrize(
-    ("header", "size", "message"),
+    ("text", "size", "message"),
     [
-        ({"a": tensor(0, 8, 2), "b": tensor(4, 12, 2)}, 12, "invalid offset for tensor `b`"),
-        ({"a": tensor(0, 8, 2), "b": tensor(12, 20, 2)}, 20, "invalid offset for tensor `b`"),
-        ({"a": tensor(4, 12, 2)}, 12, "invalid offset for tensor `a`"),
-        ({"a": tensor(0, 8, 3)}, 8, "invalid shape, data type, or offset"),
-        ({"a": tensor(0, 8, 2, dtype="BF16")}, 8, "invalid shape, data type, or offset"),
-        ({"a": tensor(8, 0, -2)}, 8, "invalid value: integer `-2`"),
-        ({"a": tensor(0, 8, 2, dtype="X9")}, 8, "unknown variant `X9`"),
-        ({"a": tensor(0, 8, 2)}, 12, "file not fully covered"),
-        ({"a": {**tensor(0, 8), "shape": ["2"]}}, 8, "invalid type"),
-        ({"a": tensor(0, 8, *[1 << 62] * 50)}, 8, "overflow"),
+        ("a F32 0 8 2; b F32 4 12 2", 12, "invalid offset for tensor `b`"),
+        ("a F32 0 8 2; b F32 12 20 2", 20, "invalid offset for tensor `b`"),
+        ("a F32 4 12 2", 12, "invalid offset for tensor `a`"),
+        ("a F32 0 8 3", 8, "invalid shape, data type, or offset"),
+        ("a BF16 0 8 2", 8, "invalid shape, data type, or offset"),
+        ("a F32 8 0 -2", 8, "invalid value: integer `-2`"),
+        ("a X9 0 8 2", 8, "unknown variant `X9`"),
+        ("a F32 0 8 2", 12, "file not fully covered"),
+        (f"a F32 0 8{' 4611686018427387904' * 50}", 8, "overflow"),
     ],
 )
-def test_offsets_that_cannot_be_are_refused(tmp_path, header, size, message):
+def test_offsets_that_cannot_be_are_refused(tmp_path, text, size, message):
     """A header whose tensors overlap, leave gaps, or have other sizes than their shapes is refused,
     saying why."""
     with refused(rf"model\.safetensors: not a safetensors file, or damaged: .*{message}"):
-        read_header(write(tmp_path / "model.safetensors", header, size))
+        read_header(write(tmp_path / "model.safetensors", header_of(text), size))
+
+
+def test_a_shape_of_words_is_refused(tmp_path):
+    """A shape is a list of numbers."""
+    header = {"a": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}
+    with refused("damaged: .*invalid type"):
+        read_header(write(tmp_path / "model.safetensors", header, 8))
 
 
 def test_a_header_that_fills_its_file_is_read(tmp_path):
     """Tensors may stand in any order, be empty or scalars, or hold half bytes."""
-    header = {
-        "b": tensor(8, 12),
-        "a": tensor(0, 8, 2),
-        "empty": tensor(8, 8, 0, 4),
-        "half": tensor(12, 14, 4, dtype="F4"),
-    }
+    header = header_of("b F32 8 12; a F32 0 8 2; empty F32 8 8 0 4; half F4 12 14 4")
     found = read_header(write(tmp_path / "model.safetensors", header, 14))
     assert {name: list(info.shape) for name, info in found.items()} == {
         name: entry["shape"] for name, entry in header.items()
@@ -64,8 +70,7 @@ def test_a_header_that_fills_its_file_is_read(tmp_path):
 def test_inspect_tells_of_wrong_offsets(tiny, tmp_path):
     """What only looks at headers refuses a file whose tensors overlap, too."""
     folder = shutil.copytree(tiny / "a", tmp_path / "a")
-    header = {"a": tensor(0, 8, 2), "b": tensor(4, 12, 2)}
-    write(folder / "model.safetensors", header, 12)
+    write(folder / "model.safetensors", header_of("a F32 0 8 2; b F32 4 12 2"), 12)
     with refused(r"a: model\.safetensors: .*; download it again"):
         inspect_model(folder)
 
@@ -74,7 +79,7 @@ def test_inspect_tells_of_wrong_offsets(tiny, tmp_path):
 def test_a_long_name_does_not_make_a_long_message(name, tmp_path):
     """A tensor's name of two million characters, of halves of surrogate pairs or of lines gives one
     line below the limit."""
-    header = {name: tensor(0, 4, 2, dtype="X" + name)}
+    header = {name: {"dtype": f"X{name}", "shape": [2], "data_offsets": [0, 4]}}
     with pytest.raises(SourceError) as caught:
         read_header(write(tmp_path / "model.safetensors", header, 4))
     message = str(caught.value)

@@ -9,14 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import invoke
 from recipes import merge_of
 from searches import count_trials
 from slowly import slow_beyond
-from typer.testing import CliRunner
 from warm import COMMAND, Program
 from watch import are_gone, descendants, runs
-
-from hf_evomerge.cli import app
 
 Start = Callable[..., Program]
 SIGNALS = {"INT": (signal.SIGINT, 130), "TERM": (signal.SIGTERM, 143), "HUP": (signal.SIGHUP, 129)}
@@ -127,7 +125,7 @@ def test_a_build_says_how_to_go_on(tiny, tmp_path, program, monkeypatch, name):
     )
     assert not (tmp_path / "merged").exists()
     monkeypatch.chdir(tmp_path)
-    assert CliRunner().invoke(app, ["merge", "recipe.yaml", "--out", "merged"]).exit_code == 0
+    assert invoke("merge", "recipe.yaml", "--out", "merged").exit_code == 0
     assert (tmp_path / "merged" / "model.safetensors").exists()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import strategies as st
 from refused import refused
 from test_files import damaged, look
@@ -56,15 +57,15 @@ def _flip(file):
 
 
 # A file, and what becomes of it.
-CHANGES = {
-    "a/model.safetensors": "changed",
-    "base/model.safetensors": "changed",
-    "b/config.json": "changed",
-    "a/tokenizer.json": "changed",
-    "a/chat_template.jinja": "new",
-    "a/generation_config.json": "lost",
-    "test.jsonl": "changed",
-}
+CHANGES = yaml.safe_load("""
+a/model.safetensors: changed
+base/model.safetensors: changed
+b/config.json: changed
+a/tokenizer.json: changed
+a/chat_template.jinja: new
+a/generation_config.json: lost
+test.jsonl: changed
+""")
 
 
 @pytest.mark.parametrize("name", CHANGES)
