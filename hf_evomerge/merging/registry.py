@@ -30,7 +30,7 @@ def register_method(
         more: The further attributes of `MergeMethod`.
 
     Raises:
-        EvoMergeError: The name is taken.
+        EvoMergeError: The name is taken, or `is_sum` does not fit the parameters.
 
     Example:
         >>> @register_method("half", parameters=[])
@@ -44,6 +44,12 @@ def register_method(
             raise EvoMergeError(
                 f"merge method {name!r} is registered already, as "
                 f"{METHODS[name].function!r}; choose another name"
+            )
+        names = {parameter.name for parameter in parameters} - {"lambda"}
+        if more.get("is_sum") and names != {"weight", "normalize"}:
+            raise EvoMergeError(
+                f"merge method {name!r} is no plain sum: weight, normalize and lambda are all that "
+                "one takes; leave is_sum out"
             )
         summary = " ".join((function.__doc__ or "").split("\n\n")[0].split())
         METHODS[name] = MergeMethod(

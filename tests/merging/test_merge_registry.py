@@ -46,6 +46,13 @@ def test_a_duplicate_is_refused():
         register_method("linear")(lambda base, tensors, call: tensors[0])
 
 
+def test_a_sum_has_the_parameters_of_a_sum():
+    """A method that says that it is a sum, and takes more, is an error: gradients and adapters would
+    leave the rest out."""
+    with refused(EvoMergeError, "merge method 'mine' is no plain sum"):
+        register_method("mine", is_sum=True)(lambda base, tensors, call: tensors[0])
+
+
 def test_a_new_method_is_one_function(monkeypatch):
     """A method registered by a user is found, documented and checked like the others, and is a
     function of tensors too."""

@@ -72,7 +72,7 @@ class MergeWithLora(Phase):
         against = Against(
             "itself with LoRA beside it",
             f"`{TOGETHER_FOLDER}` in the study is better",
-            keep=f"take {run.study.folder / TOGETHER_FOLDER}, the merge with LoRA beside it",
+            keep=f"take `{TOGETHER_FOLDER}` in the study, the merge with LoRA beside it",
         )
         cost = stage.evaluations
         run.rows.append(
