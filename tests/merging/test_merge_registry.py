@@ -47,8 +47,8 @@ def test_a_duplicate_is_refused():
 
 
 def test_a_sum_has_the_parameters_of_a_sum():
-    """A method that says that it is a sum, and takes more, is an error: gradients and adapters would
-    leave the rest out."""
+    """A method that is no plain sum cannot say that it is one: gradients and adapters would leave
+    the rest out."""
     with refused(EvoMergeError, "merge method 'mine' is no plain sum"):
         register_method("mine", is_sum=True)(lambda base, tensors, call: tensors[0])
 
