@@ -496,14 +496,17 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
             recipe = shlex.quote(str(out / INSTEAD_FILE))
             lines.append(f"        hf-evomerge merge {recipe} --out {name}/instead")
         return lines
-    if is_no_better(result.rows, result.constant):
-        return ["next:   look at the examples: one answer for all is right as often"]
+    wrong_form = solves_nothing(result.rows) and not result.by_heart
+    if result.constant is not None and is_no_better(result.rows, result.constant):
+        if wrong_form:
+            LOGGER.warning(f"look at what it answers: {FORM}")
+        return [f"next:   look at the examples: {result.constant}"]
     if not build:
         return []
     lines = [f"next:   hf-evomerge eval {name} --show 3"]
     # of a model that is wrong more often than right the next step is no push
     solved = next(row for row in result.rows if row.winner).scores.accuracy
-    if solves_nothing(result.rows) and not result.by_heart:
+    if wrong_form:
         LOGGER.warning(f"look at what it answers: {FORM}")
     elif solved is not None and solved < 0.5:
         more = "give it more search examples"

@@ -345,10 +345,22 @@ def test_one_answer_for_all_examples(often, is_enough):
     said = verdict(rows, "test", constant=constant)
     result = Result(None, "test", rows, constant=constant)
     assert said[0].startswith("Always answering 'red', the most frequent") == is_enough
-    assert (f"is right in {often:.3f}, no less than" in said[0]) == is_enough
+    assert (f"is right in {often:.3f}, and evolved PS in 0.700" in said[0]) == is_enough
+    assert ("fine-tuning is worth more" in " ".join(said)) != is_enough
     assert ("Needs both sources" in " ".join(said)) != is_enough
     assert (result.instead is None) == is_enough
     assert _next(result, Path("mine"), build=True)[0].startswith("next:   look at") == is_enough
+
+
+def test_one_answer_for_all_hides_no_wrong_form(caplog):
+    """Where the winner has no right answer, that is said beside the constant answer, and its form
+    is a thing to look at."""
+    rows = _search(average=0, ps=0)
+    constant = Constant("red", 0.3)
+    said = verdict(rows, "test", constant=constant)
+    assert [each[:12] for each in said[:2]] == ["Always answe", "EVERY ANSWER"]
+    _next(Result(None, "test", rows, constant=constant), Path("mine"), build=True)
+    assert "look at what it answers" in caplog.text
 
 
 @pytest.mark.parametrize("right", [0.9, 0.0])

@@ -89,7 +89,7 @@ def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:
         examples = run.evaluator.tasks.examples("search")
         constant = Constant.of(examples, examples)
         if constant.answer and constant.accuracy >= _FREQUENT:
-            frequent = f"{constant}: a merge has to do better than that"
+            frequent = f"{constant} of them: does the task ask for more?"
     for line in (
         warning,
         frequent,

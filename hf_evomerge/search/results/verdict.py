@@ -76,14 +76,14 @@ def verdict(
         others = [row for row in others if row.stage != "alone"]  # no source is needed
     advised = simpler
     if is_no_better(rows, constant):
-        sentences = [f"{constant}, no less than {judged.winner.model}: look at the examples first"]
+        has = f"{judged.winner.model} in {judged.winner.scores.accuracy:.3f}"
+        sentences.insert(0, f"{constant}, and {has}: look at the examples first")
         others = [row for row in others if row.stage not in ("alone", "noise")]
         advised = None
     for row in sorted(others, key=lambda row: row is not simpler):
-        if sentence := judged.against(row):
-            # one piece of advice is enough
-            plain = row is advised or simpler is None
-            sentences.append(sentence if plain else _without_advice(sentence))
+        # one piece of advice is enough
+        if sentence := judged.against(row, advise=row is advised or simpler is None):
+            sentences.append(sentence)
     sentences += judged.forgotten() + _cut(rows)
     if split == "test":
         often = (
@@ -279,9 +279,9 @@ class _Judged:
                 return f"forgets more ({has:.2f} against {had:.2f} of {name})"
         return ""
 
-    def against(self, other: Row) -> str:
-        """Write one sentence about the winner and another model, by what tells them apart; empty
-        where they cannot be compared."""
+    def against(self, other: Row, *, advise: bool) -> str:
+        """Write one sentence about the winner and another model, by what tells them apart, with
+        what to do about a simpler one where asked; empty where they cannot be compared."""
         compared = self._compared(self.winner, other)
         against = other.against
         if not compared or against is None:
@@ -300,15 +300,19 @@ class _Judged:
             return f"{better} {by_how_much} ({first.interval}){beside}"
         if first.is_worse:
             more = f", but it {forgets}" if forgets else ""
+            if advise or not is_simpler:
+                more = f": {against.worse}{more}"
             return (
                 f"{winner} is WORSE than {against.name}, {by_how_much} ({-first.high:.3f} to "
-                f"{-first.low:.3f}){beside}: {against.worse}{more}"
+                f"{-first.low:.3f}){beside}{more}"
             )
         figures = self._figures(compared)
         if is_simpler and first.examples >= FEW and (first.difference <= 0 or not first.is_close):
             level = against.level or f"{against.name} does as well"
+            if forgets or not advise:
+                level = level.partition(":")[0]
             if forgets:
-                level = f"{level.partition(':')[0]}, and {forgets}"
+                level += f", and {forgets}"
             if not self.any_right:
                 return ""  # to be level with nothing is no advice
             hardly = "hardly tell" if first.is_close else "do not tell"
@@ -396,12 +400,6 @@ def _means(scores: Scores, by: Sequence[Measure]) -> tuple[float, ...]:
 
 def _not(comparison: Comparison) -> str:
     return "hardly" if comparison.is_close else "not"
-
-
-def _without_advice(sentence: str) -> str:
-    """Leave out what a sentence about an equal says to do, between its colon and its figures."""
-    said, level, figures = sentence.partition("; it has ")
-    return f"{said.partition(':')[0]}{level}{figures}" if level else sentence
 
 
 def _cut(rows: Sequence[Row]) -> list[str]:
