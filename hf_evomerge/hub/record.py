@@ -107,7 +107,7 @@ def write_record(
             "names": config.parent_names,
             "licenses": dict(licenses or {}),
             "levels": parent_levels(config, study),
-            **(record_parts(config, parent_scores(config, study)) if config.objectives else {}),
+            **(record_parts(config, parent_scores(config, study)) if config.has_front else {}),
             "results": results,
             "trial": _winning_trial(study, results),
             **_examples(study, config, examples, out / IMAGES_FOLDER, trust_remote_code),

@@ -88,7 +88,7 @@ def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> 
         require_ray()
     for name in config.report_to:
         Tracker(name)  # refuses one that is not installed
-    if config.objectives:
+    if config.has_front:
         require_pymoo()
     if config.compute.quantization:
         for package in ("bitsandbytes", "accelerate"):

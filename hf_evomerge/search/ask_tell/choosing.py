@@ -175,7 +175,7 @@ def _check(config: SearchConfig) -> None:
     if (
         config.space != "ps"
         or more
-        or config.objectives
+        or config.has_front
         or step.by != "cma"
         or step.batch not in (None, "all")
     ):

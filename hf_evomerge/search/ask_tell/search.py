@@ -71,7 +71,7 @@ class Search:
                 raise SearchError(
                     "optimize: by: gradient needs gradients, and tell takes scores; write by: cma"
                 )
-        if config.objectives:
+        if config.has_front:
             raise SearchError("objectives: tell takes one score of a candidate; leave them out")
         sources = SearchSources(config, trust_remote_code=trust_remote_code)
         study = open_study()

@@ -146,6 +146,11 @@ class SearchConfig(StrictModel):
         task does not say one."""
         return {FITNESS: self.fitness.unit, **units(self.objectives, self.fitness)}
 
+    @property
+    def has_front(self) -> bool:
+        """True where the search optimises several metrics, and so ends in a front."""
+        return bool(self.objectives)
+
     def vector(self, scores: Scores) -> Vector:
         """The metrics of scores as numbers to be maximised, the fitness first; NaN where there is
         none."""

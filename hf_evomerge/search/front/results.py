@@ -87,6 +87,11 @@ class Front(list[FrontPoint]):
             for point in self
         ]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Names of the objectives for ``results.json``."""
+        return {"objectives": self.names} if self else {}
+
     def table(self, split: str) -> str:
         """The front as text: a line per point, its objectives on the search split and where the
         results are measured."""

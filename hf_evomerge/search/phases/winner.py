@@ -80,7 +80,7 @@ def choose(run: SearchRun, keys: Sequence[str]) -> str:
     Of equals, and where there is no such split, it is the first. Where the search has a front, it
     is the knee of these recipes' front, on the search split where there is no other.
     """
-    if len(keys) == 1 or not (run.config.objectives or "validation" in run.sizes):
+    if len(keys) == 1 or not (run.config.has_front or "validation" in run.sizes):
         return keys[0]
     scores = _scores(run, keys, run.chosen_on)
     return keys[best_point([run.config.vector(scores[key]) for key in keys])]

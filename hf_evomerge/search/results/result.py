@@ -90,8 +90,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """The comparison for ``results.json``."""
-        objectives = {"objectives": self.front.names} if self.front else {}
-        return {"unit": self.unit, **objectives, **self.published().to_json()}
+        return {"unit": self.unit, **self.front.facts, **self.published().to_json()}
 
     def __str__(self) -> str:
         """The comparison as a table, and what it says."""
