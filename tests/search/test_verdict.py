@@ -352,6 +352,12 @@ def test_one_answer_for_all_examples(often, is_enough):
     assert _next(result, Path("mine"), build=True)[0].startswith("next:   look at") == is_enough
 
 
+def test_examples_without_answers_have_no_constant_answer():
+    """Where a task judges without an answer in the data, nothing is said of one."""
+    examples = [Example(f"prompt {i}", "") for i in range(5)]
+    assert Constant.of(examples, examples) is None
+
+
 def test_one_answer_for_all_hides_no_wrong_form(caplog):
     """Where the winner has no right answer, that is said beside the constant answer, and its form
     is a thing to look at."""

@@ -88,7 +88,7 @@ def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:
         chance = _chance(run.evaluator)
         examples = run.evaluator.tasks.examples("search")
         constant = Constant.of(examples, examples)
-        if constant.answer and constant.accuracy >= _FREQUENT:
+        if constant is not None and constant.accuracy >= _FREQUENT:
             frequent = f"{constant} of them: does the task ask for more?"
     for line in (
         warning,

@@ -22,9 +22,12 @@ class Constant:
     accuracy: float
 
     @classmethod
-    def of(cls, searched: Sequence[Example], judged: Sequence[Example]) -> Constant:
-        """Take the answer from some examples, the first of equals, and count it in others."""
+    def of(cls, searched: Sequence[Example], judged: Sequence[Example]) -> Constant | None:
+        """Take the answer from some examples, the first of equals, and count it in others; None
+        where examples have no answers."""
         answer, _ = Counter(each.answer for each in searched).most_common(1)[0]
+        if not answer:
+            return None
         right = sum(each.answer == answer for each in judged)
         return cls(answer, right / len(judged))
 
