@@ -485,8 +485,8 @@ def export(
 
 def _next(result: Result, out: Path, *, build: bool) -> list[str]:
     """Say what to do with a result: keep what is simpler and does as well, or look and publish."""
-    from ..search.results.verdict import FORM, is_no_better, solves_nothing
-    from ..search.study.files import INSTEAD_FILE
+    from ..search.results.verdict import FORM, solves_nothing
+    from ..search.study.files import INSTEAD_FILE, TOGETHER_FOLDER
 
     name = shlex.quote(str(out))
     simpler = result.instead
@@ -495,9 +495,12 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
         if (out / INSTEAD_FILE).exists():
             recipe = shlex.quote(str(out / INSTEAD_FILE))
             lines.append(f"        hf-evomerge merge {recipe} --out {name}/instead")
+        if simpler.stage == "together":
+            model = shlex.quote(str(out / TOGETHER_FOLDER))
+            lines.append(f"        hf-evomerge push {model} YOUR-NAME/YOUR-MERGE")
         return lines
     wrong_form = solves_nothing(result.rows) and not result.by_heart
-    if result.constant is not None and is_no_better(result.rows, result.constant):
+    if result.constant is not None and result.constant.suffices:
         if wrong_form:
             LOGGER.warning(f"look at what it answers: {FORM}")
         return [f"next:   look at the examples: {result.constant}"]
@@ -512,7 +515,7 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
         more = "give it more search examples"
         if not result.by_heart:
             more += ", or raise evaluations"
-        if all(row.stage != "lora" for row in result.rows):
+        if not any(row.stage in ("lora", "together") for row in result.rows):
             more += "; does a LoRA do better? compare: {baselines: [lora]}"
         lines.append(f"        it solves {solved:.0%} of the problems: {more}")
     else:

@@ -63,7 +63,7 @@ def test_models_of_one_depth_are_merged(pair, base, tmp_path):
     assert "\noptimize: quick\n" in draft.text
     assert [source.model for source in config.sources] == [*map(str, pair)]
     assert config.base == SourceRef(model=base)
-    assert config.compare.baselines == ("average", "prompt", "alone")
+    assert config.compare.baselines == ("average", "prompt", "alone", "merge+lora")
     assert "by itself, 2 times its cost; does the result need them all?" in draft.text
     specs = config.data.values()
     assert [(spec.start, spec.count) for spec in specs] == [(0, 128), (128, 200), (328, 400)]
@@ -84,6 +84,14 @@ def test_choices_are_chosen_from(pair, base, tmp_path):
     assert {spec.choices for spec in config.data.values()} == {"choices"}
     assert config.optimize[0].by == "cma"
     assert "gradient" not in draft.text
+
+
+def test_without_peft_no_lora_learns_beside(pair, base, tmp_path, monkeypatch):
+    """The baseline that trains a LoRA is left out where peft is not installed."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config, draft = _drafted(pair, _data(tmp_path, PLAIN), base=base)
+    assert config.compare.baselines == ("average", "prompt", "alone")
+    assert "merge+lora" not in draft.text
 
 
 def test_models_of_other_depths(tiny, base, tmp_path):

@@ -110,8 +110,8 @@ def test_lora_learns_beside_a_merge(
     of_adapters, adapters, tmp_path, search_config, monkeypatch, caplog
 ):
     """One more source of an ordinary recipe: it fits better than the merge alone, is built, and is
-    the same again."""
-    monkeypatch.setattr(merge_lora, "RATE", 1.0)
+    the same again. Its rate is the last that helped."""
+    monkeypatch.setattr(merge_lora, "RATES", (1e-4, 0.01, 0.1, 100.0, 200.0))
     settings = {
         "optimize": "[{by: gradient, evaluations: 20, batch: 4}]",
         "output": "{dtype: float32}",
@@ -123,7 +123,16 @@ def test_lora_learns_beside_a_merge(
     result = run_search(config, study, build=False)
     row = result.row("together")
     built = study / "model-with-lora"
-    assert (row.evaluations, row.scores.error) == (20, None)
+    kept = Study.open(study)
+    labels = {label for label, _ in kept.evaluated() if re.match(r"together:\d", label)}
+    tried = sorted(labels, key=lambda label: float(label.split(":")[1]))
+    ranks = [kept.evaluation(label, "validation").mean for label in tried]
+    best = ranks.index(max(ranks))
+    assert f"rate {tried[best].split(':')[1]}, best of {len(ranks)} on validation" in row.model
+    assert ranks[: best + 1] == sorted(ranks[: best + 1])
+    assert len(ranks) == best + 2  # and none after the first that is no better
+    assert row.evaluations == 20 * len(ranks)
+    assert row.scores.error is None
     assert not re.search("adapter says that it is of|no adapter", caplog.text)
     assert row.against.name == "itself with LoRA beside it"
     recipe = Recipe.load(built / "recipe.yaml")
@@ -135,6 +144,8 @@ def test_lora_learns_beside_a_merge(
         model = config.base.model_copy(update={"adapter": str(built)})
     evaluator = Evaluator(config)
     assert evaluator.evaluate(model, "test") == row.scores
+    # ranked with the adapters inside the live merge
+    assert evaluator.evaluate(model, "validation").mean == pytest.approx(max(ranks), abs=1e-4)
     assert evaluator.evaluate(model).mean > evaluator.evaluate(result.winner).mean + 0.1
     moved = tmp_path / "moved"
     shutil.copytree(study, moved, ignore=shutil.ignore_patterns("model-with-lora"))

@@ -11,7 +11,7 @@ import yaml
 from hf_evomerge import Example, Scores, SourceRef
 from hf_evomerge.cli.searching import _next
 from hf_evomerge.search.phases.baselines import alone, average, lora, noise
-from hf_evomerge.search.phases.held_out import _learned_by_heart
+from hf_evomerge.search.phases.held_out import _constant, _learned_by_heart, _often_right
 from hf_evomerge.search.results.constant import Constant
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.table import Against, Row, published, rows_table
@@ -282,6 +282,16 @@ LoRA is better, and beside the merge it is better still:
   said:
   - Evolved PS is WORSE than itself with LoRA beside it, by 0.270 of accuracy (0.2
   advice: take the merge with LoRA
+beside the merge a LoRA learns the rest:
+  shares: {average: 0.68, alone_maths: 0.1, together: 0.97, ps: 0.7}
+  said:
+  - Evolved PS is WORSE than itself with LoRA beside it, by 0.270 of accuracy (0.2
+  - The plain average does as well; it has
+  advice: take the merge with LoRA
+beside the merge a LoRA learns next to nothing:
+  shares: {average: 0.3, alone_maths: 0.1, together: 0.71, ps: 0.7}
+  said:
+  - Evolved PS is better than its best parent
 the prompt is better:
   shares: {average: 0.3, prompt: 0.9, ps: 0.7}
   said:
@@ -335,13 +345,16 @@ def test_searches_whose_truth_is_known(case):
     assert solves_nothing(rows) == case.endswith("body solves")
 
 
-@pytest.mark.parametrize(("often", "is_enough"), [(0.05, False), (0.6, False), (0.76, True)])
+@pytest.mark.parametrize(
+    ("often", "is_enough"), [(0.05, False), (0.6, False), (0.68, True), (0.76, True)]
+)
 def test_one_answer_for_all_examples(often, is_enough):
-    """Where always the same answer is right as often as the winner, that comes first: no source is
-    said to be needed, nothing is advised, and the examples are the next thing to look at."""
-    examples = [Example("", "red" if i < often * 100 else str(i)) for i in range(100)]
+    """Where always the same answer is right as often as the winner, or the winner hardly where
+    another answer is, that comes first: no source is said to be needed, nothing is advised, and the
+    examples are the next thing to look at."""
+    examples = [Example("", "red" if i < often * N else str(i)) for i in range(N)]
     rows = _search(average=0.3, alone_maths=0.2, alone_japanese=0.1, lora=0.9, ps=0.7)
-    constant = Constant.of([*examples[:2], examples[-1]], examples)
+    constant = Constant.of([*examples[:2], examples[-1]], examples, rows[-1].scores)
     said = verdict(rows, "test", constant=constant)
     result = Result(None, "test", rows, constant=constant)
     assert said[0].startswith("Always answering 'red', the most frequent") == is_enough
@@ -358,11 +371,45 @@ def test_examples_without_answers_have_no_constant_answer():
     assert Constant.of(examples, examples) is None
 
 
+SKILLS = {
+    "moods": (["glad", "glad"], ["glad", "glad", "sad"], [True, True, False]),
+    "facts": (["1", "2"], ["3", "4", "5"], [True, True, True]),
+}
+
+
+@pytest.mark.parametrize(("moods", "skill"), [([True, True, False], "moods"), ([True] * 3, "")])
+def test_one_answer_for_a_skill(moods, skill):
+    """A skill of which the winner is no better than one answer is named, though it solves the
+    other; where it is better, one answer is asked of all examples."""
+    skills = SKILLS | {"moods": (*SKILLS["moods"][:2], moods)}
+    splits = {"search": [], "test": []}
+    correct = []
+    for name, (searched, judged, right) in skills.items():
+        for split, answers in [("search", searched), ("test", judged)]:
+            splits[split] += [Example("", answer, source=name) for answer in answers]
+        correct += right
+    tasks = SimpleNamespace(examples=splits.get)
+    run = SimpleNamespace(evaluator=SimpleNamespace(tasks=tasks), judged_on="test")
+    constant = _constant(run, Scores(np.zeros(6), correct=np.array(correct)))
+    assert (constant.answer, constant.skill, constant.suffices) == ("glad", skill, bool(skill))
+    assert (f"examples of '{skill}', is right in 0.667" in str(constant)) == bool(skill)
+
+
+@pytest.mark.parametrize(("often", "said"), [(0.3, False), (0.5, True), (0.76, False)])
+def test_a_frequent_answer_is_told_beside_the_rest(often, said):
+    """Where one answer is right often, the share that is solved of the others is said; not where
+    the first sentence says it already."""
+    rest = max(0.0, (0.7 - often) / (1 - often))
+    notes = _often_right(Constant("red", often, solved=0.7, rest=rest))
+    expected = "The answer 'red' is right in 0.500 of the problems; of the others the winner solves"
+    assert [each.rpartition(" ")[0] for each in notes] == [expected] * said
+
+
 def test_one_answer_for_all_hides_no_wrong_form(caplog):
     """Where the winner has no right answer, that is said beside the constant answer, and its form
     is a thing to look at."""
     rows = _search(average=0, ps=0)
-    constant = Constant("red", 0.3)
+    constant = Constant("red", 0.3, solved=0.0)
     said = verdict(rows, "test", constant=constant)
     assert [each[:12] for each in said[:2]] == ["Always answe", "EVERY ANSWER"]
     _next(Result(None, "test", rows, constant=constant), Path("mine"), build=True)
@@ -391,6 +438,10 @@ def test_equal_answers_are_as_good_whatever_their_likelihood(right):
         (_rows(0.9), ["next:   hf-evomerge eval mine --show 3", "        hf-evomerge push mine "]),
         (_rows(0.31, maths=0.3), ["next:   keep maths as it is"]),
         (
+            _rows(0.45, together=0.9),
+            ["next:   take the merge with LoRA", "        hf-evomerge push mine/model-with-lora "],
+        ),
+        (
             _rows(0.45),
             ["next:   hf-evomerge eval ", "        it solves 45% of the problems: give "],
         ),
@@ -401,7 +452,7 @@ def test_the_next_step_is_to_publish_what_nothing_simpler_equals(rows, lines):
     result = Result(None, "test", rows)
     said = _next(result, Path("mine"), build=True)
     assert [each[: len(start)] for each, start in zip(said, lines, strict=True)] == lines
-    assert (_next(result, Path("mine"), build=False) == []) == (len(lines) > 1)
+    assert (_next(result, Path("mine"), build=False) == []) == ("eval" in lines[0])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ for who reads it first."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import math
@@ -163,6 +164,12 @@ def draft_search(
         "skills": skills,
         "problems": problems,
         "has_template": any(templates),
+        # a LoRA may learn beside the merge
+        "beside": merged
+        and given is not None
+        and given.adapter is None
+        and problems.has_gradient
+        and importlib.util.find_spec("peft") is not None,
         "groups": -(-depths[0] // max(1, depths[0] // 8)),
     }
     text = _render(facts, problems.form(chat=all(templates)), {})
@@ -401,7 +408,8 @@ class _Problems:
             helped = "more search examples may help (count), and take longer"
         chosen = "validation guards against luck"
         if "validation" not in self.sizes:
-            chosen = "none are left to choose the best by"
+            enough = MOST["search"] + _TESTED + FEW if self.has_gradient else FEW * 10 // 3 + 1
+            chosen = f"none are left to choose the best by, which takes {enough} problems"
         return [
             f"{self.count} problems in {self.file}: {sizes}",
             f"{helped}; the test tells an accuracy to ± {error:.2f}; {chosen}",

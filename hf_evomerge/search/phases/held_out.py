@@ -18,6 +18,7 @@ from .phase import Phase, PhasePlan, Planner, SearchRun, judged_on
 logger = logging.getLogger(__name__)
 
 _MUCH = 0.1  # of accuracy, that the search examples are ahead of others
+_OFTEN = 0.4  # of the problems, that have one answer
 
 
 class HeldOut(Phase):
@@ -62,6 +63,8 @@ class HeldOut(Phase):
             rows.append(replace(row, scores=outcome, retained=retained[row.label]))
         heart = _learned_by_heart(run, scores[run.winner])
         run.notes += heart
+        constant = _constant(run, scores[run.winner])
+        run.notes += _often_right(constant)
         run.result = Result(
             run.study.recipe(run.winner),
             run.judged_on,
@@ -71,7 +74,7 @@ class HeldOut(Phase):
             looks=run.study.meta("looks") or 1,
             notes=run.notes,
             contributions=run.contributions,
-            constant=_constant(run),
+            constant=constant,
             by_heart=bool(heart),
         )
 
@@ -100,11 +103,36 @@ def _learned_by_heart(run: SearchRun, held_out: Scores) -> list[str]:
     ]
 
 
-def _constant(run: SearchRun) -> Constant | None:
+def _constant(run: SearchRun, winner: Scores) -> Constant | None:
+    """Find what one answer scores: for the first skill of which the winner is no better, or else
+    for all examples."""
     if run.evaluator is None:
         return None
-    examples = run.evaluator.tasks.examples
-    return Constant.of(examples("search"), examples(run.judged_on))
+    searched = run.evaluator.tasks.examples("search")
+    judged = run.evaluator.tasks.examples(run.judged_on)
+    for name, places in _skills(run).items():
+        constant = Constant.of(
+            [each for each in searched if each.source == name],
+            [judged[place] for place in places],
+            winner.take(places),
+            name,
+        )
+        if constant is not None and constant.suffices:
+            return constant
+    return Constant.of(searched, judged, winner)
+
+
+def _often_right(constant: Constant | None) -> list[str]:
+    """Say what is solved where the most frequent answer is wrong; nothing where it is rare, or is
+    told as what suffices."""
+    if constant is None or constant.rest is None or constant.suffices:
+        return []
+    if constant.accuracy < _OFTEN:
+        return []
+    return [
+        f"The answer {constant.answer!r:.40} is right in {constant.accuracy:.3f} of the problems; "
+        f"of the others the winner solves {constant.rest:.3f}"
+    ]
 
 
 def _skills(run: SearchRun) -> dict[str, list[int]]:

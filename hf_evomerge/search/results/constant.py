@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...fitness import Example
+from ...fitness import Example, Scores
+
+LITTLE = 0.1  # of accuracy: who is the best of models that solve less is no advice
 
 
 @dataclass(frozen=True)
@@ -16,23 +18,60 @@ class Constant:
     Attributes:
         answer: The answer.
         accuracy: Share of some examples that it answers right.
+        skill: Name of the skill that the examples are of; empty where they are all.
+        solved: Share of them that the winner solves; None without a winner.
+        rest: Share that the winner solves of those with another answer; None where there are none.
     """
 
     answer: str
     accuracy: float
+    skill: str = ""
+    solved: float | None = None
+    rest: float | None = None
 
     @classmethod
-    def of(cls, searched: Sequence[Example], judged: Sequence[Example]) -> Constant | None:
-        """Take the answer from some examples, the first of equals, and count it in others; None
-        where examples have no answers."""
-        answer, _ = Counter(each.answer for each in searched).most_common(1)[0]
+    def of(
+        cls,
+        searched: Sequence[Example],
+        judged: Sequence[Example],
+        winner: Scores | None = None,
+        skill: str = "",
+    ) -> Constant | None:
+        """Take the answer from some examples, the first of equals, and count it in others.
+
+        Args:
+            searched: Examples whose most frequent answer is taken.
+            judged: Examples that it is counted in.
+            winner: Scores of the winner on them.
+            skill: Name of their skill.
+
+        Returns:
+            The answer; None where examples have no answers.
+        """
+        answers = Counter(each.answer for each in searched)
+        answer, _ = answers.most_common(1)[0] if answers else ("", 0)
         if not answer:
             return None
-        right = sum(each.answer == answer for each in judged)
-        return cls(answer, right / len(judged))
+        is_frequent = [each.answer == answer for each in judged]
+        accuracy = sum(is_frequent) / len(judged)
+        if winner is None or winner.correct is None:
+            return cls(answer, accuracy, skill)
+        others = [place for place, frequent in enumerate(is_frequent) if not frequent]
+        rest = winner.take(others).accuracy if others else None
+        return cls(answer, accuracy, skill, winner.accuracy, rest)
+
+    @property
+    def suffices(self) -> bool:
+        """True where the winner is right no more often, or hardly where the answer is another
+        one."""
+        if self.solved is None or self.accuracy < LITTLE:
+            return False
+        solves_rest = self.rest is None or self.rest >= LITTLE
+        return self.accuracy >= self.solved or not solves_rest
 
     def __str__(self) -> str:
+        of_skill = f" of {self.skill!r:.40}" if self.skill else ""
         return (
             f"always answering {self.answer!r:.40}, the most frequent answer of the search "
-            f"examples, is right in {self.accuracy:.3f}"
+            f"examples{of_skill}, is right in {self.accuracy:.3f}"
         )

@@ -12,7 +12,7 @@ from ..front.results import Front
 from .constant import Constant
 from .kept import what_is_kept
 from .table import Row, RowStage, contributions_table, kept_by, published, rows_table
-from .verdict import RULE, instead, is_no_better, verdict
+from .verdict import RULE, instead, verdict
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Result:
             evaluations, or its table more rows, after its results.
         notes: Sentences after those of the comparison, such as what a source gives the winner.
         contributions: What each source gives the winner, where that was asked for.
-        constant: What one answer for all examples scores; None where answers are neither right nor
-            wrong.
+        constant: What one answer scores for all examples, or for a skill of which the winner is no
+            better; None where answers are neither right nor wrong.
         by_heart: Whether the winner has learned some of the search examples by heart.
     """
 
@@ -75,9 +75,8 @@ class Result:
         """The simplest model that does as well as the winner; None where there is none, or a
         front, or where one answer for all examples does as well. What to do about it is
         ``row.against.keep``."""
-        if self.front or is_no_better(self.rows, self.constant):
-            return None
-        return instead(self.rows)
+        has_constant = self.constant is not None and self.constant.suffices
+        return None if self.front or has_constant else instead(self.rows)
 
     def published(self) -> Results:
         """The comparison for the record. Each row has the winner's lead over it."""

@@ -25,7 +25,7 @@ from ...fitness.comparison import (
 )
 from ...fitness.scores import Scores
 from ..file.stages import STAGES
-from .constant import Constant
+from .constant import LITTLE, Constant
 from .table import Against, Row
 
 PARENTS = ("base", "source")
@@ -37,7 +37,6 @@ RULE = (
     "one of these holds"
 )
 FEW = 30  # test examples; that fewer do not tell two models apart is no news
-LITTLE = 0.1  # of accuracy: who is the best of models that solve less is no advice
 DIFFERENCE = 0.05  # of accuracy; what a reader would call better
 DISCORDANCE = 0.1  # of examples, that only one of two models solves
 FORM = "do separator, chat template and end of the answer suit the models?"
@@ -74,15 +73,17 @@ def verdict(
     simpler = judged.simplest(others)
     if simpler is not None and simpler.stage == "noise":
         others = [row for row in others if row.stage != "alone"]  # no source is needed
-    advised = simpler
-    if is_no_better(rows, constant):
-        has = f"{judged.winner.model} in {judged.winner.scores.accuracy:.3f}"
+    advised = judged.beside(others, simpler) or simpler
+    if constant is not None and constant.suffices:
+        has = f"{judged.winner.model} in {constant.solved:.3f}"
+        if constant.rest is not None:
+            has += f" ({constant.rest:.3f} where the answer is another one)"
         sentences.insert(0, f"{constant}, and {has}: look at the examples first")
         others = [row for row in others if row.stage not in ("alone", "noise")]
         advised = None
-    for row in sorted(others, key=lambda row: row is not simpler):
+    for row in sorted(others, key=lambda row: (row is not advised, row is not simpler)):
         # one piece of advice is enough
-        if sentence := judged.against(row, advise=row is advised or simpler is None):
+        if sentence := judged.against(row, advise=row is advised or advised is simpler is None):
             sentences.append(sentence)
     sentences += judged.forgotten() + _cut(rows)
     if split == "test":
@@ -122,22 +123,17 @@ def no_better_than_chance(models: Sequence[Scores], chance: float = 0.0) -> str 
     return f"{none}, {normal}; if one alone should, look at {look}: {FORM}"
 
 
-def is_no_better(rows: Sequence[Row], constant: Constant | None) -> bool:
-    """Tell whether the winner is right no more often than one answer for all examples is."""
-    winner = next((row for row in rows if row.winner), None)
-    if constant is None or winner is None or winner.scores.accuracy is None:
-        return False
-    return LITTLE <= constant.accuracy >= winner.scores.accuracy
-
-
 def instead(rows: Sequence[Row]) -> Row | None:
-    """The simplest model that does as well as the winner, with what to do about it in
-    ``row.against.keep``; None where the winner is better than all that is simpler, or no model
-    solves anything."""
+    """The model to take in place of the winner, with what to do about it in ``row.against.keep``.
+
+    It is the simplest that does as well, or the merge with a LoRA beside it, where that solves
+    more. None where neither is, or no model solves anything.
+    """
     judged = _judged(rows)
     if judged is None or not judged.any_right or judged.hardly_any_right:
         return None
-    return judged.simplest(judged.others)
+    simpler = judged.simplest(judged.others)
+    return judged.beside(judged.others, simpler) or simpler
 
 
 def solves_nothing(rows: Sequence[Row]) -> bool:
@@ -215,7 +211,7 @@ class _Judged:
     # is level and has lost more of what was to be retained does not. Of those that do, the simplest
     # is named that no other of them beats: a LoRA that is better than the winner comes before a
     # parent that is level with it. A model that was cut from its only parent is no worse for being
-    # level. Before a LoRA comes the merge with a LoRA beside it, where that is better still.
+    # level.
     def simplest(self, others: Sequence[Row]) -> Row | None:
         """The simplest of some rows that does as well as the winner, and that no other such row
         beats."""
@@ -225,11 +221,23 @@ class _Judged:
         level.sort(key=lambda row: SIMPLER.index(row.stage))
         for row in level:
             if not any(self._beats(other, row) for other in level):
-                both = [other for other in others if other.stage == "together"]
-                if row.stage == "lora" and both and self._beats(both[0], row):
-                    return both[0]
                 return row
         return None
+
+    # It takes several searches, so that it is surer of the same answers is no reason for it.
+    def beside(self, others: Sequence[Row], simpler: Row | None) -> Row | None:
+        """The merge with a LoRA beside it, where it solves more than the winner and than what is
+        simpler; where nothing is right or wrong, where its score is better."""
+        beaten = [self.winner] if simpler is None else [self.winner, simpler]
+        for row in others:
+            if row.stage == "together" and all(self._solves_more(row, each) for each in beaten):
+                return row
+        return None
+
+    def _solves_more(self, row: Row, other: Row) -> bool:
+        compared = compare_all(row.scores, other.scores, self.by)
+        by_accuracy = [each for each in compared if each.measure == "accuracy"]
+        return any(each.is_better for each in by_accuracy or compared[:1])
 
     def _does_as_well(self, row: Row) -> bool:
         compared = self._compared(self.winner, row)

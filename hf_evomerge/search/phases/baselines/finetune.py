@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ....errors import SearchError, optional
+from ....errors import MAX_MESSAGE, FitnessError, SearchError, one_line, optional
 from ....fitness import DifferentiableTask, Example, Scores
 
 # of a step, in scores of its batch: a forward and a backward pass, as a gradient of merge weights
@@ -109,7 +109,7 @@ class LoraAscent:
 
     def step(self, task: DifferentiableTask) -> Scores:
         """Score a prepared task, and take a step along its gradient; other parameters keep the
-        gradients that they ask for."""
+        gradients that they ask for. Raises `FitnessError` where memory does not suffice."""
         import torch
 
         settings = self.settings
@@ -121,12 +121,14 @@ class LoraAscent:
         self._optimizer.zero_grad()
         for parameter in self._trained:
             parameter.requires_grad_(True)
-        with (
-            torch.autocast(self._trained[0].device.type, torch.bfloat16)
-            if settings.bfloat16
-            else nullcontext()
-        ):
-            scores = task.backward(self._model)  # which has the adapters now
+        autocast: AbstractContextManager[Any] = nullcontext()
+        if settings.bfloat16:
+            autocast = torch.autocast(self._trained[0].device.type, torch.bfloat16)
+        try:
+            with autocast:
+                scores = task.backward(self._model)  # which has the adapters now
+        except torch.cuda.OutOfMemoryError as error:
+            raise FitnessError(f"no memory for a step: {one_line(error, MAX_MESSAGE)}") from error
         torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
         self._optimizer.step()
         return scores

@@ -95,7 +95,7 @@ class LoraTrainings(Phase):
             f"which say from which of {starts} starts: {cost:.0f} evaluations; up to {len(HIGHER)} "
             "more trainings where the highest rate is the best"
         )
-        scores = (short + whole) * sizes[_ranked_on(sizes)]
+        scores = (short + whole) * sizes[ranked_on(sizes)]
         seconds = (cost * sizes["search"] + scores) * planner.second
         return PhasePlan(self.name, text, seconds, at_once=1)
 
@@ -105,7 +105,7 @@ class LoraTrainings(Phase):
         starts = _starts(run.config, run.sources.layers)
         cost = run.searched
         size = run.sizes["search"]
-        split = _ranked_on(run.sizes)
+        split = ranked_on(run.sizes)
         short, whole = _counts(len(starts))
         trainer = LoraTrainer(
             run.evaluator,
@@ -172,7 +172,7 @@ def _starts(config: SearchConfig, layers: Sequence[int]) -> dict[str, tuple[str,
 
 # A fine-tune that has learned its examples by heart is the best on them. Where no validation split
 # is there, trainings are ranked on the test split: too kind to LoRA, and never too hard.
-def _ranked_on(sizes: Mapping[str, int]) -> str:
+def ranked_on(sizes: Mapping[str, int]) -> str:
     """Name the split that trainings are ranked on."""
     return "validation" if "validation" in sizes else judged_on(sizes)
 

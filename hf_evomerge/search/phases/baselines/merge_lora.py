@@ -3,7 +3,8 @@
 The LoRA has free directions beside the parents' own.
 
 A step costs what it costs a merge alone, three scores of its batch: one backward pass gives both
-gradients. The result is a recipe: the merge, and the adapter of the base as one more source.
+gradients. There are trainings at several rates, of which the best is kept. The result is a recipe:
+the merge, and the adapter of the base as one more source.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +32,20 @@ from ...spaces.space import make_space
 from ...study.files import TOGETHER_FOLDER
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun
 from .finetune import Lora, LoraAscent, batches
-from .lora import check_training, save_adapter
+from .lora import check_training, ranked_on, save_adapter
 
 logger = logging.getLogger(__name__)
 
-RATE = 5e-4  # of the adapters, from so many search examples on
-MANY = 256
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the adapters, in the order in which they are tried
+USUAL = 3  # trainings
 
 
+# Which rate is best depends on the models: of 16 examples a pair of a million parameters learns
+# nothing at 1e-4 and most at 1e-2, where other pairs have learned all by heart. So the rate rises
+# for as long as that helps, and the highest that helped is taken.
 class MergeWithLora(Phase):
-    """Search of the merge weights again, with a LoRA of the base beside them; the model is
-    built."""
+    """Search of the merge weights again, with a LoRA of the base beside them, at rates that rise
+    while that helps; the best model is built."""
 
     name = "together"
     title = "merge with LoRA beside it"
@@ -52,20 +57,27 @@ class MergeWithLora(Phase):
         check_training("merge+lora", config, evaluator)
 
     def plan(self, planner: Planner) -> PhasePlan:
-        """Price it as its stage."""
+        """Price a training as its stage, and a score of each where they are ranked."""
         planner.rows += 1
         name = together_stage(planner.config).name
         stage = next(phase for phase in planner.phases if phase.name == name)
-        text = "merge weights and a LoRA beside them, by the same steps"
-        return PhasePlan(self.name, text, stage.seconds, at_once=1)
+        text = (
+            f"merge weights and a LoRA beside them, by the same steps, {USUAL} times: at rates "
+            f"that rise while that helps, 2 to {len(RATES)} of them"
+        )
+        sizes = planner.sizes
+        score = sizes[ranked_on(sizes)] * planner.second
+        return PhasePlan(self.name, text, USUAL * (stage.seconds + score), at_once=1)
 
     def run(self, run: SearchRun) -> None:
-        """Train and build the model, unless the study's folder holds it; a warning where that
+        """Train and build the best model, unless the study's folder holds it; a warning where that
         fails."""
         assert run.evaluator is not None  # the search has been checked
         stage = together_stage(run.config)
+        trainings = _Trainings(run, run.evaluator, stage)
         try:
-            model = _built(run, run.evaluator, stage)
+            rate = trainings.best_rate()
+            model = _built(run, run.evaluator, trainings.folder(rate))
         except EvoMergeError as error:
             logger.warning(f"the results have no merge with LoRA beside it: {error}")
             return
@@ -74,25 +86,25 @@ class MergeWithLora(Phase):
             f"`{TOGETHER_FOLDER}` in the study is better",
             keep=f"take `{TOGETHER_FOLDER}` in the study, the merge with LoRA beside it",
         )
+        split = ranked_on(run.sizes)
+        favour = ", which favours it" if split == "test" else ""
+        tried = len(trainings.ranks)
         cost = stage.evaluations
         run.rows.append(
             Row(
                 "together",
-                self.title,
-                evaluations=cost,
-                label=f"together:{cost}",
+                f"{self.title} (rate {rate:g}, best of {tried} on {split} examples{favour})",
+                evaluations=tried * cost,
+                label=f"together:built:{rate:g}:{cost}",
                 against=against,
                 target=model,
             )
         )
 
 
-def _built(run: SearchRun, evaluator: Evaluator, stage: Stage) -> SourceRef:
+def _built(run: SearchRun, evaluator: Evaluator, adapter: Path) -> SourceRef:
     """The built model: a folder, or the base with an adapter where all sources are adapters."""
     folder = run.study.folder
-    adapter = folder.resolve() / "baselines" / f"together-{stage.evaluations}"
-    if not (adapter / RECIPE_FILE).exists():
-        _train(run, evaluator, stage, adapter)
     config = evaluator.config
     # a study may have been moved since
     parents = {"sources": config.sources, "base": config.base}
@@ -106,26 +118,88 @@ def _built(run: SearchRun, evaluator: Evaluator, stage: Stage) -> SourceRef:
     return SourceRef(model=str(built))
 
 
-def _train(run: SearchRun, evaluator: Evaluator, stage: Stage, adapter: Path) -> None:
-    """Learn merge weights and adapter, with no other model in memory, and write them in one
-    piece."""
-    begin = time.perf_counter()
+class _Trainings:
+    """Trainings of a search, each kept in the study's folder with its recipe.
 
-    def report(spent: float) -> None:
-        seconds = time.perf_counter() - begin
-        done = round(spent, 2)
-        progress = Progress("together", done, stage.evaluations, seconds=seconds, fresh=spent)
-        run.report(progress, size=run.sizes["search"])
+    Attributes:
+        ranks: Fitness of each where they are ranked, by rate.
+    """
 
-    evaluator.models.forget()
-    try:
-        recipe, tuned = learn_together(evaluator, stage, after_step=report)
-        tuned.peft_config["default"].base_model_name_or_path = str(
-            recipe.base and recipe.base.model
+    def __init__(self, run: SearchRun, evaluator: Evaluator, stage: Stage) -> None:
+        self.ranks: dict[float, float] = {}
+        self._run = run
+        self._evaluator = evaluator
+        self._stage = stage
+        self._begin = time.perf_counter()
+        self._done_here = 0
+
+    def folder(self, rate: float) -> Path:
+        """Place of a training's adapter and recipe."""
+        name = f"together-{rate:g}-{self._stage.evaluations}"
+        return self._run.study.folder.resolve() / "baselines" / name
+
+    def best_rate(self) -> float:
+        """Train at rates that rise, until one is no better than the one before.
+
+        Raises:
+            EvoMergeError: Nothing could be trained or scored at the lowest rate.
+        """
+        best, *higher = RATES
+        self.ranks[best] = self._ranked(best)
+        for rate in higher:
+            try:
+                self.ranks[rate] = self._ranked(rate)
+            except EvoMergeError as error:
+                logger.warning(f"a LoRA beside the merge, rate {rate:g}: {error}")
+                break
+            if self.ranks[rate] <= self.ranks[best]:
+                break
+            best = rate
+        return best
+
+    # The live model is scored, with the adapters inside it: nothing has to be built. A score is
+    # stored after its adapter, so a killed search has both or trains again.
+    def _ranked(self, rate: float) -> float:
+        """Train, unless the study has the score already, and score where trainings are ranked."""
+        study = self._run.study
+        split = ranked_on(self._run.sizes)
+        label = f"together:{rate:g}:{self._stage.evaluations}"
+        scores = study.evaluation(label, split)
+        if scores is None or not (self.folder(rate) / RECIPE_FILE).exists():
+            models = self._evaluator.models
+            models.forget()  # no other model is in memory
+            try:
+                recipe, tuned = learn_together(
+                    self._evaluator, self._stage, rate, after_step=partial(self._report, rate)
+                )
+                base = str(recipe.base and recipe.base.model)
+                tuned.peft_config["default"].base_model_name_or_path = base
+                save_adapter(tuned, self.folder(rate), recipe)
+                scores = self._evaluator.evaluate(recipe, split)
+            finally:
+                models.forget()  # peft has put its layers into the model
+            study.add_evaluation(label, split, scores)
+            self._done_here += 1
+        if scores.mean is None:
+            raise SearchError(f"cannot be evaluated: {scores.error}")
+        return scores.mean
+
+    def _report(self, rate: float, spent: float) -> None:
+        """Report a step of a training."""
+        cost = self._stage.evaluations
+        before = len(self.ranks) * cost
+        total = max(USUAL * cost, before + cost)
+        self._run.report(
+            Progress(
+                MergeWithLora.name,
+                round(before + spent, 2),
+                total,
+                seconds=time.perf_counter() - self._begin,
+                fresh=self._done_here * cost + spent,
+                note=f"rate {rate:g}",
+            ),
+            size=self._run.sizes["search"],
         )
-        save_adapter(tuned, adapter, recipe)
-    finally:
-        evaluator.models.forget()
 
 
 def together_stage(config: SearchConfig) -> Stage:
@@ -164,7 +238,7 @@ def together_stage(config: SearchConfig) -> Stage:
 def learn_together(
     evaluator: Evaluator,
     stage: Stage,
-    rate: float | None = None,
+    rate: float,
     *,
     after_step: Callable[[float], None] = lambda spent: None,
 ) -> tuple[Recipe, Any]:
@@ -174,8 +248,7 @@ def learn_together(
     Args:
         evaluator: Evaluator of the search.
         stage: A stage of `together_stage`.
-        rate: Peak rate of the adapters; by default 5e-4 for 256 examples and more, in proportion
-            below.
+        rate: Peak rate of the adapters.
         after_step: Called with what has been spent, in scores of all search examples.
 
     Returns:
@@ -194,7 +267,6 @@ def learn_together(
     optimizer = GradientOptimizer(
         start, price=space.price, budget=budget, share=size / count, examples=count
     )
-    rate = RATE * min(1.0, count / MANY) if rate is None else rate
     seed = config.compute.seed
     recipe = space.decode(optimizer.average)
     assert recipe.merge is not None  # a space of merges
