@@ -91,7 +91,8 @@ def test_without_peft_no_lora_learns_beside(pair, base, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     config, draft = _drafted(pair, _data(tmp_path, PLAIN), base=base)
     assert config.compare.baselines == ("average", "prompt", "alone")
-    assert "merge+lora" not in draft.text
+    assert "merge+lora among the baselines says it" in draft.text
+    assert 'pip install "hf-evomerge[lora]"' in draft.text
 
 
 def test_models_of_other_depths(tiny, base, tmp_path):
