@@ -35,6 +35,8 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     )
     result = run_search(config, tmp_path, build=False)
     row = result.row("lora")
+    assert row.seconds > 0
+    assert run_search(config, tmp_path).row("lora").seconds == row.seconds  # nothing is trained
     starts = {
         "base": ("base", tiny / "base"),
         "source:0": ("a", tiny / "a"),
@@ -132,6 +134,7 @@ def test_lora_learns_beside_a_merge(
     assert ranks[: best + 1] == sorted(ranks[: best + 1])
     assert len(ranks) == best + 2  # and none after the first that is no better
     assert row.evaluations == 20 * len(ranks)
+    assert row.seconds > 0
     assert row.scores.error is None
     assert not re.search("adapter says that it is of|no adapter", caplog.text)
     assert row.against.name == "itself with LoRA beside it"

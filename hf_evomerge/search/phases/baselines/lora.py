@@ -47,6 +47,7 @@ RATES = (1e-4, 3e-4, 5e-4, 1e-3)
 HIGHER = (3e-3, 1e-2)  # tried one by one, each while the highest rate so far is the best one
 TRIED = (3e-4, 1e-3)  # rates of the short trainings
 SHARE = 0.25  # of the steps of a whole training, which a short one has
+_SECONDS = "lora seconds"  # of all trainings of a study
 Starts = Mapping[str, tuple[str, SourceRef | Recipe]]
 """Name and model of each start of a training, by its label."""
 
@@ -114,9 +115,12 @@ class LoraTrainings(Phase):
             total=(short * SHARE + whole) * cost,
         )
 
+        before = run.study.meta(_SECONDS) or 0.0
+
         def train(pairs: Sequence[tuple[str, float]], cost: float) -> list[Trained]:
             """Train, and return what could be scored, the best first."""
             trained = trainer.fine_tunes(starts, pairs, cost)
+            run.study.set_meta(_SECONDS, before + trainer.seconds)
             models: dict[str, Target] = {label: each.model for label, each in trained.items()}
             more = (trainer.total - trainer.done) * size
             scores = run.evaluate(models, split, "finalists", more=more)
@@ -154,6 +158,7 @@ class LoraTrainings(Phase):
                 "lora",
                 shown,
                 evaluations=round((len(tried) * SHARE + len(finished)) * cost, 2),
+                seconds=before + trainer.seconds,
                 label=best.label,
                 against=against(best.name, best.model),
                 target=best.model,
@@ -231,6 +236,7 @@ class LoraTrainer:
         report: Callback for the progress.
         total: Cost of all trainings that are to come, in scores of all search examples.
         done: Cost of those that are done.
+        seconds: Time that trainings took in this process.
     """
 
     evaluator: Evaluator
@@ -238,6 +244,7 @@ class LoraTrainer:
     report: Callable[[Progress], None]
     total: float
     done: float = 0.0
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self._fresh = 0.0
@@ -271,7 +278,9 @@ class LoraTrainer:
                 plain = self._plain(start, folder / "model")
                 if not (out / "adapter_config.json").exists():
                     after_step = partial(self._after_step, which, cost, lora.steps)
+                    begin = time.perf_counter()
                     self._train(plain, lora, out, after_step)
+                    self.seconds += time.perf_counter() - begin
             except EvoMergeError as error:
                 logger.warning(f"the results have no LoRA {which}: {error}")
             else:

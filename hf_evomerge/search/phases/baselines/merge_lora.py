@@ -95,6 +95,7 @@ class MergeWithLora(Phase):
                 "together",
                 f"{self.title} (rate {rate:g}, best of {tried} on {split} examples{favour})",
                 evaluations=tried * cost,
+                seconds=trainings.seconds,
                 label=f"together:built:{rate:g}:{cost}",
                 against=against,
                 target=model,
@@ -123,10 +124,12 @@ class _Trainings:
 
     Attributes:
         ranks: Fitness of each where they are ranked, by rate.
+        seconds: Time that they took.
     """
 
     def __init__(self, run: SearchRun, evaluator: Evaluator, stage: Stage) -> None:
         self.ranks: dict[float, float] = {}
+        self.seconds = 0.0
         self._run = run
         self._evaluator = evaluator
         self._stage = stage
@@ -155,6 +158,8 @@ class _Trainings:
             if self.ranks[rate] <= self.ranks[best]:
                 break
             best = rate
+        tried = len(self.ranks) * self._stage.evaluations
+        self._tell(tried, tried, self._done_here * self._stage.evaluations)
         return best
 
     # The live model is scored, with the adapters inside it: nothing has to be built. A score is
@@ -166,6 +171,7 @@ class _Trainings:
         label = f"together:{rate:g}:{self._stage.evaluations}"
         scores = study.evaluation(label, split)
         if scores is None or not (self.folder(rate) / RECIPE_FILE).exists():
+            begin = time.perf_counter()
             models = self._evaluator.models
             models.forget()  # no other model is in memory
             try:
@@ -178,8 +184,10 @@ class _Trainings:
                 scores = self._evaluator.evaluate(recipe, split)
             finally:
                 models.forget()  # peft has put its layers into the model
+            scores = scores.replace(seconds=time.perf_counter() - begin)
             study.add_evaluation(label, split, scores)
             self._done_here += 1
+        self.seconds += scores.seconds
         if scores.mean is None:
             raise SearchError(f"cannot be evaluated: {scores.error}")
         return scores.mean
@@ -189,17 +197,16 @@ class _Trainings:
         cost = self._stage.evaluations
         before = len(self.ranks) * cost
         total = max(USUAL * cost, before + cost)
-        self._run.report(
-            Progress(
-                MergeWithLora.name,
-                round(before + spent, 2),
-                total,
-                seconds=time.perf_counter() - self._begin,
-                fresh=self._done_here * cost + spent,
-                note=f"rate {rate:g}",
-            ),
-            size=self._run.sizes["search"],
+        fresh = self._done_here * cost + spent
+        self._tell(round(before + spent, 2), total, fresh, f"rate {rate:g}")
+
+    def _tell(self, done: float, total: int, fresh: float, note: str = "") -> None:
+        """Report how much of the trainings is done, in scores of all search examples."""
+        seconds = time.perf_counter() - self._begin
+        progress = Progress(
+            MergeWithLora.name, done, total, seconds=seconds, fresh=fresh, note=note
         )
+        self._run.report(progress, size=self._run.sizes["search"])
 
 
 def together_stage(config: SearchConfig) -> Stage:
