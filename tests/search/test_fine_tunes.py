@@ -36,7 +36,6 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     result = run_search(config, tmp_path, build=False)
     row = result.row("lora")
     assert row.seconds > 0
-    assert run_search(config, tmp_path).row("lora").seconds == row.seconds  # nothing is trained
     starts = {
         "base": ("base", tiny / "base"),
         "source:0": ("a", tiny / "a"),
