@@ -201,28 +201,6 @@ def share_interval(right: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-# With difference d and discordance q (the share of examples that tell the models apart), a paired
-# difference has variance q - d^2 per example, and q if the models are equally good. The test of
-# level alpha has power 1 - beta from
-#   n = [ z_(alpha/2) sqrt(q) + z_beta sqrt(q - d^2) ]^2 / d^2      (Connor 1987, Biometrics 43)
-# z_(alpha/2) = 1.96 for p < .05; z_beta = .8416 for a power of .8. q is at least d.
-def needed_examples(difference: float, discordance: float) -> int:
-    """Examples that show a difference of accuracy in 4 of 5 experiments, at p < .05 (Connor 1987,
-    for paired answers).
-
-    Args:
-        difference: Between two models' accuracies, above 0.
-        discordance: Share of the examples that just one of them solves; at least the difference.
-
-    Example:
-        >>> needed_examples(0.05, 0.2)
-        626
-    """
-    discordance = max(discordance, difference)
-    spread = _Z * math.sqrt(discordance) + 0.841621 * math.sqrt(discordance - difference**2)
-    return math.ceil((spread / difference) ** 2)
-
-
 def column(scores: Scores, measure: Measure) -> NDArray[np.float64]:
     """The numbers of a measure, one per example; raises `FitnessError` where the scores have no
     such measure."""

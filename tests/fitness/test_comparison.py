@@ -6,13 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from hf_evomerge.fitness.comparison import (
-    compare,
-    main_measure,
-    mcnemar,
-    needed_examples,
-    share_interval,
-)
+from hf_evomerge.fitness.comparison import compare, main_measure, mcnemar, share_interval
 from hf_evomerge.fitness.scores import Scores
 
 from .conftest import refused
@@ -121,15 +115,3 @@ def test_what_cannot_be_paired_is_not():
         compare(Scores([1.0, 2.0]), Scores([1.0, 2.0, 3.0]))
     with refused("accuracy cannot be compared"):
         compare(Scores([0.1, 2.0]), Scores([1.0, 0.2]), "accuracy")
-
-
-def test_needed_examples_do_show_the_difference():
-    """With as many examples as are said to be needed, about four of five experiments come out at p
-    < .05."""
-    rng = np.random.default_rng(0)
-    size = needed_examples(0.1, 0.3)
-    gained = rng.binomial(size, 0.2, 400)
-    lost = rng.binomial(size - gained, 0.1 / 0.8)
-    shown = [mcnemar(*map(int, pair)) < 0.05 for pair in zip(gained, lost, strict=True)]
-    assert 0.7 < np.mean(shown) < 0.9
-    assert needed_examples(0.05, 0.01) > 0  # fewer examples than the difference cannot differ

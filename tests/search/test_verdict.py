@@ -10,6 +10,7 @@ import yaml
 
 from hf_evomerge import Example, Scores, SourceRef
 from hf_evomerge.cli.searching import _next
+from hf_evomerge.search.file.splits import Sizes
 from hf_evomerge.search.phases.baselines import alone, average, lora, noise
 from hf_evomerge.search.phases.held_out import _constant, _learned_by_heart, _often_right
 from hf_evomerge.search.results.constant import Constant
@@ -112,8 +113,7 @@ def test_parents_that_complement_each_other():
     assert about_parents({"a": one, "b": other}, 100) == (
         [
             "search examples solved by a alone 50%, by b alone 25%, by all 0%, by none 25%",
-            "a difference of 0.05 in accuracy needs about 312 test examples to be seen, "
-            "more where many answers differ; there are 100",
+            "100 test examples tell an accuracy to ± 0.05",
         ],
         None,
     )
@@ -389,7 +389,7 @@ def test_one_answer_for_a_skill(moods, skill):
             splits[split] += [Example("", answer, source=name) for answer in answers]
         correct += right
     tasks = SimpleNamespace(examples=splits.get)
-    run = SimpleNamespace(evaluator=SimpleNamespace(tasks=tasks), judged_on="test")
+    run = SimpleNamespace(evaluator=SimpleNamespace(tasks=tasks), sizes=Sizes(test=6))
     constant = _constant(run, Scores(np.zeros(6), correct=np.array(correct)))
     assert (constant.answer, constant.skill, constant.suffices) == ("glad", skill, bool(skill))
     assert (f"examples of '{skill}', is right in 0.667" in str(constant)) == bool(skill)
@@ -465,7 +465,7 @@ def test_examples_that_were_learned_by_heart_are_told(searched, solved, said):
     held_out = Scores(np.zeros(N), correct=np.arange(N) < solved)
     study = SimpleNamespace(trials=lambda: [SimpleNamespace(recipe_key="key", scores=trial)])
     sizes = {"search": 100, "test": N}
-    run = SimpleNamespace(sizes=sizes, winner="key", judged_on="test", study=study)
+    run = SimpleNamespace(sizes=Sizes(sizes), winner="key", study=study)
     text = " ".join(_learned_by_heart(run, held_out))
     assert ("It solves 0.900 of the search examples and 0.300 of the others" in text) == said
 

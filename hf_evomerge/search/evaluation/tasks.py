@@ -28,7 +28,7 @@ from ...fitness.tasks.retrieval import RetrievalTask
 from ...fitness.tasks.terms import TermsSpec, TermsTask
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
-from ..file.splits import SPLITS
+from ..file.splits import SPLITS, Sizes
 from .model_pool import ModelPool
 from .sources import SearchSources, Target
 
@@ -116,9 +116,9 @@ class SearchTasks:
         return {split: self.examples(split) for split in self.splits}
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> Sizes:
         """Number of examples per split."""
-        return {split: len(examples) for split, examples in self.of_splits.items()}
+        return Sizes({split: len(examples) for split, examples in self.of_splits.items()})
 
     def check_examples(self, split: str) -> None:
         """Raise `FitnessError` where the task cannot use the examples of a split. Reads a tokenizer

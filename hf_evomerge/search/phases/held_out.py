@@ -13,7 +13,7 @@ from ..file.stages import STAGES
 from ..front.results import finalists, front
 from ..results.constant import Constant
 from ..results.result import Result
-from .phase import Phase, PhasePlan, Planner, SearchRun, judged_on
+from .phase import Phase, PhasePlan, Planner, SearchRun
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,11 @@ class HeldOut(Phase):
     def plan(self, planner: Planner) -> PhasePlan:
         """Price a score of each row on the test split and the retained examples."""
         sizes = planner.sizes
-        splits = [judged_on(sizes), *(name for name in sizes if name.startswith(RETAINED))]
+        splits = [sizes.judged_on, *(name for name in sizes if name.startswith(RETAINED))]
         examples = " + ".join(f"{sizes[name]} {name}" for name in splits)
         text = f"{planner.rows} models on {examples} examples: all rows of the table"
         seconds = planner.rows * planner.second * sum(sizes[name] for name in splits)
-        longer = planner.beyond * sizes[judged_on(sizes)]
+        longer = planner.beyond * sizes[sizes.judged_on]
         return PhasePlan(self.name, text, seconds + longer)
 
     def run(self, run: SearchRun) -> None:
@@ -48,7 +48,7 @@ class HeldOut(Phase):
         shots = {row.label: row.shots for row in unscored}
         more = sum(run.sizes[f"{RETAINED}{name}"] for name in config.compare.retain)
         scores = run.evaluate(
-            targets, run.judged_on, self.name, shots=shots, more=more * len(targets)
+            targets, run.sizes.judged_on, self.name, shots=shots, more=more * len(targets)
         )
         retained = _retained(run, targets)
         for name, places in _skills(run).items():
@@ -67,7 +67,7 @@ class HeldOut(Phase):
         run.notes += _often_right(constant)
         run.result = Result(
             run.study.recipe(run.winner),
-            run.judged_on,
+            run.sizes.judged_on,
             rows,
             front=points.judged(scores, run.winner),
             unit=config.fitness.unit,
@@ -90,7 +90,7 @@ def _learned_by_heart(run: SearchRun, held_out: Scores) -> list[str]:
         if trial.recipe_key == run.winner and trial.scores.values.size == sizes["search"]:
             searched = trial.scores.accuracy
     solved = held_out.accuracy
-    if searched is None or solved is None or run.judged_on == "search":
+    if searched is None or solved is None or run.sizes.judged_on == "search":
         return []
     counts = [sizes["search"], held_out.values.size]
     pooled = (searched * counts[0] + solved * counts[1]) / sum(counts)
@@ -109,7 +109,7 @@ def _constant(run: SearchRun, winner: Scores) -> Constant | None:
     if run.evaluator is None:
         return None
     searched = run.evaluator.tasks.examples("search")
-    judged = run.evaluator.tasks.examples(run.judged_on)
+    judged = run.evaluator.tasks.examples(run.sizes.judged_on)
     for name, places in _skills(run).items():
         constant = Constant.of(
             [each for each in searched if each.source == name],
@@ -141,7 +141,7 @@ def _skills(run: SearchRun) -> dict[str, list[int]]:
     if run.evaluator is None:
         return {}
     places: dict[str, list[int]] = {}
-    for place, example in enumerate(run.evaluator.tasks.examples(run.judged_on)):
+    for place, example in enumerate(run.evaluator.tasks.examples(run.sizes.judged_on)):
         if example.source:
             places.setdefault(example.source, []).append(place)
     return places

@@ -79,7 +79,7 @@ def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:
     sources = {
         config.parent_names[label]: scores[label] for label in refs if refs[label] != config.base
     }
-    notes, warning = about_parents(sources, run.sizes[run.judged_on])
+    notes, warning = about_parents(sources, run.sizes[run.sizes.judged_on])
     for note in notes:
         logger.info(note)
     chance = 0.0

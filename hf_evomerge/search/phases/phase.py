@@ -18,6 +18,7 @@ from ..callbacks import Progress, SearchCallback
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.sources import SourceSummary, Target
 from ..file.config import SearchConfig
+from ..file.splits import Sizes
 from ..file.stages import Stage
 from ..results.result import Result
 from ..results.table import Row
@@ -74,16 +75,6 @@ class Planner:
         self.beyond = 0.0
         source = config.sources[0]
         self.second = self.seconds(Job(source), Job(source)) / self.sizes["search"]
-
-    @property
-    def chosen_on(self) -> str:
-        """Split that models are chosen on."""
-        return chosen_on(self.sizes)
-
-    @property
-    def can_average(self) -> bool:
-        """True where the plain average of the sources is a model."""
-        return can_average(self.config, self.evaluator.sources.layers)
 
     def plan(self, phases: Sequence[Phase]) -> list[PhasePlan]:
         """Plan phases in their order; raises `SearchError` where a model cannot be evaluated."""
@@ -157,7 +148,7 @@ class SearchRun:
         self.study = study
         self.runner = runner
         self.sources = sources
-        self.sizes = dict(sizes)
+        self.sizes = Sizes(sizes)
         self.evaluator = evaluator
         self.callbacks = callbacks
         self.winners: dict[str, str] = {}
@@ -167,21 +158,6 @@ class SearchRun:
         self.notes: list[str] = []
         self.result: Result | None = None
         self.forecast: Forecast | None = None
-
-    @property
-    def chosen_on(self) -> str:
-        """Split that models are chosen on."""
-        return chosen_on(self.sizes)
-
-    @property
-    def judged_on(self) -> str:
-        """Split that the table of results is measured on."""
-        return judged_on(self.sizes)
-
-    @property
-    def can_average(self) -> bool:
-        """True where the plain average of the sources is a model."""
-        return can_average(self.config, self.sources.layers)
 
     @property
     def searched(self) -> float:
@@ -320,16 +296,6 @@ def plain_models(config: SearchConfig, layers: Sequence[int]) -> dict[str, tuple
     if can_average(config, layers):
         models["average"] = ("the average", uniform_average(config))
     return models
-
-
-def chosen_on(sizes: Mapping[str, int]) -> str:
-    """Split that models are chosen on: validation, or search where there is none."""
-    return "validation" if "validation" in sizes else "search"
-
-
-def judged_on(sizes: Mapping[str, int]) -> str:
-    """Split that the table of results is measured on."""
-    return next((split for split in ("test", "validation") if split in sizes), "search")
 
 
 def can_average(config: SearchConfig, layers: Sequence[int]) -> bool:

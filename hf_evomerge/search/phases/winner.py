@@ -82,7 +82,7 @@ def choose(run: SearchRun, keys: Sequence[str]) -> str:
     """
     if len(keys) == 1 or not (run.config.has_front or "validation" in run.sizes):
         return keys[0]
-    scores = _scores(run, keys, run.chosen_on)
+    scores = _scores(run, keys, run.sizes.chosen_on)
     return keys[best_point([run.config.vector(scores[key]) for key in keys])]
 
 

@@ -21,7 +21,6 @@ from ...fitness.comparison import (
     compare_all,
     main_measure,
     measures,
-    needed_examples,
 )
 from ...fitness.scores import Scores
 from ..file.stages import STAGES
@@ -38,7 +37,6 @@ RULE = (
 )
 FEW = 30  # test examples; that fewer do not tell two models apart is no news
 DIFFERENCE = 0.05  # of accuracy; what a reader would call better
-DISCORDANCE = 0.1  # of examples, that only one of two models solves
 FORM = "do separator, chat template and end of the answer suit the models?"
 
 
@@ -436,9 +434,7 @@ def about_parents(
         Notes, and a warning where no source can give another anything.
     """
     # A merge by examples solved: with a table of (source, example), what one source alone solves is
-    # what a merge could gain. How many test examples show a difference depends on the discordance,
-    # the share of them that only one of two models solves, and that is not known yet: a tenth is
-    # what two models that hardly differ have.
+    # what a merge could gain.
     whole = {name: scores for name, scores in parents.items() if scores.error is None}
     if len(whole) < 2:
         return [], None
@@ -451,12 +447,11 @@ def about_parents(
     ]
     none = float((~solved.any(0)).mean())
     everyone = float(solved.all(0).mean())
-    needed = needed_examples(DIFFERENCE, DISCORDANCE)
+    error = 0.5 / test_examples**0.5  # at most
     notes = [
         f"search examples solved by {', by '.join(alone)}, by all {everyone:.0%}, by "
         f"none {none:.0%}",
-        f"a difference of {DIFFERENCE} in accuracy needs about {needed} test examples to be "
-        f"seen, more where many answers differ; there are {test_examples}",
+        f"{test_examples} test examples tell an accuracy to ± {error:.2f}",
     ]
     warning = None
     best = max(whole, key=lambda name: (whole[name].accuracy or 0.0, whole[name].mean or 0.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...results.table import Against, Row
 from ...spaces.space import uniform_average
-from ..phase import Phase, PhasePlan, Planner, SearchRun
+from ..phase import Phase, PhasePlan, Planner, SearchRun, can_average
 
 AGAINST = Against(
     "the plain average",
@@ -23,12 +23,12 @@ class Average(Phase):
 
     def plan(self, planner: Planner) -> PhasePlan | None:
         """Count the row."""
-        planner.rows += planner.can_average
+        planner.rows += can_average(planner.config, planner.evaluator.sources.layers)
         return None
 
     def run(self, run: SearchRun) -> None:
         """Add the row, where the sources have one depth."""
-        if not run.can_average:
+        if not can_average(run.config, run.sources.layers):
             return
         recipe = uniform_average(run.config)
         label = run.study.add_recipe(recipe)

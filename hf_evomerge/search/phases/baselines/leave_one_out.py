@@ -49,7 +49,7 @@ class LeaveOneOut(Phase):
 
     def plan(self, planner: Planner) -> PhasePlan:
         """Price a score of the winner, and one without each source."""
-        split = planner.chosen_on
+        split = planner.sizes.chosen_on
         count = len(planner.config.merge_sources)
         size = planner.sizes[split]
         text = f"the winner, and without each of its {count} sources, on {size} {split} examples"
@@ -61,10 +61,12 @@ class LeaveOneOut(Phase):
         names = [run.config.source_names[number] for number in recipe.merge_sources]
         recipes = [recipe, *(without(recipe, at) for at in range(len(names)))]
         targets: dict[str, Target] = {run.study.add_recipe(each): each for each in recipes}
-        whole, *others = run.evaluate(targets, run.chosen_on, self.name).values()
+        whole, *others = run.evaluate(targets, run.sizes.chosen_on, self.name).values()
         if error := next((each.error for each in (whole, *others) if each.error is not None), None):
             logger.warning(f"the results have no contributions: {error}")
             return
         run.contributions = contributions(names, whole, others)
         if run.contributions:
-            run.notes.append(sentence(run.contributions, f"{whole.values.size} {run.chosen_on}"))
+            run.notes.append(
+                sentence(run.contributions, f"{whole.values.size} {run.sizes.chosen_on}")
+            )

@@ -26,16 +26,7 @@ from ...evaluation.sources import Target
 from ...file.config import SearchConfig
 from ...results.table import Against, Row
 from ...spaces.space import task_vector_sum
-from ..phase import (
-    Findings,
-    Phase,
-    PhasePlan,
-    Planner,
-    SearchRun,
-    can_average,
-    judged_on,
-    plain_models,
-)
+from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun, can_average, plain_models
 from .finetune import Lora, fine_tune
 
 if TYPE_CHECKING:
@@ -96,7 +87,7 @@ class LoraTrainings(Phase):
             f"which say from which of {starts} starts: {cost:.0f} evaluations; up to {len(HIGHER)} "
             "more trainings where the highest rate is the best"
         )
-        scores = (short + whole) * sizes[ranked_on(sizes)]
+        scores = (short + whole) * sizes[sizes.ranked_on]
         seconds = (cost * sizes["search"] + scores) * planner.second
         return PhasePlan(self.name, text, seconds, at_once=1)
 
@@ -106,7 +97,7 @@ class LoraTrainings(Phase):
         starts = _starts(run.config, run.sources.layers)
         cost = run.searched
         size = run.sizes["search"]
-        split = ranked_on(run.sizes)
+        split = run.sizes.ranked_on
         short, whole = _counts(len(starts))
         trainer = LoraTrainer(
             run.evaluator,
@@ -173,13 +164,6 @@ def _starts(config: SearchConfig, layers: Sequence[int]) -> dict[str, tuple[str,
     if config.base is not None and can_average(config, layers):
         starts["sum"] = ("the sum", task_vector_sum(config))
     return starts
-
-
-# A fine-tune that has learned its examples by heart is the best on them. Where no validation split
-# is there, trainings are ranked on the test split: too kind to LoRA, and never too hard.
-def ranked_on(sizes: Mapping[str, int]) -> str:
-    """Name the split that trainings are ranked on."""
-    return "validation" if "validation" in sizes else judged_on(sizes)
 
 
 def _counts(starts: int) -> tuple[int, int]:

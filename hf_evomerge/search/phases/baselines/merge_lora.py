@@ -32,7 +32,7 @@ from ...spaces.space import make_space
 from ...study.files import TOGETHER_FOLDER
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun
 from .finetune import Lora, LoraAscent, batches
-from .lora import check_training, ranked_on, save_adapter
+from .lora import check_training, save_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class MergeWithLora(Phase):
             f"that rise while that helps, 2 to {len(RATES)} of them"
         )
         sizes = planner.sizes
-        score = sizes[ranked_on(sizes)] * planner.second
+        score = sizes[sizes.ranked_on] * planner.second
         return PhasePlan(self.name, text, USUAL * (stage.seconds + score), at_once=1)
 
     def run(self, run: SearchRun) -> None:
@@ -86,7 +86,7 @@ class MergeWithLora(Phase):
             f"`{TOGETHER_FOLDER}` in the study is better",
             keep=f"take `{TOGETHER_FOLDER}` in the study, the merge with LoRA beside it",
         )
-        split = ranked_on(run.sizes)
+        split = run.sizes.ranked_on
         favour = ", which favours it" if split == "test" else ""
         tried = len(trainings.ranks)
         cost = stage.evaluations
@@ -167,7 +167,7 @@ class _Trainings:
     def _ranked(self, rate: float) -> float:
         """Train, unless the study has the score already, and score where trainings are ranked."""
         study = self._run.study
-        split = ranked_on(self._run.sizes)
+        split = self._run.sizes.ranked_on
         label = f"together:{rate:g}:{self._stage.evaluations}"
         scores = study.evaluation(label, split)
         if scores is None or not (self.folder(rate) / RECIPE_FILE).exists():

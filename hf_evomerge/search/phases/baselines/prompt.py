@@ -16,16 +16,7 @@ from ...evaluation.tasks import takes_shots
 from ...file.config import SearchConfig
 from ...results.table import Against, Row
 from ...runners.job import Job
-from ..phase import (
-    Findings,
-    Phase,
-    PhasePlan,
-    Planner,
-    SearchRun,
-    chosen_on,
-    judged_on,
-    plain_models,
-)
+from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun, plain_models
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +58,7 @@ class Prompt(Phase):
         most = max(tried)
         models = plain_models(planner.config, planner.evaluator.sources.layers)
         model = next(models[label][1] for label, own in counts.items() if most in own)
-        split = planner.chosen_on
+        split = planner.sizes.chosen_on
         size = planner.sizes[split]
         batch = tuple(range(min(TIMED, size)))
         job = Job(model, split, batch, shots=most)
@@ -99,14 +90,14 @@ class Prompt(Phase):
                 shots[own] = count
         if not targets:
             return  # as the check has warned
-        scores = run.evaluate(targets, run.chosen_on, self.name, shots=shots)
+        scores = run.evaluate(targets, run.sizes.chosen_on, self.name, shots=shots)
         fitness = {label: each.mean for label, each in scores.items() if each.mean is not None}
         if not fitness:
             reason = next(each.error for each in scores.values())
             logger.warning(f"the results have no row with examples in the prompt: {reason}")
             return
         best = max(fitness, key=fitness.__getitem__)
-        share = run.sizes[run.chosen_on] / run.sizes["search"]
+        share = run.sizes[run.sizes.chosen_on] / run.sizes["search"]
         against = Against(
             "the same examples in the prompt",
             f"use {names[best]} instead",
@@ -147,7 +138,7 @@ def _counts(evaluator: Evaluator) -> dict[str, list[int]]:
     by its label."""
     tasks = evaluator.tasks
     sizes = tasks.sizes
-    splits = list(dict.fromkeys([chosen_on(sizes), judged_on(sizes)]))
+    splits = list(dict.fromkeys([sizes.chosen_on, sizes.judged_on]))
     models = plain_models(evaluator.config, evaluator.sources.layers)
     counts = shot_counts(tasks.examples("search"), among="search" in splits)
     return {
