@@ -46,8 +46,8 @@ class Step(StrictModel):
     absent, and twice that for ``nsga2``."""
     sigma: Positive | None = None
     """First step size. Of merges as a fraction of each parameter's range, 1/6 by default
-    (``gradient``: 0.04); of paths in the units of the genome, 0.1 by default (gates by evolution:
-    0.2); 0.04 by default in a second step."""
+    (``gradient``: 0.04, and 0.01 where the weights have its default bounds); of paths in the units
+    of the genome, 0.1 by default (gates by evolution: 0.2); 0.04 by default in a second step."""
     batch: Count | Literal["all"] | None = None
     """Number of search examples per generation of ``cma``, ``gradient`` and ``sweep``, drawn anew
     for each, or ``all``. Where absent 16, which with ``cma`` doubles after every 100 generations,
