@@ -497,7 +497,12 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
             lines.append(f"        hf-evomerge merge {recipe} --out {name}/instead")
         if simpler.stage == "together":
             model = shlex.quote(str(out / TOGETHER_FOLDER))
-            lines.append(f"        hf-evomerge push {model} YOUR-NAME/YOUR-MERGE")
+            solved = simpler.scores.accuracy
+            if solved is not None and solved < 0.5:
+                more = "give it more search examples"
+                lines.append(f"        it solves {solved:.0%} of the problems: {more}")
+            else:
+                lines.append(f"        hf-evomerge push {model} YOUR-NAME/YOUR-MERGE")
         return lines
     wrong_form = solves_nothing(result.rows) and not result.by_heart
     if result.constant is not None and result.constant.suffices:

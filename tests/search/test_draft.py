@@ -279,15 +279,19 @@ def test_the_command_replaces_no_file_unasked(pair, base, tmp_path, monkeypatch)
     [
         (8, None, [4, 4]),
         (24, None, [16, 8]),
-        (214, None, [107, 107]),
+        (150, None, [75, 75]),
+        (160, None, [80, 16, 64]),
+        (214, None, [107, 21, 86]),
+        (300, None, [128, 34, 138]),
         (400, None, [128, 72, 200]),
         (2000, None, [128, 200, 400]),
         (214, ["w2", "w3"], [64, 64, 86]),
     ],
 )
 def test_how_problems_are_split(count, choices, sizes, pair, base, tmp_path):
-    """With a gradient half are searched with, and validation has what a test of 200 leaves; without
-    one it has as many as the search. The splits do not overlap, and what was chosen is said."""
+    """With a gradient half are searched with, and validation has a fifth of the rest, or what a
+    test of 200 leaves; without one it has as many as the search. The splits do not overlap, and
+    what was chosen is said."""
     record = PLAIN | ({"answer": "w2", "choices": choices} if choices else {})
     config, draft = _drafted(pair, _data(tmp_path, record, count=count - 1), base=base)
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
@@ -299,6 +303,13 @@ def test_how_problems_are_split(count, choices, sizes, pair, base, tmp_path):
     error = 0.5 / sizes[-1] ** 0.5
     assert f"the test tells an accuracy to ± {error:.2f}; " in why
     assert ("validation guards against luck" in why) == (len(sizes) == 3)
+
+
+def test_an_answer_that_most_problems_have_is_told(pair, base, tmp_path):
+    """One answer to most problems is a warning of the draft."""
+    data = _data(tmp_path, {"question": "w1", "answer": "w2"}, count=30)
+    found = _drafted(pair, data, base=base)[1].found
+    assert "warning: 'w2' is the answer to 31 of them: does the task ask for more?" in found
 
 
 def test_adapters_are_sources(pair, base, tmp_path):

@@ -95,8 +95,33 @@ def test_answers_that_a_tokenizer_makes_one_are_named(search_config, monkeypatch
     assert not any("same tokens" in line for line in plan_search(config).warnings)
     examples = [Example("w1", "zz9"), Example("w2", "yy8")]
     monkeypatch.setattr(SearchTasks, "examples", lambda self, split: examples)
-    (line,) = parents._answers_that_are_one(config, Evaluator(config))
+    (line,) = parents._doubts_of_tokenizers(config, Evaluator(config))
     assert line.startswith("the answers 'zz9' and 'yy8' are the same tokens to a, which cannot")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "lost"), [("w1 W2", ""), ("w1 34", "3, 4"), ("w1 \uff37\uff12", "")]
+)
+def test_a_tokenizer_that_loses_digits_is_named(prompt, lost, search_config, monkeypatch):
+    """Where tokens do not give back the letters and digits of a prompt the dry run says which are
+    lost; case, width and marks are no matter."""
+    config = search_config("ps")
+    monkeypatch.setattr(SearchTasks, "examples", lambda self, split: [Example(prompt, "w3")])
+    monkeypatch.setattr(SearchTasks, "tokenizer", lambda self, ref: _Tokens())
+    found = parents._doubts_of_tokenizers(config, Evaluator(config))
+    assert [line.partition(" and gives")[0] for line in found] == [
+        f"the tokenizer of a loses {lost} of the prompt {prompt!r}"
+    ] * bool(lost)
+
+
+class _Tokens:
+    """A tokenizer that knows w1 and w2 in every case and width."""
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": [0]}
+
+    def decode(self, ids):
+        return "w1 w2"
 
 
 @pytest.mark.parametrize(("times", "warns"), [(78.0, True), (1.1, False), (0.5, False)])

@@ -288,6 +288,19 @@ beside the merge a LoRA learns the rest:
   - Evolved PS is WORSE than itself with LoRA beside it, by 0.270 of accuracy (0.2
   - The plain average does as well; it has
   advice: take the merge with LoRA
+a LoRA beside the merge solves what nobody solves:
+  shares: {average: 0.02, alone_maths: 0.04, together: 0.9, ps: 0.0}
+  said:
+  - Evolved PS is WORSE than itself with LoRA beside it, by 0.900 of accuracy (0.8
+  - EVERY ANSWER of evolved PS IS WRONG (200 of 200)
+  advice: take the merge with LoRA
+a source alone is level in next to nothing:
+  shares: {maths: 0.01, average: 0.04, alone_maths: 0.04, together: 0.9, ps: 0.05}
+  said:
+  - Evolved PS is WORSE than itself with LoRA beside it, by 0.850 of accuracy (0.
+  - 'Evolved PS is '
+  - 'The test split was scored once, '
+  advice: take the merge with LoRA
 beside the merge a LoRA learns next to nothing:
   shares: {average: 0.3, alone_maths: 0.1, together: 0.71, ps: 0.7}
   said:
@@ -405,6 +418,14 @@ def test_a_frequent_answer_is_told_beside_the_rest(often, said):
     assert [each.rpartition(" ")[0] for each in notes] == [expected] * said
 
 
+def test_a_row_that_the_test_chose_is_told():
+    """Where the test split chose among trainings, the sentence on it says for which row."""
+    rows = _rows(0.5, together=0.9)
+    rows = [replace(row, favoured=row.stage == "together") for row in rows]
+    assert "and chose among several for" in verdict(rows, "test")[-1]
+    assert "chose among" not in " ".join(verdict(_rows(0.5, together=0.9), "test"))
+
+
 def test_one_answer_for_all_hides_no_wrong_form(caplog):
     """Where the winner has no right answer, that is said beside the constant answer, and its form
     is a thing to look at."""
@@ -440,6 +461,10 @@ def test_equal_answers_are_as_good_whatever_their_likelihood(right):
         (
             _rows(0.45, together=0.9),
             ["next:   take the merge with LoRA", "        hf-evomerge push mine/model-with-lora "],
+        ),
+        (
+            _rows(0.2, together=0.4),
+            ["next:   take the merge with LoRA", "        it solves 40% of the problems: give "],
         ),
         (
             _rows(0.45),

@@ -362,14 +362,15 @@ class _Problems:
     # A gradient gets better with each example that it sees, and ends at one point, which needs no
     # choosing: on a pair of tiny models 8, 16, 32, 63 and 126 examples gave an accuracy of .14,
     # .27, .45, .66 and .71, and 31 or 63 more for validation changed it by .01 at most. So half
-    # are searched with, and what a good test does not need is for validation. Candidates of a
-    # black box are many, and the best on the search examples is so by luck in part.
+    # are searched with, and what a good test does not need is for validation, or a fifth of the
+    # rest, by which a LoRA beside the merge gets its rate. Candidates of a black box are many, and
+    # the best on the search examples is so by luck in part.
     def _shares(self) -> dict[str, int]:
         """Number of examples per split."""
         half = self.count // 2
         left = self.count - min(max(half, min(16, self.count - LEAST)), MOST["search"])
         part = self.count * 3 // 10
-        chosen = min(part, MOST["validation"], left - _TESTED)
+        chosen = min(part, MOST["validation"], max(left // 5, left - _TESTED))
         if not self.has_gradient and part >= FEW:
             left = self.count - min(part, MOST["search"])
             chosen = min(part, MOST["validation"])
@@ -408,12 +409,20 @@ class _Problems:
             helped = "more search examples may help (count), and take longer"
         chosen = "validation guards against luck"
         if "validation" not in self.sizes:
-            enough = MOST["search"] + _TESTED + FEW if self.has_gradient else FEW * 10 // 3 + 1
+            enough = 10 * FEW if self.has_gradient else 10 * FEW // 3 + 1
             chosen = f"none are left to choose the best by, which takes {enough} problems"
-        return [
+        lines = [
             f"{self.count} problems in {self.file}: {sizes}",
             f"{helped}; the test tells an accuracy to ± {error:.2f}; {chosen}",
         ]
+        answers = Counter(each.answer for each in self.examples)
+        answer, count = answers.most_common(1)[0]
+        if answer and 2 * count > self.count and self.task != "classification":
+            lines.append(
+                f"warning: {answer!r:.40} is the answer to {count} of them: does the task ask for "
+                "more?"
+            )
+        return lines
 
     def _pair(self, record: Mapping[str, Any], source: Parent) -> dict[str, Any]:
         """Find the two texts and the label of a cross-encoder's record; empty for a model or a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Mapping
 
 from ...fitness.scores import Scores
@@ -28,8 +29,9 @@ class Parents(Phase):
     title = "parents"
 
     def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
-        """Warn where a tokenizer cannot tell answers apart."""
-        findings.warnings += _answers_that_are_one(config, evaluator)
+        """Warn where a tokenizer loses letters or digits, or cannot tell answers apart."""
+        if config.fitness.task in ("likelihood", "generation", "multiple_choice"):
+            findings.warnings += _doubts_of_tokenizers(config, evaluator)
 
     def plan(self, planner: Planner) -> PhasePlan:
         """Price a score of each parent on all search examples."""
@@ -53,14 +55,23 @@ class Parents(Phase):
             run.rows.append(row)
 
 
-def _answers_that_are_one(config: SearchConfig, evaluator: Evaluator) -> list[str]:
-    """Warn of a tokenizer that makes two answers one: a wrong answer would count as right."""
-    if config.fitness.task not in ("likelihood", "generation", "multiple_choice"):
-        return []
-    answers = dict.fromkeys(each.answer for each in evaluator.tasks.examples("search"))
+def _doubts_of_tokenizers(config: SearchConfig, evaluator: Evaluator) -> list[str]:
+    """Warn of the first tokenizer that does not give back the letters and digits of a prompt, or
+    that makes two answers one: a wrong answer would count as right."""
+    examples = evaluator.tasks.examples("search")
+    answers = dict.fromkeys(each.answer for each in examples)
     for name, ref in zip(config.source_names, config.sources, strict=True):
         if (tokenizer := evaluator.tasks.tokenizer(ref)) is None:  # of models that draw
             continue
+        for example in examples:
+            back = tokenizer.decode(
+                tokenizer(example.prompt, add_special_tokens=False)["input_ids"]
+            )
+            if lost := sorted(_characters(example.prompt) - _characters(back)):
+                return [
+                    f"the tokenizer of {name} loses {', '.join(lost[:5])} of the prompt "
+                    f"{example.prompt!r:.40} and gives back {back!r:.40}: the model reads no more"
+                ]
         first: dict[tuple[int, ...], str] = {}
         for answer in answers:
             tokens = tuple(tokenizer(answer, add_special_tokens=False)["input_ids"])
@@ -70,6 +81,11 @@ def _answers_that_are_one(config: SearchConfig, evaluator: Evaluator) -> list[st
                     f"{name}, which cannot tell them apart; mend its tokenizer"
                 ]
     return []
+
+
+def _characters(text: str) -> set[str]:
+    """Letters and digits of a text, without their case, accents and width."""
+    return {each for each in unicodedata.normalize("NFKD", text).casefold() if each.isalnum()}
 
 
 def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:

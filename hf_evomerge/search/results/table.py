@@ -68,6 +68,7 @@ class Row:
         against: How the verdict compares the winner with it; None where no sentence is said.
         target: The model, where it lies today.
         shots: Number of search examples in its prompts.
+        favoured: Whether the model was chosen, among some, by the examples of the table.
         optional: Whether the row is left out, with a warning, where the model cannot be scored.
     """
 
@@ -82,6 +83,7 @@ class Row:
     against: Against | None = None
     target: Target | None = field(default=None, compare=False)
     shots: int = 0
+    favoured: bool = False
     optional: bool = False
 
 

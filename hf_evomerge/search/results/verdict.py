@@ -79,16 +79,23 @@ def verdict(
         sentences.insert(0, f"{constant}, and {has}: look at the examples first")
         others = [row for row in others if row.stage not in ("alone", "noise")]
         advised = None
+    compared = list[str]()
     for row in sorted(others, key=lambda row: (row is not advised, row is not simpler)):
         # one piece of advice is enough
         if sentence := judged.against(row, advise=row is advised or advised is simpler is None):
-            sentences.append(sentence)
+            compared.append(sentence)
+    if advised is not None and advised.stage == "together":
+        sentences = [*compared[:1], *sentences, *compared[1:]]
+    else:
+        sentences += compared
     sentences += judged.forgotten() + _cut(rows)
     if split == "test":
         often = (
             f"{looks} times, for evaluations or rows were added after results: they are optimistic"
         )
         once = "once, after the winner was chosen" if looks == 1 else often
+        if favoured := [row.model for row in rows if row.favoured]:
+            once += f", and chose among several for {favoured[0].partition(' (')[0]}"
         sentences.append(
             f"the test split was scored {once}; p values are not corrected for their number"
         )
@@ -239,7 +246,7 @@ class _Judged:
 
     def _does_as_well(self, row: Row) -> bool:
         compared = self._compared(self.winner, row)
-        if not compared or compared[0].is_better:
+        if not compared or compared[0].is_better or self._solves_little(row):
             return False
         first = compared[0]
         if first.is_close and first.difference > 0:  # undecided, and not level
@@ -247,6 +254,11 @@ class _Judged:
         if first.examples < FEW and not first.is_worse:  # so few tell nothing apart
             return False
         return first.is_worse or not self._forgets(row)
+
+    def _solves_little(self, row: Row) -> bool:
+        """Tell whether neither the winner nor a row solves enough to be level in it."""
+        solved = [each.scores.accuracy for each in (self.winner, row)]
+        return all(accuracy is not None and accuracy < LITTLE for accuracy in solved)
 
     def _beats(self, row: Row, other: Row) -> bool:
         compared = self._compared(row, other)
@@ -319,7 +331,7 @@ class _Judged:
                 level = level.partition(":")[0]
             if forgets:
                 level += f", and {forgets}"
-            if not self.any_right:
+            if not self.any_right or self._solves_little(other):
                 return ""  # to be level with nothing is no advice
             hardly = "hardly tell" if first.is_close else "do not tell"
             of_other, of_winner = (self._column(row).mean() for row in (other, self.winner))
@@ -447,7 +459,7 @@ def about_parents(
     ]
     none = float((~solved.any(0)).mean())
     everyone = float(solved.all(0).mean())
-    error = 0.5 / test_examples**0.5  # at most
+    error = 0.5 / max(1, test_examples) ** 0.5  # at most
     notes = [
         f"search examples solved by {', by '.join(alone)}, by all {everyone:.0%}, by "
         f"none {none:.0%}",

@@ -139,7 +139,8 @@ class LoraTrainings(Phase):
             logger.warning("the results have no LoRA: none was trained and scored")
             return
         best = max(finished, key=lambda each: each.fitness)
-        favour = ", which favours it" if split == "test" else ""
+        favoured = split == "test"
+        favour = ", which favours it" if favoured else ""
         shown = (
             f"{best.name} (best of {len(finished)} on {split} examples{favour}, {cost:.0f} "
             "evaluations each)"
@@ -152,6 +153,7 @@ class LoraTrainings(Phase):
                 seconds=before + trainer.seconds,
                 label=best.label,
                 against=against(best.name, best.model),
+                favoured=favoured,
                 target=best.model,
             )
         )

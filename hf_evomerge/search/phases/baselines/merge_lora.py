@@ -87,7 +87,8 @@ class MergeWithLora(Phase):
             keep=f"take `{TOGETHER_FOLDER}` in the study, the merge with LoRA beside it",
         )
         split = run.sizes.ranked_on
-        favour = ", which favours it" if split == "test" else ""
+        favoured = split == "test"
+        favour = ", which favours it" if favoured else ""
         tried = len(trainings.ranks)
         cost = stage.evaluations
         run.rows.append(
@@ -98,6 +99,7 @@ class MergeWithLora(Phase):
                 seconds=trainings.seconds,
                 label=f"together:built:{rate:g}:{cost}",
                 against=against,
+                favoured=favoured,
                 target=model,
             )
         )
