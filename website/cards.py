@@ -43,6 +43,9 @@ def publish(search: Path, family: Path, name: str, hub: Any) -> None:
     command = [sys.executable, "-c", PUBLISH, str(search), str(family), name]
     subprocess.run(command, env={**os.environ, **hub.environment()}, check=True)
     os.environ.update(hub.environment())
+    from warm import read_environment  # of tests/support, where the hub is from
+
+    read_environment()  # huggingface_hub did when it was imported
 
 
 def published(demo: Path, hub: Any) -> None:
