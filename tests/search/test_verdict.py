@@ -113,7 +113,7 @@ def test_parents_that_complement_each_other():
     assert about_parents({"a": one, "b": other}, 100) == (
         [
             "search examples solved by a alone 50%, by b alone 25%, by all 0%, by none 25%",
-            "100 test examples tell an accuracy to ± 0.05",
+            "100 test examples tell an accuracy to ± 0.10",
         ],
         None,
     )

@@ -403,7 +403,7 @@ class _Problems:
     def in_words(self) -> list[str]:
         """Say how many examples each split has, and why."""
         sizes = ", ".join(f"{count} for {split}" for split, count in self.sizes.items())
-        error = 0.5 / math.sqrt(self.sizes["test"])
+        error = 0.98 / math.sqrt(self.sizes["test"])  # 95 %, at most
         helped = "each search example helps"
         if self.sizes["search"] == MOST["search"]:
             helped = "more search examples may help (count), and take longer"

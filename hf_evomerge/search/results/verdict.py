@@ -459,7 +459,7 @@ def about_parents(
     ]
     none = float((~solved.any(0)).mean())
     everyone = float(solved.all(0).mean())
-    error = 0.5 / max(1, test_examples) ** 0.5  # at most
+    error = 0.98 / max(1, test_examples) ** 0.5  # 95 %, at most
     notes = [
         f"search examples solved by {', by '.join(alone)}, by all {everyone:.0%}, by "
         f"none {none:.0%}",
