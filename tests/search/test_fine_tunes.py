@@ -163,6 +163,15 @@ def test_lora_learns_beside_a_merge(
     assert (again / "model-with-lora" / weights.name).read_bytes() == weights.read_bytes()
 
 
+def test_an_adapter_replaces_that_of_a_killed_search(tiny, tmp_path):
+    """An adapter that was written before its score was stored is written again when the search
+    goes on."""
+    tuned = LoraAscent(AutoModelForCausalLM.from_pretrained(tiny / "base"), Lora(1e-3, 1)).tuned
+    for _ in range(2):
+        lora_phase.save_adapter(tuned, tmp_path / "adapter")
+    assert [each.name for each in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_an_adapter_names_its_modules_in_order(tiny, tmp_path):
     """The modules in the adapter's config are sorted, so that the same training writes the same
     file."""

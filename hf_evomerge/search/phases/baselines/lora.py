@@ -342,6 +342,7 @@ def save_adapter(tuned: Any, out: Path, recipe: Recipe | None = None) -> None:
     )  # peft's names a folder as base model, which the Hub refuses
     if recipe is not None:
         recipe.save(unfinished / RECIPE_FILE)
+    shutil.rmtree(out, ignore_errors=True)  # of a search that was killed before its score
     os.replace(unfinished, out)
 
 
