@@ -11,16 +11,30 @@ import torch
 from classes import random_class
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_evomerge import Example, FlowPart, Recipe, Scores, SourceRef, run_search
+from hf_evomerge import Example, FlowPart, Recipe, SourceRef, run_search
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.phases.baselines import lora as lora_phase
 from hf_evomerge.search.phases.baselines import merge_lora
 from hf_evomerge.search.phases.baselines.finetune import Lora, LoraAscent, fine_tune
-from hf_evomerge.search.phases.baselines.lora import LoraTrainer, LoraTrainings
+from hf_evomerge.search.phases.baselines.lora import LoraTrainings, fine_tuned
+from hf_evomerge.search.phases.baselines.trainings import Trainings, save_adapter
 from hf_evomerge.search.phases.phase import SearchRun
 from hf_evomerge.search.study.study import Study
+
+
+def run_of(evaluator, place, *splits):
+    """State of a search that has not begun."""
+    study = Study.create(place / "study", {})
+    sizes = dict.fromkeys(("search", *splits), 5)
+    return SearchRun(evaluator.config, study, None, SourceSummary([]), sizes, evaluator)
+
+
+def tune(run, ref, cost):
+    """Fine-tune a model at a high rate."""
+    trainings = Trainings(run, run.evaluator, "lora", cost)
+    return fine_tuned(trainings, "LoRA", "a", ref, 1e-2, cost)
 
 
 @pytest.mark.slow
@@ -82,21 +96,18 @@ def test_rates_go_on_while_the_highest_is_the_best(
 ):
     """A higher rate is trained only where the highest one so far is the best, on validation or
     else on test examples; the row has whole evaluations."""
-    monkeypatch.setattr(LoraTrainer, "_train", lambda *args: None)
     asked = []
 
-    def evaluate(models, ranked_on, phase, more=0):
-        assert ranked_on == split
-        rates = [float(label.split(":")[-2]) for label in models]
-        asked.extend(rates)
-        means = [Scores([-abs(math.log(rate / best))]) for rate in rates]
-        return dict(zip(models, means, strict=True))
+    def ranked(self, label, out, cost, train, note):
+        assert self.run.sizes.ranked_on == split
+        rate = float(label.split(":")[-2])
+        asked.append(rate)
+        return -abs(math.log(rate / best))
 
+    monkeypatch.setattr(Trainings, "ranked", ranked)
+    monkeypatch.setattr(lora_phase, "_plain", lambda start, *args: SourceRef(model="tiny"))
     config = search_config("ps")
-    sizes = {"search": 5, split: 5}
-    run = SearchRun(config, Study.create(tmp_path / "study", {}), None, SourceSummary([]), sizes)
-    run.evaluator = Evaluator(config)
-    run.evaluate = evaluate
+    run = run_of(Evaluator(config), tmp_path, split)
     monkeypatch.setattr(SearchRun, "searched", 7.88)
     LoraTrainings().run(run)
     assert [rate for rate in dict.fromkeys(asked) if rate > 1e-3] == trained
@@ -168,7 +179,7 @@ def test_an_adapter_replaces_that_of_a_killed_search(tiny, tmp_path):
     goes on."""
     tuned = LoraAscent(AutoModelForCausalLM.from_pretrained(tiny / "base"), Lora(1e-3, 1)).tuned
     for _ in range(2):
-        lora_phase.save_adapter(tuned, tmp_path / "adapter")
+        save_adapter(tuned, tmp_path / "adapter")
     assert [each.name for each in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -188,8 +199,7 @@ def test_a_training_leaves_paths_alone(tmp_path, search_config):
     evaluator = Evaluator(search_config("dfs", output="{dtype: float32}"))
     path = evaluator.config.recipe(flow=FlowPart(path=["0:0", "1:1", "0:1"]))
     before = evaluator.evaluate(path)
-    trainer = LoraTrainer(evaluator, tmp_path, lambda progress: None, 200)
-    trainer.fine_tunes({"a": ("a", evaluator.config.sources[0])}, [("a", 1e-2)], 200)
+    tune(run_of(evaluator, tmp_path), evaluator.config.sources[0], 200)
     assert (before.error, evaluator.evaluate(path)) == (None, before)
 
 
@@ -206,29 +216,49 @@ def test_a_classifier_is_trained_too(tiny, tmp_path, search_config):
     examples = {"search": [Example(str(i), color, color) for i, color in enumerate(colors)]}
     evaluator = Evaluator(config, examples=examples)
     before = evaluator.evaluate(ref).mean
-    trainer = LoraTrainer(evaluator, tmp_path / "tuned", lambda progress: None, 60)
-    (tuned,) = trainer.fine_tunes({"a": ("a", ref)}, [("a", 1e-2)], 60).values()
-    assert evaluator.evaluate(tuned.model).mean > before + 0.5
+    tuned = tune(run_of(evaluator, tmp_path), ref, 60)
+    assert evaluator.evaluate(tuned.model).mean == pytest.approx(tuned.fitness, abs=1e-4)
+    assert tuned.fitness > before + 0.5
 
 
 def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch, caplog):
     """A start or a rate that cannot be trained is named in a warning; the others are there."""
 
-    def train(self, start, lora, out, told):
-        if lora.rate > 5e-4 or start.model == "y":
+    def ranked(self, label, out, cost, train, note):
+        _, *start, rate, _ = label.split(":")
+        if float(rate) > 5e-4 or start == ["base"]:
             raise FitnessError("not finite")
+        return float(rate)
 
-    monkeypatch.setattr(LoraTrainer, "_train", train)
-    starts = {name: (name, SourceRef(model=name)) for name in ("x", "y")}
-    pairs = [(start, rate) for start in starts for rate in lora_phase.RATES]
-    trainer = LoraTrainer(Evaluator(search_config()), tmp_path, lambda progress: None, 68)
-    tuned = trainer.fine_tunes(starts, pairs, 8.5)
-    assert [each.rate for each in tuned.values()] == [1e-4, 3e-4, 5e-4]
-    adapter = str(tmp_path / "x" / "lora-0.0003-8.5")
-    assert tuned["lora:x:0.0003:8.5"].model == SourceRef(model="x", adapter=adapter)
+    monkeypatch.setattr(Trainings, "ranked", ranked)
+    monkeypatch.setattr(lora_phase, "_plain", lambda start, *args: SourceRef(model="tiny"))
+    run = run_of(Evaluator(search_config()), tmp_path)
+    LoraTrainings().run(run)
+    (row,) = run.rows
+    assert row.model.startswith("LoRA from a, rate 0.0005 (best of 4 on search examples")
+    adapter = str(tmp_path / "study" / "baselines" / "source-0" / "lora-0.0005-0")
+    assert row.target == SourceRef(model="tiny", adapter=adapter)
     warned = [line for line in caplog.messages if line.startswith("the results have no LoRA")]
-    assert len(warned) == 5
-    assert warned[0] == "the results have no LoRA from x, rate 0.001: not finite"
+    assert warned[0] == "the results have no LoRA from base, rate 0.0003: not finite"
+    # both rates of the base, the higher one of two others, and 1e-3 of the best start
+    assert len(warned) == 2 + 2 + 1
+
+
+def test_a_training_is_run_once(tiny, tmp_path, search_config):
+    """What has its adapter and its score in the study is not trained again; what has lost either
+    is, and its time counts though another process took it."""
+    evaluator = Evaluator(search_config())
+    run = run_of(evaluator, tmp_path)
+    first = tune(run, evaluator.config.sources[0], 3)
+    adapter = Path(first.model.adapter)
+    written = (adapter / "adapter_config.json").stat().st_mtime_ns
+    trainings = Trainings(run, evaluator, "lora", 3)
+    assert fine_tuned(trainings, "LoRA", "a", evaluator.config.sources[0], 1e-2, 3) == first
+    assert trainings.seconds > 0
+    assert (adapter / "adapter_config.json").stat().st_mtime_ns == written
+    shutil.rmtree(adapter)
+    assert tune(run, evaluator.config.sources[0], 3) == first
+    assert adapter.exists()
 
 
 @pytest.fixture

@@ -9,28 +9,21 @@ with an adapter.
 from __future__ import annotations
 
 import logging
-import math
-import os
-import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ....errors import EvoMergeError, FitnessError, SearchError, optional
-from ....recipes.recipe import RECIPE_FILE, MergePart, Recipe, SourceRef
-from ...callbacks import Progress
+from ....errors import EvoMergeError
+from ....recipes.recipe import MergePart, Recipe, SourceRef
+from ...evaluation.evaluator import Evaluator
 from ...evaluation.sources import Target
 from ...file.config import SearchConfig
 from ...results.table import Against, Row
 from ...spaces.space import task_vector_sum
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun, can_average, plain_models
 from .finetune import Lora, fine_tune
-
-if TYPE_CHECKING:
-    from ...evaluation.evaluator import Evaluator
+from .trainings import Trainings, check_training
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +31,6 @@ RATES = (1e-4, 3e-4, 5e-4, 1e-3)
 HIGHER = (3e-3, 1e-2)  # tried one by one, each while the highest rate so far is the best one
 TRIED = (3e-4, 1e-3)  # rates of the short trainings
 SHARE = 0.25  # of the steps of a whole training, which a short one has
-_SECONDS = "lora seconds"  # of all trainings of a study
-Starts = Mapping[str, tuple[str, SourceRef | Recipe]]
-"""Name and model of each start of a training, by its label."""
 
 
 # A baseline must not lose because it was tuned less, and must not take longer than all the rest.
@@ -96,31 +86,21 @@ class LoraTrainings(Phase):
         assert run.evaluator is not None  # the search has been checked
         starts = _starts(run.config, run.sources.layers)
         cost = run.searched
-        size = run.sizes["search"]
-        split = run.sizes.ranked_on
         short, whole = _counts(len(starts))
-        trainer = LoraTrainer(
-            run.evaluator,
-            run.study.folder / "baselines",
-            partial(run.report, size=size),
-            total=(short * SHARE + whole) * cost,
-        )
-
-        before = run.study.meta(_SECONDS) or 0.0
+        total = (short * SHARE + whole) * cost
+        trainings = Trainings(run, run.evaluator, self.name, total)
 
         def train(pairs: Sequence[tuple[str, float]], cost: float) -> list[Trained]:
-            """Train, and return what could be scored, the best first."""
-            trained = trainer.fine_tunes(starts, pairs, cost)
-            run.study.set_meta(_SECONDS, before + trainer.seconds)
-            models: dict[str, Target] = {label: each.model for label, each in trained.items()}
-            more = (trainer.total - trainer.done) * size
-            scores = run.evaluate(models, split, "finalists", more=more)
-            scored = [
-                replace(trained[label], fitness=each.mean)
-                for label, each in scores.items()
-                if each.mean is not None
-            ]
-            return sorted(scored, key=lambda each: -each.fitness)
+            """Train, and return what could be trained, the best first."""
+            trained = []
+            for label, rate in pairs:
+                name, start = starts[label]
+                which = f"LoRA from {name}, rate {rate:g}"
+                try:
+                    trained.append(fine_tuned(trainings, which, label, start, rate, cost))
+                except EvoMergeError as error:
+                    logger.warning(f"the results have no {which}: {error}")
+            return sorted(trained, key=lambda each: -each.fitness)
 
         tried = train([(label, rate) for label in starts for rate in TRIED], SHARE * cost)
         first, *others = dict.fromkeys(each.start for each in tried) or starts
@@ -130,7 +110,7 @@ class LoraTrainings(Phase):
             if not finished or finished[0].rate < highest:
                 break
             highest = rate
-            trainer.total += cost
+            trainings.total += cost
             finished += train([(first, rate)], cost)
             finished.sort(key=lambda each: -each.fitness)
         if finished and others:
@@ -139,21 +119,16 @@ class LoraTrainings(Phase):
             logger.warning("the results have no LoRA: none was trained and scored")
             return
         best = max(finished, key=lambda each: each.fitness)
-        favoured = split == "test"
-        favour = ", which favours it" if favoured else ""
-        shown = (
-            f"{best.name} (best of {len(finished)} on {split} examples{favour}, {cost:.0f} "
-            "evaluations each)"
-        )
+        chosen = trainings.best_of(len(finished))
         run.rows.append(
             Row(
                 "lora",
-                shown,
+                f"{best.name} ({chosen}, {cost:.0f} evaluations each)",
                 evaluations=round((len(tried) * SHARE + len(finished)) * cost, 2),
-                seconds=before + trainer.seconds,
+                seconds=trainings.seconds,
                 label=best.label,
                 against=against(best.name, best.model),
-                favoured=favoured,
+                favoured=trainings.favoured,
                 target=best.model,
             )
         )
@@ -189,173 +164,74 @@ class Trained:
 
     Attributes:
         name: Name of the model: what it was trained from, at which rate.
+        label: Key of its score in the study.
         start: Label of what it was trained from.
         rate: Peak learning rate.
-        cost: Cost of the training, in scores of all search examples.
         model: The model.
-        fitness: Its score where models are chosen, once it is known.
+        fitness: Its score where models are ranked.
     """
 
     name: str
+    label: str
     start: str
     rate: float
-    cost: float
     model: SourceRef
-    fitness: float = -math.inf
-
-    @property
-    def label(self) -> str:
-        """Label of its scores in the study."""
-        return f"lora:{self.start}:{self.rate:g}:{self.cost:g}"
+    fitness: float
 
 
-# Finished trainings are folders whose name holds the start, rate and cost; a folder appears whole,
-# so a resumed search trains only what is missing.
-@dataclass
-class LoraTrainer:
-    """Trains adapters on the search examples, in this process.
+def fine_tuned(
+    trainings: Trainings, name: str, label: str, start: Target, rate: float, cost: float
+) -> Trained:
+    """Fine-tune with LoRA, and score the model; what the study has is not done again.
 
-    Attributes:
-        evaluator: Evaluator with the search's task, examples, dtype and device.
-        folder: Where ``START/lora-RATE-COST`` are written, and ``START/model`` where a model has to
-            be built first.
-        report: Callback for the progress.
-        total: Cost of all trainings that are to come, in scores of all search examples.
-        done: Cost of those that are done.
-        seconds: Time that trainings took in this process.
+    Args:
+        trainings: Trainings of the phase.
+        name: Name of the fine-tune.
+        label: Label of the start.
+        start: Model that the training begins at.
+        rate: Peak learning rate.
+        cost: Cost of the training, in scores of all search examples.
+
+    Raises:
+        EvoMergeError: The start cannot be built, or the training fails, or its model cannot be
+            scored.
     """
+    evaluator = trainings.evaluator
+    tasks = evaluator.tasks
+    examples = tasks.examples("search")
+    folder = trainings.folder / label.replace(":", "-")
+    out = folder / f"lora-{rate:g}-{cost:g}"
+    plain = _plain(start, folder / "model", evaluator.sources.trust_remote_code)
+    lora = Lora.for_cost(cost, len(examples), rate=rate, seed=evaluator.config.compute.seed)
 
-    evaluator: Evaluator
-    folder: Path
-    report: Callable[[Progress], None]
-    total: float
-    done: float = 0.0
-    seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._fresh = 0.0
-        self._begin = time.perf_counter()
-
-    def fine_tunes(
-        self, starts: Starts, pairs: Sequence[tuple[str, float]], cost: float
-    ) -> dict[str, Trained]:
-        """Fine-tune with LoRA, unless the folder holds the adapter already.
-
-        What cannot be built or trained is left out, with a warning.
-
-        Args:
-            starts: Name of each start, and the model, by its label.
-            pairs: Label of the start and peak rate of each training.
-            cost: Cost of each training, in scores of all search examples.
-
-        Returns:
-            The fine-tunes, by their labels.
-        """
-        examples = len(self.evaluator.tasks.examples("search"))
-        seed = self.evaluator.config.compute.seed
-        trained: dict[str, Trained] = {}
-        for label, rate in pairs:
-            name, start = starts[label]
-            which = f"from {name}, rate {rate:g}"
-            lora = Lora.for_cost(cost, examples, rate=rate, seed=seed)
-            folder = self.folder / label.replace(":", "-")
-            out = folder / f"lora-{rate:g}-{cost:g}"
-            try:
-                plain = self._plain(start, folder / "model")
-                if not (out / "adapter_config.json").exists():
-                    after_step = partial(self._after_step, which, cost, lora.steps)
-                    begin = time.perf_counter()
-                    self._train(plain, lora, out, after_step)
-                    self.seconds += time.perf_counter() - begin
-            except EvoMergeError as error:
-                logger.warning(f"the results have no LoRA {which}: {error}")
-            else:
-                model = plain.model_copy(update={"adapter": str(out)})
-                one = Trained(f"LoRA {which}", label, rate, cost, model)
-                trained[one.label] = one
-            self.done += cost
-        return trained
-
-    def _after_step(self, which: str, cost: float, steps: int, step: int, _: object) -> None:
-        """Report a step of a training."""
-        self._fresh += cost / steps
-        progress = Progress(
-            LoraTrainings.name,
-            round(self.done + cost * step / steps, 2),
-            math.ceil(self.total),
-            seconds=time.perf_counter() - self._begin,
-            fresh=self._fresh,
-            note=f"{which}, step {step} of {steps}",
+    def train(told: Callable[[float], None]) -> tuple[Target, Any]:
+        # runs what the task compares with
+        tasks.prepared(plain, fitness=evaluator.config.stages[0].fitness)
+        tuned = fine_tune(
+            evaluator.models.model(plain),
+            tasks.differentiable_task,
+            examples,
+            tasks.tokenizer(plain),
+            lora,
+            after_step=lambda step, _: told(cost * step / lora.steps),
         )
-        self.report(progress)
+        return plain, tuned
 
-    def _plain(self, start: SourceRef | Recipe, folder: Path) -> SourceRef:
-        """A model that an adapter can be trained for: a parent as it is, or what has to be built
-        first."""
-        if isinstance(start, SourceRef):
-            if start.adapter is None:
-                return start
-            start = Recipe(sources=[start], merge=MergePart(method="passthrough"))
-        if not (folder / "config.json").exists():
-            from ....building.build import build_model
-
-            build_model(
-                start,
-                folder,
-                trust_remote_code=self.evaluator.sources.trust_remote_code,
-                whole=True,
-            )
-        return SourceRef(model=str(folder))
-
-    def _train(
-        self, start: SourceRef, lora: Lora, out: Path, after_step: Callable[[int, Any], None]
-    ) -> None:
-        """Train one adapter, with no other model in memory, and write it in one piece."""
-        models = self.evaluator.models
-        tasks = self.evaluator.tasks
-        models.forget()
-        tasks.prepared(
-            start, fitness=self.evaluator.config.stages[0].fitness
-        )  # runs what the task compares with
-        model: Any = models.model(start)
-        examples = tasks.examples("search")
-        tokenizer = tasks.tokenizer(start)
-        try:
-            tuned = fine_tune(
-                model, tasks.differentiable_task, examples, tokenizer, lora, after_step=after_step
-            )
-            save_adapter(tuned, out)
-        finally:
-            models.forget()  # peft has put its layers into the model
+    scored = f"lora:{label}:{rate:g}:{cost:g}"
+    fitness = trainings.ranked(scored, out, cost, train, name)
+    model = plain.model_copy(update={"adapter": str(out)})
+    return Trained(name, scored, label, rate, model, fitness)
 
 
-def save_adapter(tuned: Any, out: Path, recipe: Recipe | None = None) -> None:
-    """Write the adapters of a model, and a recipe beside them, as a folder that is there when it is
-    whole."""
-    unfinished = out.with_name(f".{out.name}.new")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    tuned.save_pretrained(
-        unfinished, save_embedding_layers=False
-    )  # they are the model's, whatever their size
-    (unfinished / "README.md").unlink(
-        missing_ok=True
-    )  # peft's names a folder as base model, which the Hub refuses
-    if recipe is not None:
-        recipe.save(unfinished / RECIPE_FILE)
-    shutil.rmtree(out, ignore_errors=True)  # of a search that was killed before its score
-    os.replace(unfinished, out)
+def _plain(start: Target, folder: Path, trust_remote_code: bool) -> SourceRef:
+    """A model that an adapter can be trained for: a parent as it is, or what has to be built
+    first."""
+    if isinstance(start, SourceRef):
+        if start.adapter is None:
+            return start
+        start = Recipe(sources=[start], merge=MergePart(method="passthrough"))
+    if not (folder / "config.json").exists():
+        from ....building.build import build_model
 
-
-def check_training(baseline: str, config: SearchConfig, evaluator: Evaluator) -> None:
-    """Refuse a baseline that trains where it cannot: raises `SearchError` with the reason."""
-    if config.compute.quantization:
-        raise SearchError(
-            f"compare.baselines: {baseline} fine-tunes whole models; leave it out, or quantization"
-        )
-    try:
-        evaluator.tasks.differentiable_task()
-    except FitnessError as error:
-        raise SearchError(
-            f"compare.baselines: {baseline} follows a gradient; leave it out: {error}"
-        ) from error
-    optional("peft", "lora", "fine-tuning", SearchError)
+        build_model(start, folder, trust_remote_code=trust_remote_code, whole=True)
+    return SourceRef(model=str(folder))

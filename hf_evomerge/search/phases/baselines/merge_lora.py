@@ -10,7 +10,6 @@ the merge, and the adapter of the base as one more source.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from ....errors import EvoMergeError, SearchError
 from ....fitness import DifferentiableTask, Scores
 from ....merging.registry import get_method
 from ....recipes.recipe import RECIPE_FILE, Recipe, SourceRef
-from ...callbacks import Progress
 from ...evaluation.evaluator import Evaluator
 from ...file.config import SearchConfig
 from ...file.stages import Stage
@@ -32,7 +30,7 @@ from ...spaces.space import make_space
 from ...study.files import TOGETHER_FOLDER
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun
 from .finetune import Lora, LoraAscent, batches
-from .lora import check_training, save_adapter
+from .trainings import Trainings, check_training
 
 logger = logging.getLogger(__name__)
 
@@ -70,36 +68,50 @@ class MergeWithLora(Phase):
         return PhasePlan(self.name, text, USUAL * (stage.seconds + score), at_once=1)
 
     def run(self, run: SearchRun) -> None:
-        """Train and build the best model, unless the study's folder holds it; a warning where that
+        """Train, and build the best model unless the study's folder holds it; a warning where that
         fails."""
-        assert run.evaluator is not None  # the search has been checked
+        evaluator = run.evaluator
+        assert evaluator is not None  # the search has been checked
         stage = together_stage(run.config)
-        trainings = _Trainings(run, run.evaluator, stage)
+        cost = stage.evaluations
+        trainings = Trainings(run, evaluator, self.name, USUAL * cost)
+        ranks: dict[float, float] = {}
+        best = RATES[0]
+        for rate in RATES:
+            out = trainings.folder / f"together-{rate:g}-{cost}"
+            train = partial(learn_together, evaluator, stage, rate)
+            label = f"together:{rate:g}:{cost}"
+            try:
+                ranks[rate] = trainings.ranked(label, out, cost, train, f"rate {rate:g}")
+            except EvoMergeError as error:
+                logger.warning(f"the results have no merge with LoRA, rate {rate:g}: {error}")
+                break
+            if rate > best and ranks[rate] <= ranks[best]:
+                break
+            best = rate
+        trainings.total = trainings.done
+        trainings.tell(before=trainings.done)
+        if not ranks:
+            return
         try:
-            rate = trainings.best_rate()
-            model = _built(run, run.evaluator, trainings.folder(rate))
+            model = _built(run, evaluator, trainings.folder / f"together-{best:g}-{cost}")
         except EvoMergeError as error:
-            logger.warning(f"the results have no merge with LoRA beside it: {error}")
+            logger.warning(f"the results have no merge with LoRA: {error}")
             return
         against = Against(
             "itself with LoRA beside it",
             f"`{TOGETHER_FOLDER}` in the study is better",
             keep=f"take `{TOGETHER_FOLDER}` in the study, the merge with LoRA beside it",
         )
-        split = run.sizes.ranked_on
-        favoured = split == "test"
-        favour = ", which favours it" if favoured else ""
-        tried = len(trainings.ranks)
-        cost = stage.evaluations
         run.rows.append(
             Row(
                 "together",
-                f"{self.title} (rate {rate:g}, best of {tried} on {split} examples{favour})",
-                evaluations=tried * cost,
+                f"{self.title} (rate {best:g}, {trainings.best_of(len(ranks))})",
+                evaluations=len(ranks) * cost,
                 seconds=trainings.seconds,
-                label=f"together:built:{rate:g}:{cost}",
+                label=f"together:built:{best:g}:{cost}",
                 against=against,
-                favoured=favoured,
+                favoured=trainings.favoured,
                 target=model,
             )
         )
@@ -119,96 +131,6 @@ def _built(run: SearchRun, evaluator: Evaluator, adapter: Path) -> SourceRef:
     if (built / CONFIG_FILE).exists():
         return recipe.sources[-1].model_copy(update={"adapter": str(built)})
     return SourceRef(model=str(built))
-
-
-class _Trainings:
-    """Trainings of a search, each kept in the study's folder with its recipe.
-
-    Attributes:
-        ranks: Fitness of each where they are ranked, by rate.
-        seconds: Time that they took.
-    """
-
-    def __init__(self, run: SearchRun, evaluator: Evaluator, stage: Stage) -> None:
-        self.ranks: dict[float, float] = {}
-        self.seconds = 0.0
-        self._run = run
-        self._evaluator = evaluator
-        self._stage = stage
-        self._begin = time.perf_counter()
-        self._done_here = 0
-
-    def folder(self, rate: float) -> Path:
-        """Place of a training's adapter and recipe."""
-        name = f"together-{rate:g}-{self._stage.evaluations}"
-        return self._run.study.folder.resolve() / "baselines" / name
-
-    def best_rate(self) -> float:
-        """Train at rates that rise, until one is no better than the one before.
-
-        Raises:
-            EvoMergeError: Nothing could be trained or scored at the lowest rate.
-        """
-        best, *higher = RATES
-        self.ranks[best] = self._ranked(best)
-        for rate in higher:
-            try:
-                self.ranks[rate] = self._ranked(rate)
-            except EvoMergeError as error:
-                logger.warning(f"a LoRA beside the merge, rate {rate:g}: {error}")
-                break
-            if self.ranks[rate] <= self.ranks[best]:
-                break
-            best = rate
-        tried = len(self.ranks) * self._stage.evaluations
-        self._tell(tried, tried, self._done_here * self._stage.evaluations)
-        return best
-
-    # The live model is scored, with the adapters inside it: nothing has to be built. A score is
-    # stored after its adapter, so a killed search has both or trains again.
-    def _ranked(self, rate: float) -> float:
-        """Train, unless the study has the score already, and score where trainings are ranked."""
-        study = self._run.study
-        split = self._run.sizes.ranked_on
-        label = f"together:{rate:g}:{self._stage.evaluations}"
-        scores = study.evaluation(label, split)
-        if scores is None or not (self.folder(rate) / RECIPE_FILE).exists():
-            begin = time.perf_counter()
-            models = self._evaluator.models
-            models.forget()  # no other model is in memory
-            try:
-                recipe, tuned = learn_together(
-                    self._evaluator, self._stage, rate, after_step=partial(self._report, rate)
-                )
-                base = str(recipe.base and recipe.base.model)
-                tuned.peft_config["default"].base_model_name_or_path = base
-                save_adapter(tuned, self.folder(rate), recipe)
-                scores = self._evaluator.evaluate(recipe, split)
-            finally:
-                models.forget()  # peft has put its layers into the model
-            scores = scores.replace(seconds=time.perf_counter() - begin)
-            study.add_evaluation(label, split, scores)
-            self._done_here += 1
-        self.seconds += scores.seconds
-        if scores.mean is None:
-            raise SearchError(f"cannot be evaluated: {scores.error}")
-        return scores.mean
-
-    def _report(self, rate: float, spent: float) -> None:
-        """Report a step of a training."""
-        cost = self._stage.evaluations
-        before = len(self.ranks) * cost
-        total = max(USUAL * cost, before + cost)
-        fresh = self._done_here * cost + spent
-        self._tell(round(before + spent, 2), total, fresh, f"rate {rate:g}")
-
-    def _tell(self, done: float, total: int, fresh: float, note: str = "") -> None:
-        """Report how much of the trainings is done, in scores of all search examples."""
-        seconds = time.perf_counter() - self._begin
-        progress = Progress(
-            MergeWithLora.name, done, total, seconds=seconds, fresh=fresh, note=note
-        )
-        self._run.report(progress, size=self._run.sizes["search"])
 
 
 def together_stage(config: SearchConfig) -> Stage:
@@ -248,7 +170,6 @@ def learn_together(
     evaluator: Evaluator,
     stage: Stage,
     rate: float,
-    *,
     after_step: Callable[[float], None] = lambda spent: None,
 ) -> tuple[Recipe, Any]:
     """Search as a stage does, from its start and with its budget, and train LoRA adapters by the
@@ -267,6 +188,8 @@ def learn_together(
         FitnessError: A score is not finite.
     """
     config = evaluator.config
+    base = config.base
+    assert base is not None  # `together_stage` has looked
     examples = evaluator.tasks.examples("search")
     space = make_space(config, stage, evaluator.sources.summary)
     count = len(examples)
@@ -306,6 +229,7 @@ def learn_together(
                 )
         optimizer.tell([float(scores.values.mean()) for scores in scored], slopes)
         after_step(optimizer.spent)
+    ascent.tuned.peft_config["default"].base_model_name_or_path = str(base.model)
     return recipe, ascent.tuned
 
 

@@ -1,0 +1,158 @@
+"""Trainings of a baseline: each is run and scored once, and lies in the study's folder."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ....checkpoints.lora import CONFIG_FILE
+from ....errors import FitnessError, SearchError, optional
+from ....recipes.recipe import RECIPE_FILE, Recipe
+from ...callbacks import Progress
+from ...evaluation.evaluator import Evaluator
+from ...evaluation.sources import Target
+from ...file.config import SearchConfig
+from ..phase import SearchRun
+
+Train = Callable[[Callable[[float], None]], tuple[Target, Any]]
+"""Trains adapters. It is given what to call with the cost so far, and returns the target whose live
+model has the adapters now, and that model (peft's)."""
+
+
+@dataclass
+class Trainings:
+    """Trains adapters one after the other, and scores each where models are ranked.
+
+    Attributes:
+        run: The search.
+        evaluator: Its evaluator.
+        phase: Name of the phase that trains.
+        total: Cost of all its trainings, in scores of all search examples.
+        done: Cost of the trainings so far.
+        seconds: Time that they took, in a killed process too.
+    """
+
+    run: SearchRun
+    evaluator: Evaluator
+    phase: str
+    total: float
+    done: float = 0.0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._fresh = 0.0
+        self._begin = time.perf_counter()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the adapters."""
+        return self.run.study.folder.resolve() / "baselines"
+
+    @property
+    def favoured(self) -> bool:
+        """Whether trainings are ranked by the examples that the table is made from."""
+        return self.run.sizes.ranked_on == "test"
+
+    def best_of(self, count: int) -> str:
+        """Say that a training is the best of so many, and on which examples."""
+        favour = ", which favours it" if self.favoured else ""
+        return f"best of {count} on {self.run.sizes.ranked_on} examples{favour}"
+
+    # The live model is scored, with the adapters inside it: nothing has to be built. A score is
+    # stored after its adapter, so a killed search has both or trains again.
+    def ranked(self, label: str, out: Path, cost: float, train: Train, note: str) -> float:
+        """Train and score, unless adapter and score are there, and return the mean score.
+
+        Args:
+            label: Key by which the score is kept in the study.
+            out: Folder for the adapter; it appears whole.
+            cost: Cost of the training, in scores of all search examples.
+            train: Trains.
+            note: What the progress says of the training.
+
+        Raises:
+            EvoMergeError: The training failed, or its model cannot be scored.
+        """
+        study = self.run.study
+        split = self.run.sizes.ranked_on
+        tell = partial(self.tell, before=self.done, note=note)
+        self.done += cost
+        self.total = max(self.total, self.done)
+        scores = study.evaluation(label, split)
+        if scores is None or not (out / CONFIG_FILE).exists():
+            begin = time.perf_counter()
+            fresh = self._fresh
+
+            def told(spent: float) -> None:
+                self._fresh = fresh + spent
+                tell(spent)
+
+            models = self.evaluator.models
+            models.forget()  # no other model is in memory
+            try:
+                target, tuned = train(told)
+                save_adapter(tuned, out, target if isinstance(target, Recipe) else None)
+                scores = self.evaluator.evaluate(target, split)
+            finally:
+                models.forget()  # peft has put its layers into the model
+            scores = scores.replace(seconds=time.perf_counter() - begin)
+            study.add_evaluation(label, split, scores)
+        self.seconds += scores.seconds
+        if scores.mean is None:
+            raise SearchError(f"cannot be evaluated: {scores.error}")
+        return scores.mean
+
+    def tell(self, spent: float = 0.0, *, before: float, note: str = "") -> None:
+        """Report how much of the trainings is done.
+
+        Args:
+            spent: Cost of the current training so far.
+            before: Cost of those before it.
+            note: What is said of it.
+        """
+        progress = Progress(
+            self.phase,
+            round(before + spent, 2),
+            math.ceil(self.total),
+            seconds=time.perf_counter() - self._begin,
+            fresh=self._fresh,
+            note=note,
+        )
+        self.run.report(progress, size=self.run.sizes["search"])
+
+
+def save_adapter(tuned: Any, out: Path, recipe: Recipe | None = None) -> None:
+    """Write the adapters of a model, and a recipe beside them, as a folder that is there when it is
+    whole."""
+    unfinished = out.with_name(f".{out.name}.new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    # embeddings are the model's, whatever their size
+    tuned.save_pretrained(unfinished, save_embedding_layers=False)
+    # peft's README.md names a folder as base model, which the Hub refuses
+    (unfinished / "README.md").unlink(missing_ok=True)
+    if recipe is not None:
+        recipe.save(unfinished / RECIPE_FILE)
+    shutil.rmtree(out, ignore_errors=True)  # of a search that was killed before its score
+    os.replace(unfinished, out)
+
+
+def check_training(baseline: str, config: SearchConfig, evaluator: Evaluator) -> None:
+    """Refuse a baseline that trains where it cannot: raises `SearchError` with the reason."""
+    if config.compute.quantization:
+        raise SearchError(
+            f"compare.baselines: {baseline} fine-tunes whole models; leave it out, or quantization"
+        )
+    try:
+        evaluator.tasks.differentiable_task()
+    except FitnessError as error:
+        raise SearchError(
+            f"compare.baselines: {baseline} follows a gradient; leave it out: {error}"
+        ) from error
+    optional("peft", "lora", "fine-tuning", SearchError)
