@@ -221,6 +221,14 @@ class Results(Part):
         """The row of the published model."""
         return next((row for row in self.rows if row.winner), None)
 
+    def publishing(self, stage: str) -> Results:
+        """These results where the model of another stage's row is published."""
+        rows = []
+        for row in self.rows:
+            changed = {"winner": row.stage == stage, "lead": None, "fitness_lead": None}
+            rows.append(row.model_copy(update=changed))
+        return self.model_copy(update={"rows": rows})
+
 
 class Problem(Part):
     """A published example: pictures by file, a gloss for more readers, and by model whether it was

@@ -26,6 +26,7 @@ from ..errors import HubError, RecipeError
 from ..pictures.scene import listed
 from ..recipes.recipe import RECIPE_FILE, Built, Recipe, SourceRef
 from ..record import STUDY_JSON
+from ..search.study.files import TOGETHER_FOLDER
 from .card import CardFacts, check_metadata, read_json, render_card
 from .commit import Content, size_of
 from .licenses import NOT_ASKED, UNKNOWN, LicenseDecision, decide_license, languages_of, license_of
@@ -242,6 +243,7 @@ def plan_push(
         write_record(
             search,
             scratch,
+            stage="together" if model.name == TOGETHER_FOLDER else None,
             examples=options.examples,
             publish=names,
             licenses=licenses,

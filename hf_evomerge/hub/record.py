@@ -17,7 +17,7 @@ from ..checkpoints.hashes import file_sha256
 from ..checkpoints.inside import check_inside
 from ..errors import EvoMergeError, HubError, SearchError
 from ..recipes.names import named_folder
-from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
+from ..recipes.recipe import SourceRef
 from ..recipes.strict_yaml import validate
 from ..record import EVOLVED, STUDY_JSON, Record, Results
 from ..search.file.config import SearchConfig
@@ -50,6 +50,7 @@ def write_record(
     search: str | Path,
     out: str | Path,
     *,
+    stage: str | None = None,
     examples: int = 0,
     publish: Publish = SourceRef.hidden,
     licenses: Mapping[str, str] | None = None,
@@ -61,6 +62,7 @@ def write_record(
     Args:
         search: The study's folder. An unfinished one has no results yet.
         out: The folder to write to; it may exist.
+        stage: Stage of the row whose model is published, where that is not the winner.
         examples: How many problems of the test split to publish, the first ones. They are the
             user's data, so none by default.
         publish: Says how a source is named in the record.
@@ -89,6 +91,9 @@ def write_record(
                 f"{file}: is not what the search ended with; `hf-evomerge search {search}` "
                 "writes it again"
             )
+        if results is not None and stage is not None:
+            results = results.publishing(stage)
+        label = results.winner.label if results is not None and results.winner else None
         parts = {
             "format": 1,
             "space": config.space,
@@ -110,14 +115,15 @@ def write_record(
             **(record_parts(config, parent_scores(config, study)) if config.has_front else {}),
             "results": results,
             "trial": _winning_trial(study, results),
-            **_examples(study, config, examples, out / IMAGES_FOLDER, trust_remote_code),
+            **_examples(study, config, label, examples, out / IMAGES_FOLDER, trust_remote_code),
         }
         record = validate(Record, parts, HubError)
         out.mkdir(parents=True, exist_ok=True)
         every = [trial for each in trials.values() for trial in each]
         _write_trials(study, every, config.metrics, out / TRIALS_FILE, publish)
     record.save(out / STUDY_JSON)
-    for picture in sorted((search / PLOTS_FOLDER).glob("*.png")):
+    pictures = "*.png" if stage is None else "fitness.png"  # others are of the winner
+    for picture in sorted((search / PLOTS_FOLDER).glob(pictures)):
         check_inside(search, picture)
         (out / IMAGES_FOLDER).mkdir(exist_ok=True)
         shutil.copyfile(picture, out / IMAGES_FOLDER / picture.name)
@@ -155,16 +161,21 @@ def _winning_trial(study: Study, results: Results | None) -> int | None:
     that on most examples."""
     if results is None or results.winner is None:
         return None
-    key = Recipe.load(study.folder / RECIPE_FILE).key
-    trials = [trial for trial in study.trials(results.winner.stage) if trial.recipe_key == key]
+    row = results.winner
+    trials = [trial for trial in study.trials(row.stage) if trial.recipe_key == row.label]
     return max(trials, key=lambda trial: trial.scores.values.size).number if trials else None
 
 
 def _examples(
-    study: Study, config: SearchConfig, count: int, images: Path, trust_remote_code: bool
+    study: Study,
+    config: SearchConfig,
+    published: str | None,
+    count: int,
+    images: Path,
+    trust_remote_code: bool,
 ) -> dict[str, Any]:
     """The first problems of the test split with their answers, which models got them right, and
-    what these wrote.
+    what these wrote; the published model by the label of its scores.
 
     How many of all problems only the winner solves is counted too. Pictures are written as PNG,
     pixel for pixel, without what else their files say, such as a place.
@@ -179,10 +190,9 @@ def _examples(
             "examples: this search got its examples from Python, so none can be published; "
             "ask for 0"
         )
-    recipe = study.folder / RECIPE_FILE
     labels = {label: label for label in config.parent_names}
-    if recipe.is_file():
-        labels[EVOLVED] = Recipe.load(recipe).key
+    if published is not None:
+        labels[EVOLVED] = published
     scored = {}
     for name, label in labels.items():
         scores = study.evaluation(label, split)

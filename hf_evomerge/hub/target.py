@@ -13,7 +13,7 @@ from ..checkpoints.open import config_name
 from ..errors import HubError
 from ..recipes.recipe import RECIPE_FILE
 from ..search.study.database import STUDY_FILE
-from ..search.study.files import MODEL_FOLDER
+from ..search.study.files import MODEL_FOLDER, TOGETHER_FOLDER
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -24,7 +24,7 @@ _SHOWN = 4
 
 
 def find_model(folder: Path) -> tuple[Path, Path | None]:
-    """The model's folder, and the study that it won, from either of them.
+    """The model's folder, and the study that it won or was trained beside, from either of them.
 
     Raises:
         HubError: There is no model that was built from a recipe.
@@ -51,7 +51,7 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
         )
     won = (search / STUDY_FILE).is_file() and (search / RECIPE_FILE).is_file()
     same = won and (search / RECIPE_FILE).read_bytes() == (model / RECIPE_FILE).read_bytes()
-    return model, search if same else None
+    return model, search if same or (won and model.name == TOGETHER_FOLDER) else None
 
 
 def find_repo(repo_id: str, kind: str, api: HfApi) -> Any:

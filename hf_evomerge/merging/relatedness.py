@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 APART = 0.7  # cosine; fine-tunes of one base have nearly 1, unrelated models nearly 0
-# cosine of task vectors; a base that is swapped with a source gives them its own difference, .5 and
-# more
-ALIKE = 0.4
+# cosine of task vectors; a base that is swapped with a source gives them its own difference, .7
+# where both are as long
+ALIKE = 0.5
 
 
 class Relatedness:

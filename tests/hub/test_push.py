@@ -12,7 +12,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
 from refusals import refused
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_evomerge import Recipe, SourceRef
+from hf_evomerge import Recipe, SourceRef, run_search
 from hf_evomerge.building.build_record import write_build_record
 from hf_evomerge.errors import HubError
 from hf_evomerge.record import Record
@@ -222,3 +222,24 @@ def test_push_from_a_study_and_from_the_command_line(hybrid_search, lfs_api, com
     assert "hf_local" not in str(said)
     one, two = (sorted(lfs_api.list_repo_files(f"local/{name}")) for name in ("one", "two"))
     assert one == two
+
+
+def test_a_merge_with_lora_has_its_table(search_config, tmp_path, push, published_text):
+    """The card of the merge that a LoRA learned beside has the search's table, in which it is the
+    published model, and says that it was trained; its pictures are not the winner's."""
+    steps = "[{by: gradient, evaluations: 6, batch: 4}]"
+    compare = "{baselines: [merge+lora]}"
+    study = tmp_path / "study"
+    result = run_search(search_config("ps", optimize=steps, compare=compare), study)
+    push(study / "model-with-lora", examples=2)
+    row = result.row("together")
+    card = published_text()
+    assert f"**{row.model} (this model)**" in card
+    assert card.count("(this model)") == 1
+    assert "A LoRA was trained beside them" in card
+    record = Record.model_validate_json(published_text("study.json"))
+    assert record.winner.label == row.label
+    right = [one.right["evolved"] for one in record.examples]
+    assert right == row.scores.correct[:2].tolist()
+    assert "images/fitness.png" in card
+    assert "images/weights.png" not in card

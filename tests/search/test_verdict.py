@@ -148,7 +148,7 @@ def test_a_search_by_likelihood_is_judged_by_it():
     result = Result(None, "test", rows, unit="nats per answer")
     every, sentence, *_ = result.verdict
     assert every.startswith("EVERY ANSWER of x IS WRONG")
-    assert sentence.startswith("X is WORSE than its best parent, b, by 5.0")
+    assert sentence.startswith("X is WORSE than its best parent, b, which has -23.585, by 5.0")
     assert " nats per answer (4." in sentence
     assert "; in accuracy: +0.000 (" in sentence
     saved = result.to_json()
@@ -177,6 +177,19 @@ def test_an_interval_and_a_test_that_disagree_are_explained():
     text = str(Result(None, "test", [Row("source", "a", Scores([0.0] * 30)), won]))
     assert "is hardly distinguishable from its best parent, a, on 30 examples: +0.167 (0" in text
     assert "with hardly, only one of these holds" in text
+
+
+@pytest.mark.parametrize(("count", "told"), [(20, True), (40, False)])
+def test_a_test_of_few_examples_says_so(count, told):
+    """Where another model is right more often and few examples cannot show it, both figures are
+    said."""
+    few, more = (Scores(np.arange(count) < share * count) for share in (0.1, 0.2))
+    rows = [Row("source", "a", more), Row("ps", "evolved PS", few, winner=True)]
+    sentence = (
+        "A has 0.200 right, and evolved PS 0.100: 20 examples are too few to tell them apart; "
+        "test on 30 or more"
+    )
+    assert (sentence in verdict(rows, "test")) == told
 
 
 NAMES = {
@@ -223,7 +236,7 @@ both needed:
 a loss:
   shares: {base: 0.6, maths: 0.5, average: 0.95}
   said:
-  - Evolved PS is WORSE than the plain average, by 0.150 of accuracy (0.
+  - Evolved PS is WORSE than the plain average, which has 0.950, by 0.150
   - Evolved PS is better than the base (tiny), by 0.200 of accuracy
   advice: take the plain average
 a source that is noise:
@@ -257,7 +270,7 @@ a task that hardly anybody solves:
 a parent is better:
   shares: {maths: 0.9, average: 0.3, alone_maths: 0.8, ps: 0.79}
   said:
-  - Evolved PS is WORSE than its best parent, maths, by 0.110 of accuracy (0.0
+  - Evolved PS is WORSE than its best parent, maths, which has 0.900, by 0.110
   advice: keep maths as it is
 a parent is enough:
   shares: {maths: 0.8, average: 0.3, alone_maths: 0.8, alone_japanese: 0.2, ps: 0.79}
@@ -274,30 +287,30 @@ the average is enough:
 LoRA is better:
   shares: {average: 0.3, alone_maths: 0.3, alone_japanese: 0.1, lora: 0.9, ps: 0.7}
   said:
-  - Evolved PS is WORSE than a LoRA from maths, rate 0.0003, by 0.200 of acc
+  - Evolved PS is WORSE than a LoRA from maths, rate 0.0003, which has 0.900, by 0.200
   - Evolved PS is better than its best parent
   advice: take the LoRA in baselines/lora, an adapter of tiny
 LoRA is better, and beside the merge it is better still:
   shares: {average: 0.3, lora: 0.9, together: 0.97, ps: 0.7}
   said:
-  - Evolved PS is WORSE than itself with LoRA beside it, by 0.270 of accuracy (0.2
+  - Evolved PS is WORSE than itself with LoRA beside it, which has 0.970, by 0.270
   advice: take the merge with LoRA
 beside the merge a LoRA learns the rest:
   shares: {average: 0.68, alone_maths: 0.1, together: 0.97, ps: 0.7}
   said:
-  - Evolved PS is WORSE than itself with LoRA beside it, by 0.270 of accuracy (0.2
+  - Evolved PS is WORSE than itself with LoRA beside it, which has 0.970, by 0.270
   - The plain average does as well; it has
   advice: take the merge with LoRA
 a LoRA beside the merge solves what nobody solves:
   shares: {average: 0.02, alone_maths: 0.04, together: 0.9, ps: 0.0}
   said:
-  - Evolved PS is WORSE than itself with LoRA beside it, by 0.900 of accuracy (0.8
+  - Evolved PS is WORSE than itself with LoRA beside it, which has 0.900, by 0.900
   - EVERY ANSWER of evolved PS IS WRONG (200 of 200)
   advice: take the merge with LoRA
 a source alone is level in next to nothing:
   shares: {maths: 0.01, average: 0.04, alone_maths: 0.04, together: 0.9, ps: 0.05}
   said:
-  - Evolved PS is WORSE than itself with LoRA beside it, by 0.850 of accuracy (0.
+  - Evolved PS is WORSE than itself with LoRA beside it, which has 0.900, by 0.850
   - 'Evolved PS is '
   - 'The test split was scored once, '
   advice: take the merge with LoRA
@@ -308,7 +321,7 @@ beside the merge a LoRA learns next to nothing:
 the prompt is better:
   shares: {average: 0.3, prompt: 0.9, ps: 0.7}
   said:
-  - Evolved PS is WORSE than the prompt, by 0.200 of accuracy (0.1
+  - Evolved PS is WORSE than the prompt, which has 0.900, by 0.200
   - Evolved PS is better than its best parent
   advice: keep the prompt
 the prompt is worse:
@@ -337,7 +350,7 @@ all level:
 LoRA is level with a level average, and better than it:
   shares: {average: 0.66, lora: 0.74, ps: 0.7}
   said:
-  - Evolved PS is WORSE than a LoRA from maths, rate 0.0003, by 0.040 of accuracy (0.
+  - Evolved PS is WORSE than a LoRA from maths, rate 0.0003, which has 0.740, by 0.040
   advice: take the LoRA in baselines/lora, an adapter of tiny
 """)
 

@@ -88,7 +88,7 @@ def verdict(
         sentences = [*compared[:1], *sentences, *compared[1:]]
     else:
         sentences += compared
-    sentences += judged.forgotten() + _cut(rows)
+    sentences += judged.too_few() + judged.forgotten() + _cut(rows)
     if split == "test":
         often = (
             f"{looks} times, for evaluations or rows were added after results: they are optimistic"
@@ -191,6 +191,16 @@ class _Judged:
         more = "" if self.any_right else ", and of all others too: nothing here solves this task"
         count = f"{values.size} of {values.size}"
         return [f"EVERY ANSWER of {self.winner.model} IS WRONG ({count}){more}"]
+
+    def too_few(self) -> list[str]:
+        """Say which model is right most often, where so few examples cannot show it."""
+        best = max(self.rows, key=lambda row: row.scores.accuracy or 0.0)
+        has, won = best.scores.accuracy, self.winner.scores.accuracy
+        count = self.winner.scores.values.size
+        if count >= FEW or not has or won is None or has <= won:
+            return []
+        there = f"{best.model} has {has:.3f} right, and {self.winner.model} {won:.3f}"
+        return [f"{there}: {count} examples are too few to tell them apart; test on {FEW} or more"]
 
     def _others(self) -> list[Row]:
         others = []
@@ -320,9 +330,10 @@ class _Judged:
             more = f", but it {forgets}" if forgets else ""
             if advise or not is_simpler:
                 more = f": {against.worse}{more}"
+            has = f"which has {column(other.scores, first.measure).mean():.3f}"
             return (
-                f"{winner} is WORSE than {against.name}, {by_how_much} ({-first.high:.3f} to "
-                f"{-first.low:.3f}){beside}{more}"
+                f"{winner} is WORSE than {against.name}, {has}, {by_how_much} ({-first.high:.3f} "
+                f"to {-first.low:.3f}){beside}{more}"
             )
         figures = self._figures(compared)
         if is_simpler and first.examples >= FEW and (first.difference <= 0 or not first.is_close):
