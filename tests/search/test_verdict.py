@@ -183,7 +183,8 @@ def test_an_interval_and_a_test_that_disagree_are_explained():
 def test_a_test_of_few_examples_says_so(count, told):
     """Where another model is right more often and few examples cannot show it, both figures are
     said."""
-    few, more = (Scores(np.arange(count) < share * count) for share in (0.1, 0.2))
+    rights = (np.arange(count) < share * count for share in (0.1, 0.2))
+    few, more = (Scores(right, correct=right) for right in rights)
     rows = [Row("source", "a", more), Row("ps", "evolved PS", few, winner=True)]
     sentence = (
         "A has 0.200 right, and evolved PS 0.100: 20 examples are too few to tell them apart; "
