@@ -93,7 +93,8 @@ def init(
         list[Path] | None,
         typer.Option(
             help='Problems, one JSON object per line: {"prompt": "2 + 3 =", "answer": 5}. Several '
-            "files are several skills, which the result is to have all: --data a.jsonl b.jsonl.",
+            "files are several skills, which the result is to have all: --data a.jsonl b.jsonl. "
+            "Without answers: prompts of each model, in their order.",
             show_default=False,
         ),
     ] = None,

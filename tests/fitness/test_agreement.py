@@ -71,8 +71,10 @@ def test_is_the_divergence_at_every_position_of_the_answer(model, parent, owned,
         prompt, answer = (tokenizer(text)["input_ids"] for text in (example.prompt, example.answer))
         expected = plain(parent, model, prompt + answer, len(prompt) - 1, 2.0)
         assert value == pytest.approx(expected, rel=1e-4)
-    assert scores.correct is None
-    assert make(parent, tokenizer, owned).evaluate(parent).values == pytest.approx(0, abs=1e-5)
+    assert not scores.correct.any()
+    own = make(parent, tokenizer, owned).evaluate(parent)
+    assert own.values == pytest.approx(0, abs=1e-5)
+    assert own.correct.all()
 
 
 def test_keeps_the_most_probable_tokens_and_the_mass_of_the_others(tokenizer):
@@ -102,6 +104,25 @@ def test_the_source_writes_what_the_data_lacks(model, parent, tokenizer):
     written = written[:-1] if written[-1] == tokenizer.eos_token_id else written
     expected = plain(parent, model, written, prompt.shape[1] - 1, 3.0)
     assert value == pytest.approx(expected, rel=1e-4)
+
+
+def test_right_is_what_the_source_writes(model, parent, owned, tokenizer):
+    """A model is right where it writes, greedily, what the source writes: here where the two are
+    mixed little."""
+    examples = [replace(example, answer="") for example in owned]
+    with torch.no_grad():
+        for mixed, own in zip(model.parameters(), parent.parameters(), strict=True):
+            mixed.copy_(0.15 * mixed + 0.85 * own)
+    scores = make(parent, tokenizer, examples, max_new_tokens=3).evaluate(model)
+
+    def writes(writer, prompt):
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        return writer.generate(ids, do_sample=False, max_new_tokens=4)[0].tolist()
+
+    prompts = [example.prompt for example in examples]
+    same = [writes(model, prompt) == writes(parent, prompt) for prompt in prompts]
+    assert 0 < sum(same) < len(same)
+    assert scores.correct.tolist() == same
 
 
 def test_a_source_runs_once_for_all_models(model, parent, owned, tokenizer):

@@ -240,11 +240,6 @@ def test_chat_templates_are_used_where_all_have_one(tiny_copy, tmp_path):
         (PLAIN, 3, "3 records; a search needs 8 at least"),
         (PLAIN, 9, "1 prompts occur more than once, such as 'w1 w2'; keep one of each"),
         ({"messages": []}, 9, "messages holds whole chats; write each problem as"),
-        (
-            {"prompt": "a", "reply": "b"},
-            9,
-            "none of the fields prompt, reply looks like the answer; call it answer",
-        ),
         ({"words": "a"}, 9, "none of the fields words looks like the prompt"),
     ],
 )
@@ -253,6 +248,24 @@ def test_data_that_does_not_do(pair, tmp_path, record, count, message):
     do."""
     with refused(FitnessError, message):
         _drafted(pair, write_lines(tmp_path / "problems.jsonl", *[record] * count))
+
+
+def test_prompts_without_answers_are_of_a_model_each(pair, tmp_path):
+    """One file of prompts for each model, in their order, gives a search by agreement; one for all
+    is refused, for its answers may have another name."""
+    files = []
+    for name in ("first", "second"):
+        records = ({"prompt": f"{name} {number}", "reply": "b"} for number in range(40))
+        files.append(write_lines(tmp_path / f"{name}.jsonl", *records))
+    config, draft = _drafted(pair, files)
+    assert config.fitness.task == "agreement"
+    for spec in config.data.values():
+        assert list(spec.sources) == config.source_names
+        assert [Path(each.jsonl).stem for each in spec.sources.values()] == ["first", "second"]
+        assert {each.answer_field for each in spec.sources.values()} == {None}
+    assert "no answers in it: the result is to answer as a does" in draft.found
+    with refused(FitnessError, "none of the fields prompt, reply looks like the answer; call it"):
+        _drafted(pair, files[0])
 
 
 def test_the_command_replaces_no_file_unasked(pair, base, tmp_path, monkeypatch):

@@ -164,7 +164,11 @@ class Reference:
 @register_task("agreement")
 class AgreementTask(GradientTask):
     """Divergence of a model's probabilities from a source's, with its sign changed; 0 is the source
-    itself."""
+    itself.
+
+    ``correct`` says whether the most probable token is the source's at every position: the model
+    writes, greedily, what the source writes.
+    """
 
     spec_type = AgreementSpec
     spec: AgreementSpec
@@ -236,13 +240,15 @@ class AgreementTask(GradientTask):
             wanted = torch.cat([each.log_probabilities for each in references]).to(logits.device)
             found = _shares(logits, kept)
             divergence = (wanted.exp() * (wanted - found)).sum(1)
-            return -(self.spec.temperature**2) * divergence, torch.zeros_like(divergence)
+            same = logits.argmax(1) == kept[:, 0]
+            return -(self.spec.temperature**2) * divergence, same
 
         scorer = Pairs(
             pairs, self._examples, self.spec.batch_size, self._tokenizer, self.spec.temperature
         )
-        sums, _ = scorer.score(model, (units, len(units)) if gradient else None, agreement)
-        return Scores([value / length for value, length in zip(sums, lengths, strict=True)])
+        sums, exact = scorer.score(model, (units, len(units)) if gradient else None, agreement)
+        means = [value / length for value, length in zip(sums, lengths, strict=True)]
+        return Scores(means, correct=exact)
 
 
 def _pair(example: Example, answer: list[int], tokenizer: Any) -> Pair:

@@ -117,7 +117,8 @@ def draft_search(
             folder of adapters stands for all of them.
         data: A file with one JSON object per line; or several, one for each skill that the result
             is to have. The skills count alike: each score is divided by the gap between base and
-            best source, where that is measured.
+            best source, where that is measured. Without answers, one file of prompts for each
+            source, in their order: on these the result is to answer as it does.
         base: Their common ancestor; by default what adapters, cards or configs name.
         device: Where candidates will be evaluated.
         measure: Finds the form of the answers, where the task has one; it is a guess without.
@@ -144,6 +145,8 @@ def draft_search(
     problems = skills[0]
     refs = [source.ref for source in opened]
     given = SourceRef(model=base) if base else _base_of(refs)
+    if problems.task == "agreement":
+        _give_prompts(skills, labels_of([*refs, *([given] if given else [])])[: len(refs)])
     said = list[str]()
     if given is None:
         given, said = _named_base(opened)
@@ -174,7 +177,7 @@ def draft_search(
     }
     text = _render(facts, problems.form(chat=all(templates)), {})
     config = parse_yaml(SearchConfig, text, SearchError)
-    if measure is not None and problems.task not in TASKS:
+    if measure is not None and problems.task in ("likelihood", "multiple_choice"):
         form, gaps, figures = measure(config)
         said += figures
         text = _render(facts, form, gaps)
@@ -311,7 +314,9 @@ class _Problems:
 
     def __init__(self, file: str, sources: Sequence[Parent]) -> None:
         self.file = file
+        self.name = Path(file).stem  # of the skill
         records = [record for _, record in read_jsonl(file)]
+        self.fields = ", ".join(records[0]) if records else ""
         self.count = len(records)
         if self.count < LEAST:
             raise FitnessError(
@@ -328,6 +333,8 @@ class _Problems:
             )
         self.task = tasks[0]
         self.where = self._pair(records[0], sources[0]) or self._fields(records[0])
+        if self.where.get("answer_field", "") is None:
+            self.task = "agreement"
         if "choices" in self.where and self.task != "likelihood":
             del self.where["choices"]
         elif "choices" in self.where:
@@ -343,7 +350,7 @@ class _Problems:
         says = (name for name in GLOSSES if _holds_text(records, name))
         if gloss := next(says, None):
             self.where["gloss_field"] = gloss
-        if all(
+        if self.task != "agreement" and all(
             _MARK in str(record.get(self.where.get("answer_field", "answer"))) for record in records
         ):
             self.where["answer_after"] = _MARK
@@ -380,11 +387,6 @@ class _Problems:
             left -= chosen
         return {**sizes, "test": min(left, MOST["test"])}
 
-    @property
-    def name(self) -> str:
-        """Name of the skill: that of its file."""
-        return Path(self.file).stem
-
     def join_validation(self) -> None:
         """Give what is for validation to the test: another skill has none to spare."""
         self.sizes["test"] += self.sizes.pop("validation", 0)
@@ -415,6 +417,8 @@ class _Problems:
             f"{self.count} problems in {self.file}: {sizes}",
             f"{helped}; the test tells an accuracy to ± {error:.2f}; {chosen}",
         ]
+        if self.task == "agreement":
+            lines.append(f"no answers in it: the result is to answer as {self.name} does")
         answers = Counter(each.answer for each in self.examples)
         answer, count = answers.most_common(1)[0]
         if answer and 2 * count > self.count and self.task != "classification":
@@ -452,7 +456,7 @@ class _Problems:
             )
         prompt = next((name for name in PROMPTS if name in record), None)
         answer = next((name for name in ANSWERS if name in record), None)
-        if prompt is None or answer is None:
+        if prompt is None or (answer is None and self.task != "likelihood"):
             what = "prompt" if prompt is None else "answer"
             raise FitnessError(
                 f"{self.file}: none of the fields {', '.join(record)} looks like the {what}; call "
@@ -498,7 +502,7 @@ class _Problems:
         before = itertools.takewhile(lambda other: other != split, self.sizes)
         keys = {
             "jsonl": self.file,
-            **self.where,
+            **{key: field for key, field in self.where.items() if field is not None},
             **({"chat": True} if form.chat else {}),
             "shuffle_seed": 0,
             "start": sum(self.sizes[other] for other in before),
@@ -520,6 +524,19 @@ def _skills(skills: list[_Problems]) -> list[_Problems]:
         for each in skills:
             each.join_validation()
     return skills
+
+
+def _give_prompts(skills: Sequence[_Problems], names: Sequence[str]) -> None:
+    """Name prompts without answers by the sources whose they are; raises `FitnessError` unless each
+    source has a file."""
+    if len(skills) != len(names):
+        raise FitnessError(
+            f"{skills[0].file}: none of the fields {skills[0].fields} looks like the answer; call "
+            'it answer, as in {"prompt": "2 + 3 =", "answer": 5}, or give, without answers, a file '
+            f"of prompts for each of the {len(names)} models, in their order"
+        )
+    for skill, name in zip(skills, names, strict=True):
+        skill.name = name
 
 
 def _holds_text(records: Sequence[Mapping[str, Any]], field: str) -> bool:
