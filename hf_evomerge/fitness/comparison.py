@@ -69,8 +69,12 @@ class Comparison:
 
     def __str__(self) -> str:
         """The difference, its interval and p: ``+0.120 (0.063 to 0.181), p = 0.0004``."""
+        return self.text()
+
+    def text(self, of: str = "") -> str:
+        """The same, with what is measured behind the difference."""
         p = "p < 0.0001" if self.p < 1e-4 else f"p = {self.p:.2g}"
-        return f"{self.difference:+.3f} ({self.interval}), {p}"
+        return f"{self.difference:+.3f}{of} ({self.interval}), {p}"
 
 
 # Two models on the same n examples are compared example by example: d_i = a_i - b_i. What makes an

@@ -1,12 +1,15 @@
 """What a model keeps of its parents' skills."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from searches import write_lines
 
 from hf_evomerge import Scores, run_search
 from hf_evomerge.search.results.kept import mean_kept, what_is_kept
-from hf_evomerge.search.results.table import Row, kept_by, rows_table
+from hf_evomerge.search.results.result import Result
+from hf_evomerge.search.results.table import Against, Row, kept_by, rows_table
 
 
 def _scores(right):
@@ -38,6 +41,19 @@ def test_the_share_is_of_the_best_parent():
     assert said.startswith("Keeps 0.75 (")
     assert said.endswith("0.88 on average, 0.75 at least")
     assert "kept" in rows_table(rows, "").splitlines()[0]
+
+
+def test_what_the_advised_model_keeps_is_said():
+    """Where the verdict names another model than the winner, both shares are said."""
+    parent = np.arange(100) < 80
+    rows = _rows(parent & (np.arange(100) < 40), parent)
+    beside = Row("together", "merge with LoRA (best of 2)", against=Against("it", "take it"))
+    skills = {name: _scores(parent) for name in ("a", "b")}
+    rows.insert(2, replace(beside, scores=_scores(parent), retained=skills))
+    said = Result(None, "test", rows).verdict
+    assert any(each.startswith("Keeps 0.50 (") for each in said)
+    (of_lora,) = (each for each in said if each.startswith("Merge with LoRA keeps 1.00 ("))
+    assert of_lora.endswith("1.00 on average, 1.00 at least")
 
 
 def test_the_interval_covers():

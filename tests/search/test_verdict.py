@@ -86,7 +86,7 @@ def test_forgetting_is_named():
     parent there."""
     rows = _search({"base": 0.1, "maths": 0.8, "japanese": 0.2}, ps=0.9)
     sentence = next(s for s in verdict(rows, "test") if s.startswith("On sums"))
-    assert sentence.startswith("On sums it is worse than the best there, maths: -0.400 (")
+    assert sentence.startswith("On sums it is worse than the best there, maths: -0.400 of accuracy (")
     assert "on sums" in rows_table(rows, "")
     assert published(rows, rows[1]).retained["sums"].accuracy == 0.8
 
@@ -255,7 +255,7 @@ a task that the base solves:
   shares: {base: 0.9, average: 0.9, alone_maths: 0.9, lora: 0.9, ps: 0.905}
   said:
   - 'The base (tiny) does as well: keep the base (tiny) as it is; it has 0.900 and evolved PS
-    0.905, which 200 examples do not tell apart: +0.005 ('
+    0.905, which 200 examples do not tell apart: +0.005 of accuracy ('
   - 'The plain average does as well; it has '
   - 'A single source does as well; it has '
   - 'The best of several LoRAs, each at this cost, is as good; it has '
@@ -463,7 +463,7 @@ def test_equal_answers_are_as_good_whatever_their_likelihood(right):
         Row("ps", "evolved PS", won, winner=True),
     ]
     text = " ".join(verdict(rows, "test", "nats"))
-    assert (SINGLE in text) == ("p = 1 of accuracy; but better in fitness (nats): +0.400 (" in text)
+    assert (SINGLE in text) == ("p = 1; but better in fitness (nats): +0.400 (" in text)
     assert (SINGLE in text) == (instead(rows) is not None) == (right > 0)
 
 

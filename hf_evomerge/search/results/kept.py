@@ -82,11 +82,13 @@ def mean_kept(shares: Sequence[Kept]) -> str:
     return f"{sum(each.share for each in shares) / len(shares):.2f}" if shares else ""
 
 
-def what_is_kept(shares: Sequence[Kept]) -> list[str]:
-    """Sentence about the winner's shares; none where there are none."""
+def what_is_kept(shares: Sequence[Kept], name: str = "") -> list[str]:
+    """Sentence about the shares of the winner, or of another model by its name; none where there
+    are none."""
     if not shares:
         return []
-    text = f"Keeps {', '.join(map(str, shares))}, each of the best parent's accuracy"
+    text = f"{name} keeps" if name else "Keeps"
+    text += f" {', '.join(map(str, shares))}, each of the best parent's accuracy"
     if len(shares) > 1:
         least = min(each.share for each in shares)
         text += f": {mean_kept(shares)} on average, {least:.2f} at least"

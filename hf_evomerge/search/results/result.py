@@ -67,7 +67,11 @@ class Result:
             said = verdict(self.rows, self.split, self.unit, self.looks, self.constant)
             winner = next((row for row in self.rows if row.winner), None)
             shares = [] if winner is None else kept_by(winner, self.rows)
-            return [*said, *what_is_kept(shares), *self.notes]
+            said += what_is_kept(shares)
+            if other := self.instead:
+                name = other.model.partition(" (")[0].capitalize()
+                said += what_is_kept(kept_by(other, self.rows), name)
+            return [*said, *self.notes]
         return [*self.front.verdict(self.rows, self.split), *self.notes]
 
     @property

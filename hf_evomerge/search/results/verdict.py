@@ -371,7 +371,7 @@ class _Judged:
     def _figures(self, compared: Sequence[Comparison]) -> str:
         """Figures of all measures, the one that decides first."""
         of = f" {self._of(compared[0])}" if len(compared) > 1 else ""
-        return f"{compared[0]}{of}{self._beside(compared)}"
+        return f"{compared[0].text(of)}{self._beside(compared)}"
 
     def _of(self, comparison: Comparison) -> str:
         named = self.unit if comparison.measure == "fitness" else ""
