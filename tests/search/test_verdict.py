@@ -86,7 +86,8 @@ def test_forgetting_is_named():
     parent there."""
     rows = _search({"base": 0.1, "maths": 0.8, "japanese": 0.2}, ps=0.9)
     sentence = next(s for s in verdict(rows, "test") if s.startswith("On sums"))
-    assert sentence.startswith("On sums it is worse than the best there, maths: -0.400 of accuracy (")
+    worse = "On sums it is worse than the best there, maths: -0.400 of accuracy ("
+    assert sentence.startswith(worse)
     assert "on sums" in rows_table(rows, "")
     assert published(rows, rows[1]).retained["sums"].accuracy == 0.8
 

@@ -69,8 +69,8 @@ class Result:
             shares = [] if winner is None else kept_by(winner, self.rows)
             said += what_is_kept(shares)
             if other := self.instead:
-                name = other.model.partition(" (")[0].capitalize()
-                said += what_is_kept(kept_by(other, self.rows), name)
+                name = other.model.partition(" (")[0]
+                said += what_is_kept(kept_by(other, self.rows), name[:1].upper() + name[1:])
             return [*said, *self.notes]
         return [*self.front.verdict(self.rows, self.split), *self.notes]
 
