@@ -5,8 +5,12 @@ parents' own: a Japanese parent's numbers in kanji, a maths parent's problems in
 counts 1 over its gap, what the better parent has more than the base in nats, as `init a b --data
 a.jsonl b.jsonl` writes it. The held-out problems are 100 of each skill, the same in all rows.
 
+`PAIR:prompts` has the prompts alone, and no answers: each parent answers its own, by `fitness:
+agreement`, as `init` writes it for such data.
+
     python benchmarks/specialists --out /tmp/family-1 --seed 1
     python benchmarks/skills.py run --work /tmp --pairs demo family-1 --examples 16 64
+    python benchmarks/skills.py run --work /tmp --pairs demo:prompts --examples 128 --draws 1
     python benchmarks/skills.py table --into benchmarks/pages/skills.md
 
 Results are appended as they come, one JSON line a cell; what is there is not run again.
@@ -53,7 +57,7 @@ TITLES = {
     "lora": "LoRA, best start and rate",
     "together": "merge with LoRA beside it",
     "both": "merge, likelihood and agreement",
-    "merge": "merge, likelihood",
+    "merge": "merge",
 }
 """Rows of the table."""
 
@@ -102,6 +106,7 @@ def adapters(name: str, work: Path) -> Skills:
     return Skills(lab.settings, draw)
 
 
+PROMPTS = ":prompts"
 MAKERS = {
     **dict.fromkeys(("demo", "family-1", "family-2"), specialists),
     **dict.fromkeys(PAIRS, adapters),
@@ -135,11 +140,12 @@ def examples_of(
 
 def run_cell(name: str, count: int, draw: int, work: Path) -> dict[str, Any]:
     """Score every row of a cell, and return the line of the results."""
-    skills = MAKERS[name](name, work)
+    pair, *prompts = name.split(PROMPTS)
+    skills = MAKERS[pair](pair, work)
     config = SearchConfig.model_validate({**skills.settings, "space": "ps"})
     names = [config.source_names[number] for number in config.merge_sources]
     examples = examples_of(skills, names, count, draw)
-    folder = work / "skills" / f"{name}-{count}-{draw}"
+    folder = work / "skills" / f"{name.replace(':', '-')}-{count}-{draw}"
     begin = time.process_time()
     evaluator = Evaluator(
         SearchConfig.model_validate({**skills.settings, "space": "ps", "fitness": LIKELIHOOD}),
@@ -153,20 +159,6 @@ def run_cell(name: str, count: int, draw: int, work: Path) -> dict[str, Any]:
         "ties": _plain(config, "ties", 1.0, density=0.2),
         "dare": _plain(config, "dare_linear", 0.5, density=0.1),
     }
-    weighted = {split: list(rows) for split, rows in examples.items()}
-    for parent in (0, 1):
-        own = [evaluator.evaluate(targets[row], "search") for row in ("base", "first", "second")]
-        base, *parents = (float(scores.values[parent::2].mean()) for scores in own)
-        gap = max(*parents, base + 0.01) - base
-        for split in ("search", "validation"):
-            weighted[split][parent::2] = [
-                replace(example, weight=1 / gap) for example in weighted[split][parent::2]
-            ]
-    swept = [_plain(config, "task_arithmetic", weight) for weight in SWEEP]
-    weights = [example.weight for example in weighted["search"]]
-    targets["sweep"] = max(
-        swept, key=lambda recipe: float(evaluator.evaluate(recipe, "search").values @ weights)
-    )
     rows = {key: evaluator.evaluate(target, "test") for key, target in targets.items()}
     seconds = dict[str, float]()
 
@@ -182,23 +174,47 @@ def run_cell(name: str, count: int, draw: int, work: Path) -> dict[str, Any]:
         result = run_search(
             SearchConfig.model_validate(settings), folder / key, examples=given, build=False
         )
-        rows[key] = evaluator.evaluate(result.winner, "test")
         for row in result.rows:
-            seconds[key if row.stage == "ps" else row.stage] = round(row.seconds, 1)
-            if row.stage in ("lora", "together"):
-                rows[row.stage] = row.scores
+            stage = key if row.stage == "ps" else row.stage
+            if stage in (key, "lora", "together"):
+                seconds[stage] = round(row.seconds, 1)
+                rows[stage] = evaluator.evaluate(row.target, "test")
 
+    def line() -> dict[str, Any]:
+        return {
+            "pair": name,
+            "examples": count,
+            "draw": draw,
+            "rows": {key: _line(rows[key]) for key in TITLES if key in rows},
+            "seconds": seconds,
+            "cpu": round(time.process_time() - begin),
+        }
+
+    if prompts:
+        unanswered = {
+            split: [replace(each, answer="") for each in given] for split, given in examples.items()
+        }
+        search("merge", AGREEMENT, ["lora", "merge+lora"], unanswered)
+        return line()
+    weighted = {split: list(rows) for split, rows in examples.items()}
+    for parent in (0, 1):
+        own = [evaluator.evaluate(targets[row], "search") for row in ("base", "first", "second")]
+        base, *parents = (float(scores.values[parent::2].mean()) for scores in own)
+        gap = max(*parents, base + 0.01) - base
+        for split in ("search", "validation"):
+            weighted[split][parent::2] = [
+                replace(example, weight=1 / gap) for example in weighted[split][parent::2]
+            ]
+    swept = [_plain(config, "task_arithmetic", weight) for weight in SWEEP]
+    weights = [example.weight for example in weighted["search"]]
+    best = max(
+        swept, key=lambda recipe: float(evaluator.evaluate(recipe, "search").values @ weights)
+    )
+    rows["sweep"] = evaluator.evaluate(best, "test")
     search("merge", LIKELIHOOD, ["lora", "merge+lora"], weighted)
     search("agreement", AGREEMENT, [], examples)
     search("both", {"terms": [LIKELIHOOD, AGREEMENT]}, [], weighted)
-    return {
-        "pair": name,
-        "examples": count,
-        "draw": draw,
-        "rows": {key: _line(rows[key]) for key in TITLES},
-        "seconds": seconds,
-        "cpu": round(time.process_time() - begin),
-    }
+    return line()
 
 
 def _plain(config: SearchConfig, method: str, weight: float, **options: float) -> Recipe:
@@ -235,18 +251,29 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     accuracy, and the log-likelihood; means over draws.
     """
     texts = []
-    for count in sorted({line["examples"] for line in lines}):
-        there = [line for line in lines if line["examples"] == count]
-        names = [name for name in MAKERS if any(line["pair"] == name for line in there)]
-        rows = [["", *names]]
-        of_pair = {name: [line for line in there if line["pair"] == name] for name in names}
-        for key, title in TITLES.items():
-            rows.append([title, *(_cell(of_pair[name], key) for name in names)])
-        rows.append(["draws", *(str(len(of_pair[name])) for name in names)])
-        head, *body = (f"| {' | '.join(row)} |" for row in rows)
-        rule = f"|{' --- |' * len(rows[0])}"
-        texts.append("\n".join([f"{count} examples of each skill:", "", head, rule, *body]))
+    for suffix, what in (("", "examples of each skill"), (PROMPTS, "prompts of each, no answers")):
+        kind = [line for line in lines if line["pair"].endswith(PROMPTS) == bool(suffix)]
+        for count in sorted({line["examples"] for line in kind}):
+            there = [line for line in kind if line["examples"] == count]
+            texts.append(f"{count} {what}:\n\n{_table(there, suffix)}")
     return "\n\n".join(texts)
+
+
+def _table(lines: Sequence[Mapping[str, Any]], suffix: str) -> str:
+    """The table of one number of examples."""
+    of_pair = {
+        name: found
+        for name in MAKERS
+        if (found := [line for line in lines if line["pair"] == name + suffix])
+    }
+    rows = [["", *of_pair]]
+    for key, title in TITLES.items():
+        if all(key in line["rows"] for line in lines):
+            rows.append([title, *(_cell(found, key) for found in of_pair.values())])
+    rows.append(["draws", *(str(len(found)) for found in of_pair.values())])
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    rule = f"|{' --- |' * len(rows[0])}"
+    return "\n".join([head, rule, *body])
 
 
 def _cell(lines: Sequence[Mapping[str, Any]], key: str) -> str:
@@ -270,7 +297,7 @@ def main() -> None:
     command_line(
         __doc__,
         results=RESULTS,
-        pairs=list(MAKERS),
+        pairs=[name + kind for kind in ("", PROMPTS) for name in MAKERS],
         counts=[16, 64],
         run_cell=run_cell,
         told=lambda line: table([line]),
