@@ -66,7 +66,7 @@ class Evaluation:
                 "",
                 example.prompt,
                 *([f"  {example.gloss}"] if example.gloss else []),
-                f"  expected: {example.answer}",
+                f"  expected: {example.answer or f'what {example.source} writes'}",
             ]
             mark = ""
             if marks is not None:
