@@ -75,6 +75,8 @@ def test_is_the_divergence_at_every_position_of_the_answer(model, parent, owned,
     own = make(parent, tokenizer, owned).evaluate(parent)
     assert own.values == pytest.approx(0, abs=1e-5)
     assert own.correct.all()
+    # a distance to one source says nothing of right and wrong
+    assert make(parent, tokenizer, owned, source="parent").evaluate(parent).correct is None
 
 
 def test_keeps_the_most_probable_tokens_and_the_mass_of_the_others(tokenizer):

@@ -167,7 +167,8 @@ class AgreementTask(GradientTask):
     itself.
 
     ``correct`` says whether the most probable token is the source's at every position: the model
-    writes, greedily, what the source writes.
+    writes, greedily, what the source writes. Where one source is named for all examples, it is a
+    distance to this source, and no answer is right or wrong.
     """
 
     spec_type = AgreementSpec
@@ -248,7 +249,7 @@ class AgreementTask(GradientTask):
         )
         sums, exact = scorer.score(model, (units, len(units)) if gradient else None, agreement)
         means = [value / length for value, length in zip(sums, lengths, strict=True)]
-        return Scores(means, correct=exact)
+        return Scores(means, correct=exact if self.spec.source is None else None)
 
 
 def _pair(example: Example, answer: list[int], tokenizer: Any) -> Pair:
