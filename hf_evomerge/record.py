@@ -222,7 +222,7 @@ class Results(Part):
         return next((row for row in self.rows if row.winner), None)
 
     def publishing(self, stage: str) -> Results:
-        """These results where the model of another stage's row is published."""
+        """Return the results with the model of another stage's row as the published one."""
         rows = []
         for row in self.rows:
             changed = {"winner": row.stage == stage, "lead": None, "fitness_lead": None}

@@ -195,7 +195,8 @@ class _Judged:
     def too_few(self) -> list[str]:
         """Say which model is right most often, where so few examples cannot show it."""
         best = max(self.rows, key=lambda row: row.scores.accuracy or 0.0)
-        has, won = best.scores.accuracy, self.winner.scores.accuracy
+        has = best.scores.accuracy
+        won = self.winner.scores.accuracy
         count = self.winner.scores.values.size
         if count >= FEW or not has or won is None or has <= won:
             return []

@@ -57,7 +57,7 @@ class Trainings:
 
     @property
     def favoured(self) -> bool:
-        """Whether trainings are ranked by the examples that the table is made from."""
+        """True where the examples of the table rank the trainings."""
         return self.run.sizes.ranked_on == "test"
 
     def best_of(self, count: int) -> str:
