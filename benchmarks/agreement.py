@@ -26,10 +26,10 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "search"))
 
+from json_maths import SKILLS, draw
 from lab import Lab
 from real_models import FULL, MODELS, real_pair, write_examples
 from records import append
-from skills import SKILLS, draw
 
 from hf_evomerge import Example, MergePart, Recipe, run_search
 from hf_evomerge.search.spaces.space import uniform_average

@@ -34,12 +34,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "search"))
 
 import numpy as np
+from json_maths import NAMES, SYSTEM, THINGS, draw
 from lab import Lab
 from methods import STEP_COST, Method, Point, average, base, known, ours
 from real_models import write_base
 from records import Record, append, key, read, run
 from report import write_into
-from skills import NAMES, SYSTEM, THINGS, draw
 
 from hf_evomerge import Example, MergePart, Recipe, SourceRef
 from hf_evomerge.fitness import compare, make_task

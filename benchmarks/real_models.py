@@ -38,6 +38,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "search"))
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 
+from json_maths import SKILLS, Skill, draw
 from lab import WEIGHT, Lab
 from local_hub import LocalHub
 from methods import (
@@ -56,7 +57,6 @@ from methods import (
 )
 from records import Record, append, key, read, run
 from report import leads_table, plot_sizes, sizes_table, table, write_into
-from skills import SKILLS, Skill, draw
 
 from hf_evomerge import Example, run_search
 from hf_evomerge.fitness import make_task
