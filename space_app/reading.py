@@ -25,6 +25,7 @@ from published import (
 )
 from texts import SpaceError
 
+from hf_evomerge.checkpoints.open import config_name
 from hf_evomerge.errors import EvoMergeError, one_line
 from hf_evomerge.pictures.trials import DrawnTrial
 from hf_evomerge.recipes.limited_yaml import load_limited, read_limited
@@ -79,7 +80,10 @@ def read(model: str, revision: str | None = None) -> Published:
         raise SpaceError(UNSET)
     if Path(model).expanduser().is_dir():
         folder = Path(model).expanduser().resolve()
-        found = Published(model=str(folder), name=folder.name)
+        # `hf-evomerge space STUDY` gives a folder of links to the model's files and of the record
+        config = folder / config_name(folder)
+        own = config.resolve().parent if config.resolve().name == config.name else folder
+        found = Published(model=str(own), name=folder.name)
         return _read_parts(found, lambda name: folder / name if (folder / name).is_file() else None)
     if not _REPO_ID.fullmatch(model):
         words = "which is neither a folder here nor a repository such as user/model"

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import loading
 import pyarrow as pa
 import pytest
 import reading
@@ -14,6 +15,7 @@ from pyarrow import parquet
 from refusals import refused
 from texts import SpaceError
 
+from hf_evomerge.hub.space import with_record
 from hf_evomerge.record import Record
 
 
@@ -28,6 +30,17 @@ def test_the_record_is_read(dfs):
     assert set(found.record.levels) == {"base", "a", "b"}
     assert (found.layers, found.labels, found.notes) == ((2, 2), ("a", "b"), ())
     assert not found.on_hub
+
+
+def test_a_study_on_this_machine_is_shown(dfs, tmp_path):
+    """`hf-evomerge space STUDY` shows the record beside links to the model's files; the model is
+    read from its own folder, which no link leads out of."""
+    study = dfs.parent / "search"
+    found = reading.read(str(with_record(study, tmp_path / "search")))
+    assert found.record.winner.winner
+    assert found.model == str(study / "model")
+    assert loading.weights_bytes(found.model, None) > 0
+    assert reading.read(found.model).model == found.model
 
 
 def _views(found):
