@@ -88,7 +88,7 @@ def published(tmp_path_factory):
             "sources": [{"model": str(each), "component": "transformer"} for each in parents],
             "merge": {"method": "linear", "groups": "model"},
             "optimize": [{"evaluations": 8, "population": 4}],
-            "fitness": {"task": "choice"},
+            "fitness": {"task": "likelihood"},
             "compare": {"baselines": []},
         }
     )

@@ -1,5 +1,5 @@
-"""Pictures that a diffusion pipeline draws of examples, the same for the same weights; who judges
-is a person, or CLIP."""
+"""Pictures that a diffusion pipeline draws of examples, the same for the same weights, and CLIP as
+their judge."""
 
 from __future__ import annotations
 
@@ -76,29 +76,34 @@ def draw(
     return pictures
 
 
-class ChoiceSpec(TaskSpec):
-    """A person looks at the pictures of every candidate and picks one, on the page that
-    `hf-evomerge search` opens."""
+class ClipSpec(TaskSpec):
+    """Nearness of what is drawn to a text, by a model of pictures and texts: ``fitness: {task:
+    clip, model: ...}``."""
 
+    model: str
+    """Repository or folder of the model that judges, in safetensors; none of its code is run."""
+    revision: str | None = None
+    """Its branch, tag or commit."""
     batch_size: Count = 4
     """How many pictures are drawn at a time."""
     arguments: dict[str, Argument] = Field(default_factory=dict)
     """Arguments of the pipeline's call, such as ``num_inference_steps: 4``."""
 
+    kinds: ClassVar[tuple[str, ...]] = ()  # pipelines alone
+    unit: ClassVar[str] = "cosine of picture and text"
+
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Prompts have no answers: whatever stands for one will do."""
+        """Prompts have no answers: the text of a picture is the prompt."""
         return {"answer_field": data.get("prompt_field", "prompt"), **data}
 
-    kinds: ClassVar[tuple[str, ...]] = ()  # pipelines alone
-    unit: ClassVar[str] = "generations, and one for the candidate that was chosen"
 
+@register_task("clip")
+class ClipTask(PreparedTask):
+    """The cosine between a picture and the text that is the example's answer, by default the
+    prompt."""
 
-@register_task("choice")
-class ChoiceTask(PreparedTask):
-    """Draws what a person chooses from. It gives no scores by itself."""
-
-    spec_type: type[ChoiceSpec] = ChoiceSpec
-    spec: ChoiceSpec
+    spec_type = ClipSpec
+    spec: ClipSpec
 
     def pictures(self, pipeline: Any) -> list[Any]:
         """A picture for each example."""
@@ -108,30 +113,6 @@ class ChoiceTask(PreparedTask):
             return draw(
                 pipeline, self._examples, batch_size=self.spec.batch_size, **self.spec.arguments
             )
-
-    def _run(self, model: Any, *, gradient: bool) -> Scores:
-        raise FitnessError("task choice: a person chooses on a page; run `hf-evomerge search FILE`")
-
-
-class ClipSpec(ChoiceSpec):
-    """Nearness of what is drawn to a text, by a model of pictures and texts: ``fitness: {task:
-    clip, model: ...}``."""
-
-    model: str
-    """Repository or folder of the model that judges, in safetensors; none of its code is run."""
-    revision: str | None = None
-    """Its branch, tag or commit."""
-
-    unit: ClassVar[str] = "cosine of picture and text"
-
-
-@register_task("clip")
-class ClipTask(ChoiceTask):
-    """The cosine between a picture and the text that is the example's answer, by default the
-    prompt."""
-
-    spec_type = ClipSpec
-    spec: ClipSpec
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         import torch
