@@ -298,7 +298,6 @@ def search(
         push = _checked_push(
             config, push_to, no_model, {"space": space, "private": private, "license": license}
         )
-        how: dict[str, Any] = {"ray": ray, "trust_remote_code": trust_remote_code}
         if dry_run:
             from ..search.plan import plan_search
 
@@ -309,8 +308,16 @@ def search(
             else:
                 say(plan.to_text(workers))
         else:
-            how |= {"workers": workers, "as_json": as_json}
-            _run(config, out, build=not no_model, push=push, **how)
+            _run(
+                config,
+                out,
+                build=not no_model,
+                push=push,
+                as_json=as_json,
+                workers=workers,
+                ray=ray,
+                trust_remote_code=trust_remote_code,
+            )
 
 
 def _checked_push(
