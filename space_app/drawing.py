@@ -62,7 +62,8 @@ class Painter(loading.LoadedInBackground):
         wanted = asked(self._pipeline, [prompt])
         if not prompt or len(prompt) > MAX_PROMPT:
             raise SpaceError(f"Give a prompt of 1 to {MAX_PROMPT} characters.")
-        start, count = as_float(seed), as_float(steps)
+        start = as_float(seed)
+        count = as_float(steps)
         if (
             start is None
             or count is None
