@@ -85,7 +85,7 @@ class Choices:
     def drawn(self, recipe: Recipe) -> Image.Image:
         """The pictures of a candidate, side by side."""
         dtype = getattr(torch, self.config.output.dtype or "float32")
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory(dir=self.out) as folder:
             model = build_model(recipe, Path(folder) / "model", whole=True)
             if not (model / "model_index.json").is_file():
                 raise EvoMergeError("sources: are no diffusion pipelines, so there are no pictures")
@@ -124,10 +124,7 @@ def page_of(choices: Choices) -> gr.Blocks:
         return shown()
 
     def build() -> str:
-        try:
-            return f"Built: `{choices.build()}`"
-        except EvoMergeError as error:
-            raise gr.Error(str(error)) from error
+        return f"Built: `{choices.build()}`"
 
     with gr.Blocks(title="Choose") as page:
         gr.Markdown("# Which one is best?")
@@ -158,7 +155,7 @@ def main() -> None:
         choices = Choices(given.file, given.out, given.device)
     except EvoMergeError as error:
         raise SystemExit(str(error)) from None
-    page_of(choices).launch(server_name="127.0.0.1", css=STYLE)
+    page_of(choices).launch(server_name="127.0.0.1", css=STYLE, show_error=True)
 
 
 if __name__ == "__main__":
