@@ -46,7 +46,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from .recipes.recipe import Recipe as Recipe
     from .recipes.recipe import SourceRef as SourceRef
     from .routing.pool import LayerPool as LayerPool
-    from .search.ask_tell.search import Search as Search
+    from .search.ask_tell import Search as Search
     from .search.callbacks import SearchCallback as SearchCallback
     from .search.file.config import SearchConfig as SearchConfig
     from .search.plan import plan_search as plan_search
@@ -84,7 +84,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "routing.pool": ("LayerPool",),
     "search.callbacks": ("SearchCallback",),
     "search.file.config": ("SearchConfig",),
-    "search.ask_tell.search": ("Search",),
+    "search.ask_tell": ("Search",),
     "search.plan": ("plan_search",),
     "search.run": ("resume_search", "run_search"),
     "search.score_model": ("evaluate_model",),

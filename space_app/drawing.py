@@ -1,7 +1,6 @@
 """The page of a diffusion pipeline: a prompt or the number of a class, a seed, and the picture that
 the model draws of them."""
 
-import inspect
 from typing import Any
 
 import gradio as gr
@@ -13,6 +12,7 @@ from texts import SpaceError, escape, message
 from hf_evomerge.checkpoints.model_folder import INDEX
 from hf_evomerge.checkpoints.repository import find_folder
 from hf_evomerge.errors import EvoMergeError, one_line
+from hf_evomerge.fitness.tasks.drawing import asked
 from hf_evomerge.record import MADE_WITH
 
 MAX_STEPS = 100
@@ -35,7 +35,6 @@ class Painter(loading.LoadedInBackground):
         super().__init__(model)
         self.model = model
         self.revision = revision
-        self.by_class = False
         self._pipeline: Any = None
         self._run = loading.on_gpu(self._draw)
 
@@ -48,10 +47,7 @@ class Painter(loading.LoadedInBackground):
             self.model, use_safetensors=True, trust_remote_code=False, revision=self.revision
         )
         pipeline.set_progress_bar_config(disable=True)
-        taken = inspect.signature(type(pipeline).__call__).parameters
-        self.by_class = "prompt" not in taken
-        if self.by_class and "class_labels" not in taken:
-            raise SpaceError(f"{type(pipeline).__name__} takes neither a prompt nor class_labels")
+        asked(pipeline, ["0"])  # which says where it draws neither prompts nor classes
         self._pipeline = (
             pipeline.to("cuda") if loading.zero_gpu() or torch.cuda.is_available() else pipeline
         )
@@ -63,28 +59,25 @@ class Painter(loading.LoadedInBackground):
         if self.error:
             raise SpaceError(self.error)
         prompt = str(prompt or "").strip()
-        if self.by_class and not prompt.isdecimal():
-            raise SpaceError("This model draws classes: give the number of one, such as 3.")
+        wanted = asked(self._pipeline, [prompt])
         if not prompt or len(prompt) > MAX_PROMPT:
             raise SpaceError(f"Give a prompt of 1 to {MAX_PROMPT} characters.")
-        chosen = as_float(seed), as_float(steps)
+        start = as_float(seed)
+        count = as_float(steps)
         if (
-            chosen[0] is None
-            or chosen[1] is None
-            or not (0 <= chosen[0] <= MAX_SEED and 1 <= chosen[1] <= MAX_STEPS)
+            start is None
+            or count is None
+            or not (0 <= start <= MAX_SEED and 1 <= count <= MAX_STEPS)
         ):
             raise SpaceError(f"Seeds go from 0 to {MAX_SEED}, steps from 1 to {MAX_STEPS}.")
-        return self._run(prompt, int(chosen[0]), int(chosen[1]))
+        return self._run(wanted, int(start), int(count))
 
-    def _draw(self, prompt: str, seed: int, steps: int) -> Any:
+    def _draw(self, wanted: dict[str, Any], seed: int, steps: int) -> Any:
         import torch
 
-        chosen: dict[str, Any] = (
-            {"class_labels": [int(prompt)]} if self.by_class else {"prompt": prompt}
-        )
         with torch.inference_mode():
             drawn = self._pipeline(
-                **chosen,
+                **wanted,
                 num_inference_steps=steps,
                 generator=torch.Generator("cpu").manual_seed(seed),
             )
@@ -125,12 +118,13 @@ def page(painter: Painter) -> gr.Blocks:
             )
         gr.Markdown(MADE_WITH, elem_id="ev-made")
         blocks.load(state, outputs=status, api_visibility="private", show_progress="hidden")
-        drawn: dict[str, Any] = {
-            "inputs": [prompt, seed, steps],
-            "outputs": picture,
-            "concurrency_limit": 1,
-            "preprocess": False,  # `draw` says itself what is out of range
-        }
-        button.click(draw, **drawn, api_name="draw")
-        prompt.submit(draw, **drawn, api_visibility="private")
+        gr.on(
+            [button.click, prompt.submit],
+            draw,
+            [prompt, seed, steps],
+            picture,
+            api_name="draw",
+            concurrency_limit=1,
+            preprocess=False,  # `draw` says itself what is out of range
+        )
     return blocks

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -508,20 +507,6 @@ def test_an_extension_of_hf_calls_itself_so(pip, install, tmp_path, monkeypatch)
 def test_methods():
     """`merge --methods` prints the table of merge methods."""
     assert _said("merge --methods").strip() == methods_table().strip()
-
-
-def test_a_search_of_choices_opens_a_page(write_search, monkeypatch):
-    """Where a person is the fitness, `search` serves the page that chooses, and evaluates
-    nothing."""
-    opened = []
-    page = SimpleNamespace(css="", launch=lambda **how: opened.append(how["allowed_paths"]))
-    room = "hf_evomerge.search.ask_tell"
-    monkeypatch.setattr(f"{room}.choosing.Chooser", lambda config, out: config.fitness.task)
-    monkeypatch.setattr(
-        f"{room}.choice_page.choice_page", lambda chooser: opened.append(chooser) or page
-    )
-    _said(f"search {write_search(fitness={'task': 'choice'})} --out out")
-    assert opened == ["choice", ["out"]]
 
 
 def test_folders_that_are_written_by_default(search_file, recipe_file, tmp_path, monkeypatch):

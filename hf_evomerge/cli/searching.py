@@ -271,9 +271,8 @@ def search(
 
     A search that was stopped goes on where it was: give the same file and `--out` again, or the
     study's folder. The trials are the same as without the interruption. Baselines that were added
-    to the file since get their rows in a new table. With
-    `fitness: {task: choice}`, a page opens on which you choose pictures. Device, seed and limits
-    are set in the file: `compute: {device: cuda:0, seed: 1}`.
+    to the file since get their rows in a new table. Device, seed and limits are set in the file:
+    `compute: {device: cuda:0, seed: 1}`.
 
     **Examples**
 
@@ -299,7 +298,6 @@ def search(
         push = _checked_push(
             config, push_to, no_model, {"space": space, "private": private, "license": license}
         )
-        how: dict[str, Any] = {"ray": ray, "trust_remote_code": trust_remote_code}
         if dry_run:
             from ..search.plan import plan_search
 
@@ -309,17 +307,17 @@ def search(
                 echo(as_object(plan.to_json(workers)))
             else:
                 say(plan.to_text(workers))
-        elif config.fitness.task == "choice":
-            from ..search.ask_tell.choice_page import choice_page
-            from ..search.ask_tell.choosing import Chooser
-
-            page = choice_page(
-                Chooser(config, out)
-            )  # on a port that Gradio finds, or that GRADIO_SERVER_PORT says
-            page.launch(server_name="127.0.0.1", css=page.css, allowed_paths=[str(out)])
         else:
-            how |= {"workers": workers, "as_json": as_json}
-            _run(config, out, build=not no_model, push=push, **how)
+            _run(
+                config,
+                out,
+                build=not no_model,
+                push=push,
+                as_json=as_json,
+                workers=workers,
+                ray=ray,
+                trust_remote_code=trust_remote_code,
+            )
 
 
 def _checked_push(

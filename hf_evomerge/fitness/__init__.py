@@ -22,7 +22,7 @@ from .registry import (
 from .scores import Scores
 from .tasks.agreement import AgreementSpec, AgreementTask
 from .tasks.classification import ClassificationSpec, ClassificationTask
-from .tasks.drawing import ChoiceSpec, ChoiceTask, ClipSpec, ClipTask, draw
+from .tasks.drawing import ClipSpec, ClipTask, draw
 from .tasks.function import FunctionTask
 from .tasks.generation import GenerationSpec, GenerationTask
 from .tasks.harness import LmEvalSpec, LmEvalTask
@@ -39,8 +39,6 @@ __all__ = [
     "AgreementSpec",
     "AgreementTask",
     "AnyTaskSpec",
-    "ChoiceSpec",
-    "ChoiceTask",
     "ClassificationSpec",
     "ClassificationTask",
     "ClipSpec",

@@ -104,10 +104,6 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
     except SearchError as error:  # then what the headers say is said, and nothing is evaluated
         warnings.append(f"{error}; no weights were looked at, and no time was measured")
         config = on_device(config, "cpu")
-    if config.fitness.task == "choice":
-        warnings.append(
-            "a person chooses, on a page; no weights were looked at, and no time was measured"
-        )
     evaluator = Evaluator(config, trust_remote_code=trust_remote_code, weights=not warnings)
     checked = check_search(config, evaluator)
     memory = worker_memory(config, evaluator)  # and what is free before models are loaded

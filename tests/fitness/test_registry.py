@@ -55,7 +55,7 @@ def test_own_task_in_yaml(monkeypatch):
 
 def test_unknown_task():
     """An unknown or absent name is refused with the names that there are."""
-    names = "agreement, choice, classification, clip, generation, gsm8k, likelihood"
+    names = "agreement, classification, clip, generation, gsm8k, likelihood"
     with refused(f"unknown task 'zzz'; there are {names}"):
         get_task("zzz")
     with refused(r"unknown task 'clyp'; did you mean clip\?"):

@@ -141,7 +141,6 @@ def test_is_written_as_it_is_read():
             "terms.0.data.serch: must be 'search', 'validation' or 'test'",
         ),
         ("[{task: terms, terms: [{task: likelihood}]}]", "terms: terms is no term; write one"),
-        ("[{task: likelihood}, {task: choice}]", "terms: choice is no term; write one"),
         ("[]", "terms: is empty; write a task and its weight"),
     ],
 )

@@ -1,9 +1,11 @@
-"""A search over diffusion pipelines: scored by a Python function of what they draw, or by a person
-who chooses."""
+"""A search over diffusion pipelines: scored by a Python function of what they draw, by CLIP, or by
+a person who chooses on the page of `examples/choose.py`."""
 
 import json
 import os
-import re
+import shutil
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +14,12 @@ from pipelines import save_dit, tokenizer
 from refusals import refused
 from searches import minimal, write_lines
 
-from hf_evomerge import EvoMergeError, Example, FunctionTask, plan_search, run_search
+from hf_evomerge import EvoMergeError, Example, FunctionTask, run_search
 from hf_evomerge.fitness import draw
-from hf_evomerge.search.ask_tell.choice_page import choice_page
-from hf_evomerge.search.ask_tell.choosing import Chooser
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.study.paths import settings_in
 from hf_evomerge.search.study.study import Study
 
+ROOT = Path(__file__).parents[2]
 DIGITS = [
     Example(str(n), "", content=f"{n}, picture {seed}") for n in range(2) for seed in range(2)
 ]
@@ -88,110 +88,105 @@ def test_a_winner_is_built(parents, tmp_path):
 
 
 def test_what_cannot_score_a_pipeline_is_refused(parents, tmp_path):
-    """A task of texts, a path, and a search that nobody can answer, in one line each."""
-    for task, message in {
-        "likelihood": "which likelihood cannot score; give a Python function",
-        "choice": "a person chooses on a page; run `hf-evomerge search",
-    }.items():
-        config = config_of(parents, fitness={"task": task})
-        with refused(EvoMergeError, message):
-            run_search(config, tmp_path / "out", examples={"search": DIGITS})
+    """A task of texts, in one line that says what can."""
+    with refused(EvoMergeError, "likelihood cannot score; give a Python function .*{task: clip"):
+        run_search(config_of(parents), tmp_path / "out", examples={"search": DIGITS})
 
 
-# ---- a person who chooses
-
-
-@pytest.fixture
-def choices(parents, tmp_path):
-    """Three generations of four, of which two classes are drawn."""
-    data = write_lines(tmp_path / "prompts.jsonl", {"prompt": "0"}, {"prompt": "1"})
-    return config_of(
-        parents,
-        optimize="[{evaluations: 12, population: 4}]",
-        fitness="{task: choice, arguments: {num_inference_steps: 2}}",
-        data={"search": {"jsonl": str(data)}},
-    )
-
-
-def bright(chooser):
-    """What a person who likes light clicks."""
-    return int(np.argmax([np.asarray(picture).mean() for picture in chooser.pictures]))
-
-
-def _seen(chooser):
-    return [picture.tobytes() for picture in chooser.pictures]
-
-
-def test_choices_are_a_search(choices, parents, tmp_path):
-    """Each choice makes a generation; a page that was closed goes on with the same candidates; the
-    last choice is built."""
-    assert "2 numbers to evolve" in plan_search(choices).to_text()
-    chooser = Chooser(choices, tmp_path / "out")
-    assert (chooser.generation, chooser.generations) == (0, 3)
-    assert len(_seen(chooser)) == len({*_seen(chooser)}) == 4
-    with refused(EvoMergeError, "nothing has been chosen yet"):
-        chooser.build()
-    for number in (4, -1, 0.5, 1.0, "1", None, [0]):
-        message = re.escape(f"candidate {number!r}: there are 4")
-        with refused(EvoMergeError, message):
-            chooser.choose(0, number)
-    for generation in range(2):
-        assert chooser.choose(generation, bright(chooser))
-    assert not chooser.choose(0, 0)  # an old page: nothing happens
-    before = _seen(chooser)
-    del chooser
-    again = Chooser(choices, tmp_path / "out")
-    assert (again.generation, _seen(again)) == (2, before)
-    recipe = again._recipes[1]
-    assert again.choose(2, 1)
-    assert (again.generation, again.pictures, len(again.chosen)) == (3, [], 3)
-    for folder in (again.build(), tmp_path / "out"):
-        assert (folder / "recipe.yaml").read_text() == recipe.to_yaml()
-    sums = [0.0] * 3
-    for trial in Study.open(tmp_path / "out").trials("ps"):
-        sums[trial.generation] += trial.fitness
-    assert sums == [1.0, 2.0, 3.0]
-    assert settings_in(tmp_path / "out").fitness.task == "choice"
-    with refused(EvoMergeError, "needs no person"):
-        Chooser(config_of(parents), tmp_path / "other")
-
-
-@pytest.fixture
-def page(choices, tmp_path):
-    """The page, served, and the search behind it."""
+@pytest.fixture(scope="module")
+def example():
+    """The example script, as a module."""
     pytest.importorskip("gradio")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    chooser = Chooser(choices, tmp_path / "out")
-    served = choice_page(chooser)
-    served.launch(
-        prevent_thread_lock=True,
-        quiet=True,
-        server_name="127.0.0.1",
-        css=served.css,
-        allowed_paths=[str(tmp_path)],
-    )
-    try:
-        yield served, chooser
-    finally:
-        served.close()
+    spec = spec_from_file_location("choose", ROOT / "examples" / "choose.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_the_page_chooses(page):
-    """One call a generation, through the page's own API; an old one is not taken; the model is
-    there at the end."""
-    from gradio_client import Client
+@pytest.fixture
+def written(parents, tmp_path):
+    """Writes a search file, two generations of four, of which two classes are drawn."""
 
-    served, chooser = page
-    client = Client(served.local_url, verbose=False)
-    seen = client.predict(api_name="/look")
-    assert (seen["generation"], seen["candidates"]) == (0, 4)
-    for generation in range(3):
-        seen = client.predict(generation, bright(chooser), api_name="/choose")
-        assert (seen["taken"], seen["generation"]) == (True, generation + 1)
-    assert not client.predict(0, 0, api_name="/choose")["taken"]
-    assert seen["candidates"] == 0
-    assert "Built" in client.predict(api_name="/build")
-    assert (chooser.out / "model" / "model_index.json").is_file()
+    def write(prompts=2, **fields):
+        numbers = ({"prompt": str(number)} for number in range(prompts))
+        data = write_lines(tmp_path / "prompts.jsonl", *numbers)
+        fitness = {"task": "clip", "model": "none", "arguments": {"num_inference_steps": 2}}
+        drawn = {"fitness": fitness, "data": {"search": {"jsonl": str(data)}}}
+        config_of(parents, **drawn | fields).save(tmp_path / "search.yaml")
+        return tmp_path / "search.yaml"
+
+    return write
+
+
+def seen(choices):
+    """What a person sees."""
+    return [picture.tobytes() for picture in choices.pictures]
+
+
+def test_a_person_chooses(example, written, tmp_path):
+    """A choice moves the next generation; opened again there are the same candidates; the last
+    choice is built."""
+    file, out = written(), tmp_path / "out"
+    choices, other = (example.Choices(file, each, "cpu") for each in (out, tmp_path / "other"))
+    assert len({*seen(choices)}) == 4
+    choices.go_on(3)
+    other.go_on(1)
+    assert not {*seen(choices)} & {*seen(other)}
+    again = example.Choices(file, out, "cpu")
+    assert (again.first, seen(again)) == (4, seen(choices))
+    again.go_on(1)
+    assert again.pictures == []
+    with Study.open(out) as study:
+        trials = study.trials()
+        recipe = study.recipe(trials[5].recipe_key)
+    assert (again.build() / "recipe.yaml").read_text() == recipe.to_yaml()
+    assert [trial.fitness for trial in trials] == [0, 0, 0, 1, 0, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"compare": "{baselines: [random]}"}, "a person chooses in one step"),
+        ({"fitness": "{task: likelihood}"}, "write task: clip"),
+        ({"data": {}}, "data.search: not given"),
+        ({"prompts": 17}, "17 prompts; write 16 at most"),
+        ({"sources": "[{model: a}, {model: b}]"}, "are no diffusion pipelines"),
+    ],
+)
+def test_what_a_person_cannot_choose_from_is_one_line(
+    fields, message, example, written, tiny, tmp_path, monkeypatch
+):
+    """The script ends with a line that says what to write."""
+    monkeypatch.chdir(tiny)
+    file = str(written(**fields))
+    monkeypatch.setattr(example.gr.Blocks, "launch", lambda page, **how: None)
+    monkeypatch.setattr("sys.argv", ["choose.py", file, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=f"^[^\n]*{message}[^\n]*$"):
+        example.main()
+
+
+@pytest.mark.slow
+def test_the_page_chooses(example, written, tmp_path):
+    """In a browser: a click on a picture shows the next generation, one on an old page tells
+    nothing, and the button builds."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    page = example.page_of(example.Choices(written(), tmp_path, "cpu"))
+    page.launch(prevent_thread_lock=True, quiet=True)
+    with playwright.sync_playwright() as started:
+        chromium = {"executable_path": shutil.which("chromium"), "args": ["--no-sandbox"]}
+        browser = started.chromium.launch(**chromium)
+        pages = [browser.new_page() for _ in range(2)]
+        for each in pages:
+            each.goto(page.local_url)
+            each.get_by_text("Candidates 1 to 4 of 8").wait_for()
+        for each in pages:
+            each.locator("#candidates .thumbnail-item").nth(2).click()
+            each.get_by_text("Candidates 5 to 8 of 8").wait_for()
+        each.get_by_role("button", name="Build").click()
+        each.get_by_text("Built:").wait_for()
+    page.close()
+    assert (tmp_path / "model" / "model_index.json").is_file()
 
 
 @pytest.mark.slow
@@ -220,8 +215,9 @@ def test_clip_judges_what_is_drawn(parents, tmp_path):
     evaluator = Evaluator(config)
     scores = evaluator.evaluate(config.sources[0])
     assert scores.error is None
-    task = evaluator.tasks.prepared(config.sources[0])
-    pictures = task.pictures(evaluator.models.model(config.sources[0]))
+    pipeline = evaluator.models.model(config.sources[0])
+    examples = evaluator.tasks.examples("search")
+    pictures = draw(pipeline, examples, batch_size=4, num_inference_steps=2)
     given = processor(text=["a cat", "a hat"], images=pictures, return_tensors="pt", padding=True)
     found = judge(**given).logits_per_image.diagonal() / judge.logit_scale.exp()
     np.testing.assert_allclose(scores.values, found.detach().numpy(), atol=1e-5)

@@ -216,12 +216,6 @@ def test_adapters_of_one_base_raise_no_doubt_of_it(search_config, adapters):
     assert not [line for line in warnings if "the base" in line]
 
 
-def test_a_person_chooses_among_pictures_alone(search_config):
-    """The dry run of a choice between language models says what the search would."""
-    with refused(EvoMergeError, "is no model that the task choice scores"):
-        plan_search(search_config("ps", fitness="{task: choice}"))
-
-
 def test_a_model_without_a_head(tiny, search_config, tmp_path):
     """A model saved without its head has nothing that a task of words could read."""
     folder = shutil.copytree(tiny, tmp_path / "tiny")

@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_picture(served):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (("a cat", 0, 2), "the number of one"),
+        (("a cat", 0, 2), "no number of a class"),
         (("9" * 30, 0, 1), "verflow"),  # of torch
         (("3", -1, 2), "Seeds go from 0"),
         (("3", None, 2), "Seeds"),
@@ -88,7 +88,7 @@ def published(tmp_path_factory):
             "sources": [{"model": str(each), "component": "transformer"} for each in parents],
             "merge": {"method": "linear", "groups": "model"},
             "optimize": [{"evaluations": 8, "population": 4}],
-            "fitness": {"task": "choice"},
+            "fitness": {"task": "likelihood"},
             "compare": {"baselines": []},
         }
     )

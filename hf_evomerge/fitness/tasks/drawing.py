@@ -1,5 +1,5 @@
-"""Pictures that a diffusion pipeline draws of examples, the same for the same weights; who judges
-is a person, or CLIP."""
+"""Pictures that a diffusion pipeline draws of examples, the same for the same weights, and CLIP as
+their judge."""
 
 from __future__ import annotations
 
@@ -28,6 +28,22 @@ def seed_of(example: Example) -> int:
     return int(sha256((example.content or example.prompt).encode()).hexdigest()[:8], 16)
 
 
+def asked(pipeline: Any, prompts: Sequence[str]) -> dict[str, Any]:
+    """Arguments by which a pipeline draws prompts, or the classes with these numbers; raises
+    `FitnessError` where it draws neither."""
+    taken = inspect.signature(type(pipeline).__call__).parameters
+    count = {"batch_size": len(prompts)} if "batch_size" in taken else {}
+    if "prompt" in taken:
+        return {"prompt": list(prompts), **count}
+    if "class_labels" not in taken:
+        raise FitnessError(f"{type(pipeline).__name__} takes neither a prompt nor class_labels")
+    if bad := [prompt for prompt in prompts if not prompt.isdecimal()]:
+        raise FitnessError(
+            f"prompt {bad[0]!r:.60} is no number of a class, such as 3, which this pipeline draws"
+        )
+    return {"class_labels": [int(prompt) for prompt in prompts], **count}
+
+
 def draw(
     pipeline: Any, examples: Sequence[Example], *, batch_size: int = 16, **arguments: Any
 ) -> list[Any]:
@@ -53,67 +69,16 @@ def draw(
     """
     import torch
 
-    taken = inspect.signature(type(pipeline).__call__).parameters
     pictures = []
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
-        prompts: list[Any] = [example.prompt for example in batch]
-        if "prompt" in taken:
-            chosen: dict[str, Any] = {"prompt": prompts}
-        elif "class_labels" in taken:
-            if bad := [example for example in batch if not example.prompt.isdecimal()]:
-                raise FitnessError(
-                    f"{bad[0].id}: the prompt {bad[0].prompt!r:.60} is no number of a class, "
-                    "which this pipeline draws"
-                )
-            chosen = {"class_labels": [int(prompt) for prompt in prompts]}
-        else:
-            raise FitnessError(f"{type(pipeline).__name__} takes neither a prompt nor class_labels")
-        if "batch_size" in taken:
-            chosen["batch_size"] = len(batch)
+        chosen = asked(pipeline, [example.prompt for example in batch])
         generators = [torch.Generator("cpu").manual_seed(seed_of(example)) for example in batch]
         pictures += list(pipeline(**chosen, generator=generators, **arguments).images)
     return pictures
 
 
-class ChoiceSpec(TaskSpec):
-    """A person looks at the pictures of every candidate and picks one, on the page that
-    `hf-evomerge search` opens."""
-
-    batch_size: Count = 4
-    """How many pictures are drawn at a time."""
-    arguments: dict[str, Argument] = Field(default_factory=dict)
-    """Arguments of the pipeline's call, such as ``num_inference_steps: 4``."""
-
-    def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Prompts have no answers: whatever stands for one will do."""
-        return {"answer_field": data.get("prompt_field", "prompt"), **data}
-
-    kinds: ClassVar[tuple[str, ...]] = ()  # pipelines alone
-    unit: ClassVar[str] = "generations, and one for the candidate that was chosen"
-
-
-@register_task("choice")
-class ChoiceTask(PreparedTask):
-    """Draws what a person chooses from. It gives no scores by itself."""
-
-    spec_type: type[ChoiceSpec] = ChoiceSpec
-    spec: ChoiceSpec
-
-    def pictures(self, pipeline: Any) -> list[Any]:
-        """A picture for each example."""
-        import torch
-
-        with torch.inference_mode():
-            return draw(
-                pipeline, self._examples, batch_size=self.spec.batch_size, **self.spec.arguments
-            )
-
-    def _run(self, model: Any, *, gradient: bool) -> Scores:
-        raise FitnessError("task choice: a person chooses on a page; run `hf-evomerge search FILE`")
-
-
-class ClipSpec(ChoiceSpec):
+class ClipSpec(TaskSpec):
     """Nearness of what is drawn to a text, by a model of pictures and texts: ``fitness: {task:
     clip, model: ...}``."""
 
@@ -121,12 +86,21 @@ class ClipSpec(ChoiceSpec):
     """Repository or folder of the model that judges, in safetensors; none of its code is run."""
     revision: str | None = None
     """Its branch, tag or commit."""
+    batch_size: Count = 4
+    """How many pictures are drawn at a time."""
+    arguments: dict[str, Argument] = Field(default_factory=dict)
+    """Arguments of the pipeline's call, such as ``num_inference_steps: 4``."""
 
+    kinds: ClassVar[tuple[str, ...]] = ()  # pipelines alone
     unit: ClassVar[str] = "cosine of picture and text"
+
+    def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Prompts have no answers: the text of a picture is the prompt."""
+        return {"answer_field": data.get("prompt_field", "prompt"), **data}
 
 
 @register_task("clip")
-class ClipTask(ChoiceTask):
+class ClipTask(PreparedTask):
     """The cosine between a picture and the text that is the example's answer, by default the
     prompt."""
 
@@ -137,13 +111,13 @@ class ClipTask(ChoiceTask):
         import torch
 
         judge, processor = self._judge
-        with scoring(model):
-            pictures = self.pictures(model)
+        size = self.spec.batch_size
         texts = [example.answer for example in self._examples]
         values: list[float] = []
-        with torch.inference_mode():
-            for start in range(0, len(texts), self.spec.batch_size):
-                batch = slice(start, start + self.spec.batch_size)
+        with scoring(model), torch.inference_mode():
+            pictures = draw(model, self._examples, batch_size=size, **self.spec.arguments)
+            for start in range(0, len(texts), size):
+                batch = slice(start, start + size)
                 given = processor(
                     text=texts[batch],
                     images=pictures[batch],

@@ -11,7 +11,7 @@ import numpy as np
 from ...checkpoints.architecture import is_of_kind
 from ...errors import FitnessError, SourceError
 from ...fitness import (
-    ChoiceTask,
+    ClipTask,
     DifferentiableTask,
     Example,
     FunctionTask,
@@ -285,11 +285,11 @@ class SearchTasks:
                     f"{whole}: a path runs through language models; of diffusion pipelines "
                     "write space: ps"
                 )
-            if not isinstance(self._make_task(), FunctionTask | ChoiceTask):
+            if not isinstance(self._make_task(), ClipTask | FunctionTask):
                 raise SourceError(
                     f"{whole}: a diffusion pipeline, which {self.config.fitness.task} cannot "
                     "score; give a Python function "
-                    "(FunctionTask), or fitness: {task: choice}"
+                    "(FunctionTask), or fitness: {task: clip, model: ...}"
                 )
             return
         kinds = list(self.config.fitness.kinds)

@@ -8,17 +8,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import FitnessError, SearchError
-from ...fitness.scores import Scores
-from ..evaluation.sources import SearchSources
-from ..file.config import SearchConfig
-from ..file.stages import Stage
-from ..folder import pinned
-from ..phases.stage_run import Candidate, StageRun
-from ..study.study import Study, Trial
+from ..errors import FitnessError, SearchError
+from ..fitness.scores import Scores
+from .evaluation.sources import SearchSources
+from .file.config import SearchConfig
+from .file.stages import Stage
+from .folder import pinned
+from .phases.stage_run import Candidate, StageRun
+from .study.study import Study, Trial
 
 if TYPE_CHECKING:
-    from ...recipes.recipe import Recipe
+    from ..recipes.recipe import Recipe
 
 
 class Search:

@@ -1,1 +1,0 @@
-"""Searches whose trials somebody else scores: ask and tell, and a person who chooses."""
