@@ -136,14 +136,21 @@ def test_lora_learns_beside_a_merge(
     row = result.row("together")
     built = study / "model-with-lora"
     kept = Study.open(study)
-    labels = {label for label, _ in kept.evaluated() if re.match(r"together:\d", label)}
-    tried = sorted(labels, key=lambda label: float(label.split(":")[1]))
-    ranks = [kept.evaluation(label, "validation").mean for label in tried]
+    labels = {label for label, _ in kept.evaluated() if re.match(r"together:[s\d]", label)}
+    means = {label: kept.evaluation(label, "validation").mean for label in labels}
+    lowest = {label: mean for label, mean in means.items() if ":0.0001:" in label}
+    assert lowest.keys() == {"together:0.0001:20", "together:sum:0.0001:20"}
+    start = max(sorted(lowest), key=lowest.__getitem__).removesuffix("0.0001:20")
+    tried = [f"{start}{rate:g}:20" for rate in merge_lora.RATES if f"{start}{rate:g}:20" in means]
+    assert len(means) == len(tried) + 1  # the other start has no further rates
+    ranks = [means[label] for label in tried]
     best = ranks.index(max(ranks))
-    assert f"rate {tried[best].split(':')[1]}, best of {len(ranks)} on validation" in row.model
+    of_start = " from the sum of the task vectors" if "sum" in start else ""
+    rate = merge_lora.RATES[best]
+    assert f"(rate {rate:g}{of_start}, best of {len(means)} on validation" in row.model
     assert ranks[: best + 1] == sorted(ranks[: best + 1])
     assert len(ranks) == best + 2  # and none after the first that is no better
-    assert row.evaluations == 20 * len(ranks)
+    assert row.evaluations == 20 * len(means)
     assert row.seconds > 0
     assert row.scores.error is None
     assert not re.search("adapter says that it is of|no adapter", caplog.text)

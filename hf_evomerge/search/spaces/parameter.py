@@ -27,6 +27,7 @@ from ..file.sections import Range
 from ..file.stages import Step
 from ..optimizers.ask_tell import Start, Vector
 
+SUM = "sum of the task vectors"  # name of a start
 _ROWS = 64
 _MOST_RUNS = 20_000  # runs of all sources together
 _MOST = MAX_NODES - 2_000  # numbers and groups: the rest of a recipe has room beside them
@@ -314,7 +315,7 @@ class ParameterSpace:
         ]
         weights: dict[str, dict[str, list[float]]] = {
             "average": {"uniform average": [1 / count] * count},
-            "sum": {"sum of the task vectors": [1.0] * count},
+            "sum": {SUM: [1.0] * count},
             "sources": dict(zip(alone, np.eye(count).tolist(), strict=True)),
             **{
                 name: {f"average of checkpoints, {name}": chosen} for name, chosen in of_run.items()

@@ -3,14 +3,16 @@
 The LoRA has free directions beside the parents' own.
 
 A step costs what it costs a merge alone, three scores of its batch: one backward pass gives both
-gradients. There are trainings at several rates, of which the best is kept. The result is a recipe:
-the merge, and the adapter of the base as one more source.
+gradients. There are trainings from two starts and at several rates, of which the best is kept. The
+result is a recipe: the merge, and the adapter of the base as one more source.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from ...file.stages import Stage
 from ...folder import build_winner
 from ...optimizers.descent import GradientOptimizer
 from ...results.table import Against, Row
+from ...spaces.parameter import SUM
 from ...spaces.space import make_space
 from ...study.files import TOGETHER_FOLDER
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun
@@ -35,15 +38,19 @@ from .trainings import Trainings, check_training
 logger = logging.getLogger(__name__)
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the adapters, in the order in which they are tried
-USUAL = 3  # trainings
 
 
+# Where the merge weights begin decides what a LoRA finds beside them. The best start by its score
+# suits some pairs, the sum of the task vectors others: it scores badly at first, and has whole what
+# both parents have learned. So a training at the lowest rate goes from each, and the better one
+# names the start.
+#
 # Which rate is best depends on the models: of 16 examples a pair of a million parameters learns
 # nothing at 1e-4 and most at 1e-2, where other pairs have learned all by heart. So the rate rises
 # for as long as that helps, and the highest that helped is taken.
 class MergeWithLora(Phase):
-    """Search of the merge weights again, with a LoRA of the base beside them, at rates that rise
-    while that helps; the best model is built."""
+    """Search of the merge weights again, with a LoRA of the base beside them, from the better of
+    two starts, at rates that rise while that helps; the best model is built."""
 
     name = "together"
     title = "merge with LoRA beside it"
@@ -59,13 +66,14 @@ class MergeWithLora(Phase):
         planner.rows += 1
         name = together_stage(planner.config).name
         stage = next(phase for phase in planner.phases if phase.name == name)
+        starts = len(_starts(planner.config, planner.evaluator))
         text = (
-            f"merge weights and a LoRA beside them, by the same steps, {USUAL} times: at rates "
-            f"that rise while that helps, 2 to {len(RATES)} of them"
+            f"merge weights and a LoRA beside them, by the same steps, {starts + 2} times: at the "
+            f"lowest rate from {starts} starts, and at rates that rise while that helps"
         )
         sizes = planner.sizes
         score = sizes[sizes.ranked_on] * planner.second
-        return PhasePlan(self.name, text, USUAL * (stage.seconds + score), at_once=1)
+        return PhasePlan(self.name, text, (starts + 2) * (stage.seconds + score), at_once=1)
 
     def run(self, run: SearchRun) -> None:
         """Train, and build the best model unless the study's folder holds it; a warning where that
@@ -74,27 +82,44 @@ class MergeWithLora(Phase):
         assert evaluator is not None  # the search has been checked
         stage = together_stage(run.config)
         cost = stage.evaluations
-        trainings = Trainings(run, evaluator, self.name, USUAL * cost)
-        ranks: dict[float, float] = {}
-        best = RATES[0]
-        for rate in RATES:
-            out = trainings.folder / f"together-{rate:g}-{cost}"
-            train = partial(learn_together, evaluator, stage, rate)
-            label = f"together:{rate:g}:{cost}"
+        starts = _starts(run.config, evaluator)
+        trainings = Trainings(run, evaluator, self.name, (len(starts) + 2) * cost)
+        ranks: dict[tuple[str, float], float] = {}
+
+        def name_of(start: str, rate: float) -> str:
+            of_start = f"{start.partition(' ')[0]}:" if start else ""
+            return f"together:{of_start}{rate:g}:{cost}"
+
+        def helps(start: str, rate: float) -> bool:
+            """Train, and tell whether it is the best training so far."""
+            name = name_of(start, rate)
+            out = trainings.folder / name.replace(":", "-")
+            train = partial(learn_together, evaluator, stage, rate, start)
+            note = f"rate {rate:g}{_from(start)}"
             try:
-                ranks[rate] = trainings.ranked(label, out, cost, train, f"rate {rate:g}")
+                rank = trainings.ranked(name, out, cost, train, note)
             except EvoMergeError as error:
-                logger.warning(f"the results have no merge with LoRA, rate {rate:g}: {error}")
-                break
-            if rate > best and ranks[rate] <= ranks[best]:
-                break
-            best = rate
-        trainings.total = trainings.done
-        trainings.tell(before=trainings.done)
+                logger.warning(f"the results have no merge with LoRA, {note}: {error}")
+                return False
+            is_best = rank > max(ranks.values(), default=-math.inf)
+            ranks[start, rate] = rank
+            return is_best
+
+        lowest, *higher = RATES
+        for start in starts:
+            helps(start, lowest)
         if not ranks:
             return
+        start, rate = max(ranks, key=ranks.__getitem__)
+        for more in higher:
+            if not helps(start, more):
+                break
+            rate = more
+        trainings.total = trainings.done
+        trainings.tell(before=trainings.done)
+        name = name_of(start, rate)
         try:
-            model = _built(run, evaluator, trainings.folder / f"together-{best:g}-{cost}")
+            model = _built(run, evaluator, trainings.folder / name.replace(":", "-"))
         except EvoMergeError as error:
             logger.warning(f"the results have no merge with LoRA: {error}")
             return
@@ -106,15 +131,27 @@ class MergeWithLora(Phase):
         run.rows.append(
             Row(
                 "together",
-                f"{self.title} (rate {best:g}, {trainings.best_of(len(ranks))})",
+                f"{self.title} (rate {rate:g}{_from(start)}, {trainings.best_of(len(ranks))})",
                 evaluations=len(ranks) * cost,
                 seconds=trainings.seconds,
-                label=f"together:built:{best:g}:{cost}",
+                label=name.replace("together:", "together:built:"),
                 against=against,
                 favoured=trainings.favoured,
                 target=model,
             )
         )
+
+
+def _starts(config: SearchConfig, evaluator: Evaluator) -> list[str]:
+    """Name the starts that are tried: the best by its score, which has no name, and the sum of the
+    task vectors where the search has it."""
+    space = make_space(config, together_stage(config), evaluator.sources.summary)
+    return ["", *(name for name in space.start().names if name == SUM)]
+
+
+def _from(start: str) -> str:
+    """Say from which start; nothing for the best by its score."""
+    return f" from the {start}" if start else ""
 
 
 def _built(run: SearchRun, evaluator: Evaluator, adapter: Path) -> SourceRef:
@@ -170,15 +207,16 @@ def learn_together(
     evaluator: Evaluator,
     stage: Stage,
     rate: float,
+    begin: str = "",
     after_step: Callable[[float], None] = lambda spent: None,
 ) -> tuple[Recipe, Any]:
-    """Search as a stage does, from its start and with its budget, and train LoRA adapters by the
-    same steps.
+    """Search as a stage does, with its budget, and train LoRA adapters by the same steps.
 
     Args:
         evaluator: Evaluator of the search.
         stage: A stage of `together_stage`.
         rate: Peak rate of the adapters.
+        begin: Name of the start; the best by its score where it is empty.
         after_step: Called with what has been spent, in scores of all search examples.
 
     Returns:
@@ -195,6 +233,9 @@ def learn_together(
     count = len(examples)
     size = stage.batch_sizes(count)[0]
     start = space.start()
+    if begin:
+        point = start.candidates[start.names.index(begin)]
+        start = replace(start, mean=point, candidates=(), names=())
     budget = stage.evaluations
     optimizer = GradientOptimizer(
         start, price=space.price, budget=budget, share=size / count, examples=count
