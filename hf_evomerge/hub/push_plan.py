@@ -285,6 +285,9 @@ def plan_push(
             'sentence", or write `about` into '
             f"{search}/search.yaml"
         )
+    said = facts.record.results.verdict[:1] if facts.record.results else []
+    if said and "WORSE" in said[0] and model.name != TOGETHER_FOLDER:
+        warnings.append(said[0])
     if built is None:
         warnings.append(
             f"{model} has no {BUILD_FILE}, so it is not known whether the weights are those "

@@ -264,8 +264,34 @@ def test_prompts_without_answers_are_of_a_model_each(pair, tmp_path):
         assert [Path(each.jsonl).stem for each in spec.sources.values()] == ["first", "second"]
         assert {each.answer_field for each in spec.sources.values()} == {None}
     assert "no answers in it: the result is to answer as a does" in draft.found
-    with refused(FitnessError, "none of the fields prompt, reply looks like the answer; call it"):
+    with refused(FitnessError, "none of the fields prompt, reply looks like the answer.*1 given"):
         _drafted(pair, files[0])
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([{"prompt": "a"}, {"prompt": "b", "answer": "c"}], "some records have an answer and some"),
+        ([{"prompt": " ", "answer": "c"}], "1 prompts are empty; leave them out"),
+    ],
+)
+def test_prompts_that_do_not_do(pair, tmp_path, records, message):
+    """Files of which some records have answers, and empty prompts, are one line."""
+    more = [{**records[0], "prompt": f"w{number}"} for number in range(40)]
+    with refused(FitnessError, message):
+        _drafted(pair, write_lines(tmp_path / "prompts.jsonl", *more, *records))
+
+
+def test_answers_are_in_all_files_or_in_none(pair, tmp_path):
+    """A skill with answers and one without are refused in words of the data."""
+    files = [
+        write_lines(
+            tmp_path / f"{name}.jsonl", *({"prompt": f"{name} {n}", **rest} for n in range(40))
+        )
+        for name, rest in (("a", {}), ("b", {"answer": "c"}))
+    ]
+    with refused(SearchError, "a.jsonl has no answers and others have; give answers in all files"):
+        _drafted(pair, files)
 
 
 def test_the_command_replaces_no_file_unasked(pair, base, tmp_path, monkeypatch):

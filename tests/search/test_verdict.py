@@ -543,6 +543,13 @@ def test_a_lora_that_forgets_more_is_no_substitute():
     assert instead(rows) is None
     rows = _search({"lora": 0.38, "ps": 0.38}, **shares)
     assert instead(rows).stage == "lora"
+    # nor is one that is better on the task
+    rows = _search({"lora": 0.02, "ps": 0.38}, **{**shares, "lora": 0.95})
+    (said,) = (each for each in verdict(rows, "test") if "WORSE" in each)
+    assert said.endswith(
+        ", but a LoRA from maths, rate 0.0003 forgets more (0.02 against 0.38 of sums)"
+    )
+    assert instead(rows) is None
 
 
 def test_one_source_of_many_is_named():

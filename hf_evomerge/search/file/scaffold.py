@@ -315,6 +315,7 @@ class _Problems:
     def __init__(self, file: str, sources: Sequence[Parent]) -> None:
         self.file = file
         self.name = Path(file).stem  # of the skill
+        self.joined = False  # whether the test has what was for validation
         records = [record for _, record in read_jsonl(file)]
         self.fields = ", ".join(records[0]) if records else ""
         self.count = len(records)
@@ -357,6 +358,14 @@ class _Problems:
         self.examples = load_examples(DataSpec(jsonl=file, **self.where))
         for example in self.examples if self.task == "classification" else ():
             label_shares(example, label_names(sources[0].config))
+        if self.task == "agreement" and any(
+            not record.keys().isdisjoint(ANSWERS) for record in records
+        ):
+            raise FitnessError(
+                f"{file}: some records have an answer and some have none; give all one, or none"
+            )
+        if empty := sum(not example.prompt.strip() for example in self.examples):
+            raise FitnessError(f"{file}: {empty} prompts are empty; leave them out")
         prompts = Counter(" ".join(example.prompt.split()) for example in self.examples)
         if (most := prompts.most_common(1)[0])[1] > 1:
             raise FitnessError(
@@ -389,6 +398,7 @@ class _Problems:
 
     def join_validation(self) -> None:
         """Give what is for validation to the test: another skill has none to spare."""
+        self.joined = "validation" in self.sizes
         self.sizes["test"] += self.sizes.pop("validation", 0)
 
     @property
@@ -410,7 +420,9 @@ class _Problems:
         if self.sizes["search"] == MOST["search"]:
             helped = "more search examples may help (count), and take longer"
         chosen = "validation guards against luck"
-        if "validation" not in self.sizes:
+        if self.joined:
+            chosen = "none are left to choose the best by, for another file has too few"
+        elif "validation" not in self.sizes:
             enough = 10 * FEW if self.has_gradient else 10 * FEW // 3 + 1
             chosen = f"none are left to choose the best by, which takes {enough} problems"
         lines = [
@@ -517,7 +529,13 @@ def _skills(skills: list[_Problems]) -> list[_Problems]:
     names = Counter(each.name for each in skills)
     if (most := names.most_common(1)[0])[1] > 1:
         raise SearchError(f"data: two files are called {most[0]}; a skill is named by its file")
-    if len(tasks := {each.task: each.file for each in skills}) > 1:
+    tasks = {each.task: each.file for each in skills}
+    if "agreement" in tasks and len(tasks) > 1:
+        raise SearchError(
+            f"data: {tasks['agreement']} has no answers and others have; give answers in all "
+            "files, or in none"
+        )
+    if len(tasks) > 1:
         told = ", ".join(f"{file} is for {task}" for task, file in tasks.items())
         raise SearchError(f"data: {told}; write one search for each task")
     if len({tuple(each.sizes) for each in skills}) > 1:
@@ -532,8 +550,8 @@ def _give_prompts(skills: Sequence[_Problems], names: Sequence[str]) -> None:
     if len(skills) != len(names):
         raise FitnessError(
             f"{skills[0].file}: none of the fields {skills[0].fields} looks like the answer; call "
-            'it answer, as in {"prompt": "2 + 3 =", "answer": 5}, or give, without answers, a file '
-            f"of prompts for each of the {len(names)} models, in their order"
+            'it answer, as in {"prompt": "2 + 3 =", "answer": 5}. Without answers the '
+            f"{len(names)} models need a file of prompts each, in their order: {len(skills)} given"
         )
     for skill, name in zip(skills, names, strict=True):
         skill.name = name

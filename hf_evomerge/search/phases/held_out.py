@@ -17,6 +17,10 @@ from .phase import Phase, PhasePlan, Planner, SearchRun
 
 logger = logging.getLogger(__name__)
 
+_IMITATED = (
+    "Right means here: a model writes what the prompt's own source writes; whether that is true "
+    "was not asked"
+)
 _MUCH = 0.1  # of accuracy, that the search examples are ahead of others
 _OFTEN = 0.4  # of the problems, that have one answer
 
@@ -61,6 +65,8 @@ class HeldOut(Phase):
                 logger.warning(f"the results have no {row.model}: {outcome.error}")
                 continue
             rows.append(replace(row, scores=outcome, retained=retained[row.label]))
+        if config.fitness.task == "agreement":
+            run.notes.append(_IMITATED)
         heart = _learned_by_heart(run, scores[run.winner])
         run.notes += heart
         constant = _constant(run, scores[run.winner])

@@ -264,7 +264,7 @@ class _Judged:
             return False
         if first.examples < FEW and not first.is_worse:  # so few tell nothing apart
             return False
-        return first.is_worse or not self._forgets(row)
+        return not self._forgets(row)
 
     def _solves_little(self, row: Row) -> bool:
         """Tell whether neither the winner nor a row solves enough to be level in it."""
@@ -328,9 +328,11 @@ class _Judged:
                 better = self._needs(first)
             return f"{better} {by_how_much} ({first.interval}){beside}"
         if first.is_worse:
-            more = f", but it {forgets}" if forgets else ""
-            if advise or not is_simpler:
-                more = f": {against.worse}{more}"
+            more = ""
+            if forgets:
+                more = f", but {against.name} {forgets}"
+            elif advise or not is_simpler:
+                more = f": {against.worse}"
             has = f"which has {column(other.scores, first.measure).mean():.3f}"
             return (
                 f"{winner} is WORSE than {against.name}, {has}, {by_how_much} ({-first.high:.3f} "
