@@ -2,6 +2,7 @@
 after any failure."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge import Recipe, SourceRef, run_search
 from hf_evomerge.building.build_record import write_build_record
+from hf_evomerge.checkpoints.hashes import file_sha256
 from hf_evomerge.errors import HubError
 from hf_evomerge.record import Record
+from hf_evomerge.search.study.files import WRITTEN
 from hf_evomerge.search.study.study import Study
 
 LOAD = """
@@ -243,3 +246,17 @@ def test_a_merge_with_lora_has_its_table(search_config, tmp_path, push, publishe
     assert right == row.scores.correct[:2].tolist()
     assert "images/fitness.png" in card
     assert "images/weights.png" not in card
+
+
+def test_a_push_says_that_another_model_is_better(hybrid_search, tmp_path, preview):
+    """Where the verdict begins with a model that is better than the winner, the plan warns of
+    it."""
+    study = shutil.copytree(hybrid_search, tmp_path / "study")
+    worse = "Evolved PS+DFS is WORSE than a LoRA, which has 0.900, by 0.200 of accuracy"
+    assert not any("WORSE" in warning for warning in preview(study).warnings)
+    file = study / "results.json"
+    results = json.loads(file.read_text())
+    file.write_text(json.dumps({**results, "verdict": [worse, *results["verdict"]]}))
+    with Study.open(study) as kept:
+        kept.set_meta(WRITTEN, {**kept.meta(WRITTEN), file.name: file_sha256(file)})
+    assert worse in preview(study).warnings
