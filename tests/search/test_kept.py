@@ -37,6 +37,8 @@ def test_the_share_is_of_the_best_parent():
     assert (first.skill, first.share, first.parent) == ("a", pytest.approx(0.75), "first")
     assert (second.share, second.low, second.high) == (1.0, 1.0, 1.0)
     assert mean_kept(kept) == "0.88"
+    (lost,) = what_is_kept([replace(first, share=0.4), second])
+    assert lost.endswith("; MORE THAN HALF IS LOST of a: give more examples of it")
     (said, *_) = what_is_kept(kept)
     assert said.startswith("Keeps 0.75 (")
     assert said.endswith("0.88 on average, 0.75 at least")
