@@ -72,7 +72,7 @@ class Comparison:
         return self.text()
 
     def text(self, of: str = "") -> str:
-        """The same, with what is measured behind the difference."""
+        """Write the comparison; the name of the measure stands behind the difference."""
         p = "p < 0.0001" if self.p < 1e-4 else f"p = {self.p:.2g}"
         return f"{self.difference:+.3f}{of} ({self.interval}), {p}"
 

@@ -87,7 +87,7 @@ class ClipSpec(TaskSpec):
     revision: str | None = None
     """Its branch, tag or commit."""
     batch_size: Count = 4
-    """How many pictures are drawn at a time."""
+    """Pictures in one call of the pipeline."""
     arguments: dict[str, Argument] = Field(default_factory=dict)
     """Arguments of the pipeline's call, such as ``num_inference_steps: 4``."""
 

@@ -65,7 +65,7 @@ class HeldOut(Phase):
                 logger.warning(f"the results have no {row.model}: {outcome.error}")
                 continue
             rows.append(replace(row, scores=outcome, retained=retained[row.label]))
-        if config.fitness.task == "agreement":
+        if config.fitness.task == "agreement" and scores[run.winner].correct is not None:
             run.notes.append(_IMITATED)
         heart = _learned_by_heart(run, scores[run.winner])
         run.notes += heart

@@ -224,8 +224,7 @@ def fine_tuned(
 
 
 def _plain(start: Target, folder: Path, trust_remote_code: bool) -> SourceRef:
-    """A model that an adapter can be trained for: a parent as it is, or what has to be built
-    first."""
+    """Return a start as a plain model, which is built where it is an adapter or a merge."""
     if isinstance(start, SourceRef):
         if start.adapter is None:
             return start
