@@ -501,7 +501,8 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
                 more = "give it more search examples"
                 lines.append(f"        it solves {solved:.0%} of the problems: {more}")
             else:
-                lines.append(f"        hf-evomerge push {model} YOUR-NAME/YOUR-MERGE")
+                lines.append(f"        hf-evomerge eval {model} --show 3")
+                lines.append(f"        hf-evomerge push {model} YOUR-NAME/YOUR-MERGE --space")
         return lines
     wrong_form = solves_nothing(result.rows) and not result.by_heart
     if result.constant is not None and result.constant.suffices:

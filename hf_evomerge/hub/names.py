@@ -37,7 +37,8 @@ class PublicNames:
     Without a client, names are not looked up and no commit is added.
 
     Raises:
-        HubError: A repository cannot be read, or does not hold the folder's weights.
+        HubError: A folder is not there; a repository cannot be read, or does not hold the folder's
+            weights.
     """
 
     def __init__(self, api: HfApi | None, published: Mapping[str, str] | None = None) -> None:
@@ -46,6 +47,9 @@ class PublicNames:
             named_folder(str(folder)).resolve(): repo_id
             for folder, repo_id in (published or {}).items()
         }
+        for folder in self._published:
+            if not folder.is_dir():
+                raise HubError(f"--published: {folder} is no folder; give a source's folder")
         self._resolved = cache(self._resolve)
 
     def __call__(self, ref: SourceRef) -> SourceRef:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import SearchError, nearest
@@ -24,7 +25,8 @@ class Evaluation:
 
     Attributes:
         scores: Its scores.
-        examples: The examples of the split, in the order of the scores.
+        examples: The examples of the split, in the order of the scores; those that were asked for
+            have an answer, which the source has written where the data has none.
         answers: Answers of the model to some of them, by their positions; what was scored, where
             the task scores answers.
         unit: What the fitness is measured in; empty where it has no unit.
@@ -66,7 +68,7 @@ class Evaluation:
                 "",
                 example.prompt,
                 *([f"  {example.gloss}"] if example.gloss else []),
-                f"  expected: {example.answer or f'what {example.source} writes'}",
+                f"  expected: {example.answer}",
             ]
             mark = ""
             if marks is not None:
@@ -90,8 +92,9 @@ def evaluate_model(
         model: A folder, or a repository on the Hub.
         config: The search whose task and data are used.
         split: ``search``, ``validation`` or ``test``.
-        show: Number of examples to which the model's answers are kept: the first, and where it is
-            right in all of them, or wrong, one of the other kind in place of the last.
+        show: Number of examples to which the model's answers are kept: the first, of each skill in
+            turn, and where it is right in all of them, or wrong, one of the other kind in place of
+            the last.
         adapter: A LoRA adapter of the model: a folder, or a repository on the Hub.
         trust_remote_code: Whether Python files that come with the model may be run; merged models
             need none where this package is installed.
@@ -116,17 +119,31 @@ def evaluate_model(
     evaluator = Evaluator(alone, trust_remote_code=trust_remote_code)
     evaluator.tasks.parents = parents_of(config)
     evaluator.tasks.headed = config.sources
-    examples = tuple(evaluator.tasks.examples(split))
+    examples = [*evaluator.tasks.examples(split)]
     scores = evaluator.evaluate(target, split)
     if scores.error is not None:
         raise SearchError(f"{model}: cannot be evaluated: {scores.error}")
-    shown = [*range(len(examples))][:show]
+    shown = _in_turn(examples)[:show]
     right = scores.correct
-    if right is not None and show > 1 and (right[:show] == right[0]).all():
-        others = (right != right[0]).nonzero()[0]
+    if right is not None and show > 1 and (right[shown] == right[shown[0]]).all():
+        others = (right != right[shown[0]]).nonzero()[0]
         shown[-1] = int(others[0]) if others.size else shown[-1]
     answers = {
         i: scores.outputs[i] if scores.outputs else evaluator.answer(target, examples[i])
         for i in shown
     }
-    return Evaluation(scores, examples, answers, config.fitness.unit)
+    for i in shown:
+        source = evaluator.tasks.parents.get(examples[i].source or "")
+        if source is not None and not examples[i].answer:
+            examples[i] = replace(examples[i], answer=evaluator.answer(source, examples[i]))
+    return Evaluation(scores, tuple(examples), answers, evaluator.tasks.unit)
+
+
+def _in_turn(examples: Sequence[Example]) -> list[int]:
+    """Positions of examples, of each source in turn."""
+    seen = Counter[str | None]()
+    rounds = []
+    for example in examples:
+        rounds.append(seen[example.source])
+        seen[example.source] += 1
+    return sorted(range(len(examples)), key=rounds.__getitem__)

@@ -18,6 +18,8 @@ def test_a_published_source_must_be_the_one_that_was_merged(plain, tiny, lfs_api
     upload_models(lfs_api, tiny / "b")
     with refused(HubError, r"local/b: model.safetensors there is not the one in"):
         push(plain, published={str(tiny / "a"): "local/b"})
+    with refused(HubError, "nowhere is no folder"):
+        push(plain, published={str(tiny / "nowhere"): "local/b"})
     assert not lfs_api.repo_exists("local/merge")
 
 

@@ -14,6 +14,7 @@ from hf_evomerge import EvoMergeError, SearchConfig, plan_search, run_search
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.model_pool import ModelPool
+from hf_evomerge.search.score_model import evaluate_model
 from hf_evomerge.search.study.study import Study
 
 OWN = {"task": "likelihood", "separator": " ", "weight": 0.5}
@@ -76,6 +77,23 @@ def test_a_search_by_terms(space, more, search_config, terms, tmp_path):
     if space == "dfs":  # workers take long to start
         run_search(config, tmp_path / "workers", workers=2, build=False)
         assert facts(tmp_path / "workers") == facts(tmp_path / "whole")
+
+
+def test_answers_of_every_skill_are_shown(search_config, agreement, tiny):
+    """Examples of each source come in turn, with what the source writes for an answer; weighted
+    scores are said to be."""
+    for split in agreement.values():
+        split["sources"]["b"]["weight"] = 2.0
+    config = search_config(fitness={"task": "agreement", "max_new_tokens": 4}, data=agreement)
+    shown, of_b = (
+        evaluate_model(str(tiny / name), config, split="search", show=4) for name in ("a", "b")
+    )
+    examples = [shown.examples[number] for number in shown.answers]
+    assert [each.source for each in examples] == ["a", "b", "a", "b"]
+    answers = zip(shown.answers.values(), of_b.answers.values(), strict=True)
+    own = [two[number % 2] for number, two in enumerate(answers)]
+    assert [each.answer for each in examples] == own
+    assert "(nats of divergence per token, negative, weighted)" in str(shown)
 
 
 def test_agreement_with_the_base_is_an_objective(search_config, tmp_path):

@@ -120,6 +120,13 @@ class SearchTasks:
         """Number of examples per split."""
         return Sizes({split: len(examples) for split, examples in self.of_splits.items()})
 
+    @property
+    def unit(self) -> str:
+        """Unit of the fitness, such as ``nats per answer, weighted``; empty where it has none."""
+        unit = self.config.fitness.unit
+        weights = (each.weight for split in self.splits for each in self.examples(split))
+        return f"{unit}, weighted" if unit and any(weight != 1.0 for weight in weights) else unit
+
     def check_examples(self, split: str) -> None:
         """Raise `FitnessError` where the task cannot use the examples of a split. Reads a tokenizer
         and no model."""

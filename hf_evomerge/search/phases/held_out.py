@@ -76,7 +76,7 @@ class HeldOut(Phase):
             run.sizes.judged_on,
             rows,
             front=points.judged(scores, run.winner),
-            unit=config.fitness.unit,
+            unit=config.fitness.unit if run.evaluator is None else run.evaluator.tasks.unit,
             looks=run.study.meta("looks") or 1,
             notes=run.notes,
             contributions=run.contributions,

@@ -68,8 +68,9 @@ class MergeWithLora(Phase):
         stage = next(phase for phase in planner.phases if phase.name == name)
         starts = len(_starts(planner.config, planner.evaluator))
         text = (
-            f"merge weights and a LoRA beside them, by the same steps, {starts + 2} times: at the "
-            f"lowest rate from {starts} starts, and at rates that rise while that helps"
+            f"merge weights and a LoRA beside them, by the same steps: at the lowest rate from "
+            f"each start (starts: {starts}), then at up to {len(RATES) - 1} rates that rise while "
+            f"that helps; {starts + 2} trainings are priced"
         )
         sizes = planner.sizes
         score = sizes[sizes.ranked_on] * planner.second
