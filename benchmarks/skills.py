@@ -6,11 +6,13 @@ counts 1 over its gap, what the better parent has more than the base in nats, as
 a.jsonl b.jsonl` writes it. The held-out problems are 100 of each skill, the same in all rows.
 
 `PAIR:prompts` has the prompts alone, and no answers: each parent answers its own, by `fitness:
-agreement`, as `init` writes it for such data.
+agreement`. `PAIR:varied` has as many more prompts, made of these by exchanging words, as there are
+128 of each parent, as `init` writes it for such data.
 
     python benchmarks/specialists --out /tmp/family-1 --seed 1
     python benchmarks/skills.py run --work /tmp --pairs demo family-1 --examples 16 64
     python benchmarks/skills.py run --work /tmp --pairs demo:prompts --examples 128 --draws 1
+    python benchmarks/skills.py run --work /tmp --pairs demo:varied --examples 16
     python benchmarks/skills.py table --into benchmarks/pages/skills.md
 
 Results are appended as they come, one JSON line a cell; what is there is not run again.
@@ -106,7 +108,12 @@ def adapters(name: str, work: Path) -> Skills:
     return Skills(lab.settings, draw)
 
 
-PROMPTS = ":prompts"
+PROMPTS = 128  # of each parent, with those that are made
+KINDS = {
+    "": "examples of each skill",
+    "prompts": "prompts of each, no answers",
+    "varied": f"prompts of each, no answers, and more made of them, {PROMPTS} in all",
+}
 MAKERS = {
     **dict.fromkeys(("demo", "family-1", "family-2"), specialists),
     **dict.fromkeys(PAIRS, adapters),
@@ -140,7 +147,7 @@ def examples_of(
 
 def run_cell(name: str, count: int, draw: int, work: Path) -> dict[str, Any]:
     """Score every row of a cell, and return the line of the results."""
-    pair, *prompts = name.split(PROMPTS)
+    pair, _, kind = name.partition(":")
     skills = MAKERS[pair](pair, work)
     config = SearchConfig.model_validate({**skills.settings, "space": "ps"})
     names = [config.source_names[number] for number in config.merge_sources]
@@ -190,11 +197,12 @@ def run_cell(name: str, count: int, draw: int, work: Path) -> dict[str, Any]:
             "cpu": round(time.process_time() - begin),
         }
 
-    if prompts:
+    if kind:
         unanswered = {
             split: [replace(each, answer="") for each in given] for split, given in examples.items()
         }
-        search("merge", AGREEMENT, ["lora", "merge+lora"], unanswered)
+        vary = PROMPTS - count if kind == "varied" else 0
+        search("merge", {**AGREEMENT, "vary": vary}, ["lora", "merge+lora"], unanswered)
         return line()
     weighted = {split: list(rows) for split, rows in examples.items()}
     for parent in (0, 1):
@@ -251,20 +259,20 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     accuracy, and the log-likelihood; means over draws.
     """
     texts = []
-    for suffix, what in (("", "examples of each skill"), (PROMPTS, "prompts of each, no answers")):
-        kind = [line for line in lines if line["pair"].endswith(PROMPTS) == bool(suffix)]
-        for count in sorted({line["examples"] for line in kind}):
-            there = [line for line in kind if line["examples"] == count]
-            texts.append(f"{count} {what}:\n\n{_table(there, suffix)}")
+    for kind, what in KINDS.items():
+        of_kind = [line for line in lines if line["pair"].partition(":")[2] == kind]
+        for count in sorted({line["examples"] for line in of_kind}):
+            there = [line for line in of_kind if line["examples"] == count]
+            texts.append(f"{count} {what}:\n\n{_table(there)}")
     return "\n\n".join(texts)
 
 
-def _table(lines: Sequence[Mapping[str, Any]], suffix: str) -> str:
+def _table(lines: Sequence[Mapping[str, Any]]) -> str:
     """The table of one number of examples."""
     of_pair = {
         name: found
         for name in MAKERS
-        if (found := [line for line in lines if line["pair"] == name + suffix])
+        if (found := [line for line in lines if line["pair"].partition(":")[0] == name])
     }
     rows = [["", *of_pair]]
     for key, title in TITLES.items():
@@ -297,7 +305,7 @@ def main() -> None:
     command_line(
         __doc__,
         results=RESULTS,
-        pairs=[name + kind for kind in ("", PROMPTS) for name in MAKERS],
+        pairs=[f"{name}:{kind}".rstrip(":") for kind in KINDS for name in MAKERS],
         counts=[16, 64],
         run_cell=run_cell,
         told=lambda line: table([line]),

@@ -96,6 +96,7 @@ class Example:
         gloss: What the problem says, in a language that readers of the published model know; no
             model sees it.
         shots: Other problems with their answers, which the model is given before the prompt.
+        made: Whether the prompt was made of another one, by exchanging words.
         columns: Other fields of the record, for reward functions.
     """
 
@@ -113,6 +114,7 @@ class Example:
     beside: tuple[Beside, ...] = dataclasses.field(default=(), repr=False)
     gloss: str = dataclasses.field(default="", compare=False, repr=False)
     shots: tuple[Shot, ...] = dataclasses.field(default=(), repr=False)
+    made: bool = dataclasses.field(default=False, compare=False, repr=False)
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -3,7 +3,7 @@ methods, paths."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..checkpoints.unchanged import twins
@@ -49,7 +49,7 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     _check_extras(config, evaluator, here=here)
     for source in evaluator.sources.all:
         evaluator.tasks.check_scored(source)
-    findings = Findings(notes=list(_unused(config)))
+    findings = Findings(notes=[*_unused(config), *_varied(splits["search"])])
     if here:
         _check_dtype(config, evaluator, findings)
     if evaluator.sources.runs_unmerged(config.merge.part()):
@@ -79,6 +79,14 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     for split in splits:
         evaluator.tasks.check_examples(split)
     return findings
+
+
+def _varied(examples: Sequence[Example]) -> Iterator[str]:
+    """Say how many prompts were made of others, with one of them."""
+    made = [example for example in examples if example.made]
+    if made:
+        own = len(examples) - len(made)
+        yield f"of {own} prompts {len(made)} more were made, such as {made[-1].prompt!r:.100}"
 
 
 def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> None:

@@ -264,6 +264,7 @@ def test_prompts_without_answers_are_of_a_model_each(pair, tmp_path):
         assert [Path(each.jsonl).stem for each in spec.sources.values()] == ["first", "second"]
         assert {each.answer_field for each in spec.sources.values()} == {None}
     assert "no answers in it: the result is to answer as a does" in draft.found
+    assert config.fitness.vary == 128 - config.data["search"].sources["a"].count
     with refused(FitnessError, "none of the fields prompt, reply looks like the answer.*1 given"):
         _drafted(pair, files[0])
 

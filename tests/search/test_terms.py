@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from refusals import refused
-from searches import GRADIENT, facts
+from searches import GRADIENT, facts, write_lines
 from slowly import slow_beyond
 
 from hf_evomerge import EvoMergeError, SearchConfig, plan_search, run_search
@@ -94,6 +94,22 @@ def test_answers_of_every_skill_are_shown(search_config, agreement, tiny):
     own = [two[number % 2] for number, two in enumerate(answers)]
     assert [each.answer for each in examples] == own
     assert "(nats of divergence per token, negative, weighted)" in str(shown)
+
+
+def test_prompts_are_made_of_the_search_prompts(search_config, agreement, tmp_path):
+    """They are examples of the search alone, the same in every process, and the dry run shows
+    one."""
+    prompts = ("w1 w2 w3", "w1 w4 w3", "w5 w4 w3", "w5 w4 w6")
+    data = write_lines(tmp_path / "prompts.jsonl", *({"prompt": prompt} for prompt in prompts))
+    for part in agreement["search"]["sources"].values():
+        part["jsonl"] = str(data)
+    fitness = {"task": "agreement", "max_new_tokens": 2, "vary": 2}
+    config = search_config(fitness=fitness, data=agreement, optimize=[{**GRADIENT, "batch": 2}])
+    assert "of 8 prompts 4 more were made, such as" in str(plan_search(config))
+    result = run_search(config, tmp_path / "whole", build=False)
+    assert result.examples == 4
+    run_search(config, tmp_path / "workers", workers=2, build=False)
+    assert facts(tmp_path / "workers") == facts(tmp_path / "whole")
 
 
 def test_agreement_with_the_base_is_an_objective(search_config, tmp_path):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from ...errors import FitnessError, told
-from ...recipes.strict_yaml import Count, Positive
+from ...recipes.strict_yaml import Count, Index, Positive
 from ..example import Example
 from ..prepared import GradientTask
 from ..registry import TaskSpec, register_task
@@ -44,6 +44,9 @@ class AgreementSpec(TaskSpec):
     """Divisor of the logits before they are compared."""
     max_new_tokens: Count = 64
     """Tokens of the answer that a source writes itself, where the data has none."""
+    vary: Index = 0
+    """Prompts that are made beside each source's search prompts, of these, by exchanging words that
+    stand in the same place."""
     separator: str = ""
     """Text between prompt and answer, where the data has answers."""
     batch_size: Count = 8

@@ -21,8 +21,9 @@ from ...fitness import (
     make_task,
 )
 from ...fitness.data.shots import with_shots
+from ...fitness.data.varied import varied
 from ...fitness.pictures import SeeingTokenizer
-from ...fitness.tasks.agreement import AgreementTask, Reference
+from ...fitness.tasks.agreement import AgreementSpec, AgreementTask, Reference
 from ...fitness.tasks.classification import ClassificationSpec, ClassificationTask, Head
 from ...fitness.tasks.retrieval import RetrievalTask
 from ...fitness.tasks.terms import TermsSpec, TermsTask
@@ -103,6 +104,10 @@ class SearchTasks:
                 and not any(example.beside for example in own)
             ):
                 own = fitness.deal(own, split)
+            if split == "search" and isinstance(fitness, AgreementSpec) and fitness.vary:
+                names = [name for name in self.splits if name != split]
+                others = [each for name in names for each in self.examples(name)]
+                own = [*own, *varied(own, fitness.vary, others)]
             self._examples[split] = own
         return self._examples[split]
 

@@ -166,6 +166,7 @@ def draft_search(
         "device": device,
         "skills": skills,
         "problems": problems,
+        "vary": MOST["search"] - min(each.sizes["search"] for each in skills),
         "has_template": any(templates),
         # a LoRA may learn beside the merge
         "beside": merged

@@ -1,0 +1,94 @@
+"""More prompts like some prompts, for tasks without answers: words are exchanged that stand in one
+place.
+
+After Andreas (arXiv:1904.09545, section 3): what occurs between the same neighbours may stand in
+for each other.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+from ..example import Example
+from .loading import content_of
+
+# Words, and single characters of scripts that write none apart (Thai, Japanese, Chinese).
+_PIECES = re.compile(r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]+|.", re.DOTALL)
+_ROUNDS = 3
+_TRIES = 50  # for a prompt that is new
+
+Pieces = list[str]
+Place = tuple[str, ...]
+
+
+# A word w of a prompt may become w' where both stand somewhere between the same four pieces:
+# (a, b, w, c, d) in one prompt and (a, b, w', c, d) in another; a space is a piece. All places of w
+# change alike: "taro has 3 keys. taro loses 1" names one person afterwards too. Neighbours have
+# changed after one round, and the next one finds more.
+def varied(examples: Sequence[Example], count: int, avoid: Collection[Example]) -> list[Example]:
+    """Make more examples, without answers, of the prompts of some examples.
+
+    Args:
+        examples: Examples with prompts of one kind.
+        count: Number of new ones of each source that examples belong to; fewer come where the
+            prompts have too few words in common.
+        avoid: Examples that none may be equal to.
+    """
+    of_source = defaultdict[str, list[Example]](list)
+    for example in examples:
+        of_source[example.source].append(example)
+    seen = {content_of(example) for example in avoid}
+    found = list[Example]()
+    for own in of_source.values():
+        found += _made(own, count, seen)
+    return found
+
+
+def _made(examples: Sequence[Example], count: int, seen: set[str]) -> list[Example]:
+    """Examples of one source; what they say is added to `seen`."""
+    rng = random.Random(0)
+    split: list[Pieces] = [_PIECES.findall(example.prompt) for example in examples]
+    words = defaultdict[Place, dict[str, None]](dict)  # in the order in which they come
+    for pieces in split:
+        for word, place in _places(pieces):
+            words[place][word] = None
+    seen |= {content_of(example) for example in examples}
+    found = list[Example]()
+    for _ in range(count * _TRIES):
+        if len(found) == count:
+            break
+        number = rng.randrange(len(examples))
+        pieces = split[number]
+        for _ in range(_ROUNDS):
+            pieces = _exchanged(pieces, words, rng)
+        own = examples[number]
+        name = f"{own.id}, varied {len(found)}"
+        prompt = "".join(pieces)
+        new = replace(own, prompt=prompt, answer="", content="", id=name, made=True)
+        content = content_of(new)
+        if content not in seen:
+            seen.add(content)
+            found.append(new)
+    return found
+
+
+def _exchanged(pieces: Pieces, words: dict[Place, dict[str, None]], rng: random.Random) -> Pieces:
+    """Exchange each word for one that stands where it does; or keep it."""
+    choices = defaultdict[str, dict[str, None]](dict)
+    for word, place in _places(pieces):
+        choices[word][word] = None
+        choices[word] |= words.get(place, {})
+    chosen = {word: rng.choice([*others]) for word, others in choices.items()}
+    return [chosen.get(piece, piece) for piece in pieces]
+
+
+def _places(pieces: Pieces) -> Iterator[tuple[str, Place]]:
+    """Words, each with the two pieces before it and the two after it."""
+    whole = ["", "", *pieces, "", ""]
+    for number, piece in enumerate(pieces):
+        if piece[0].isalnum():
+            yield piece, (*whole[number : number + 2], *whole[number + 3 : number + 5])

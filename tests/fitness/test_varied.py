@@ -1,0 +1,69 @@
+"""Prompts that are made of others by exchanging words."""
+
+from hf_evomerge.fitness import Example
+from hf_evomerge.fitness.data.varied import varied
+
+TOLD = [
+    "taro has 3 keys . taro loses 1 .",
+    "emma has 5 pears . emma finds 2 .",
+    "taro has 5 keys . taro finds 9 .",
+    "emma has 3 pears . emma loses 4 .",
+]
+
+
+def made(prompts, count, avoid=(), **more):
+    """Prompts that are made of others."""
+    examples = [Example(prompt, "an answer", **more) for prompt in prompts]
+    found = varied(examples, count, [Example(prompt, "") for prompt in avoid])
+    assert all(each.made and not each.answer for each in found)
+    return [each.prompt for each in found]
+
+
+def test_words_are_exchanged_that_stand_in_one_place():
+    """Each prompt is new and of words that stood between the same neighbours; what is named twice
+    stays one; the same prompts come again."""
+    found = made(TOLD, 6)
+    assert len(set(found)) == 6
+    assert not set(found) & set(TOLD)
+    for prompt in found:
+        name, _, number, *_, again, act, _, _ = prompt.split()
+        assert name == again
+        assert name in ("taro", "emma")
+        assert number in ("3", "5")
+        assert act in ("loses", "finds")
+    assert made(TOLD, 6) == found
+
+
+def test_a_second_round_finds_more():
+    """A word that came by an exchange has neighbours of its own, so that its place is exchanged
+    next."""
+    found = made(["he sees cats", "she sees cats", "he hears cats", "he hears dogs"], 9)
+    assert set(found) == {"she hears cats", "she hears dogs", "he sees dogs", "she sees dogs"}
+
+
+def test_characters_are_words_where_none_are_written_apart():
+    """Japanese without spaces is exchanged by character."""
+    found = made(["猫が三匹いる", "猫が五匹いる", "犬が三匹いる"], 1)
+    assert found == ["犬が五匹いる"]
+
+
+def test_held_out_prompts_are_not_made():
+    """What other splits hold is left out; where nothing else can be made, fewer come."""
+    prompts = ["the cat sleeps", "the dog sleeps", "the cat runs"]
+    assert made(prompts, 9) == ["the dog runs"]
+    assert made(prompts, 9, avoid=["the  dog runs"]) == []
+    assert made(["one", "another thing"], 9) == []
+
+
+def test_each_source_has_prompts_of_its_own_words():
+    """Words of one source come into no prompt of another one; chats stay chats."""
+    examples = [
+        Example(f"{name} {word} {act}", "", source=name, chat=name == "a")
+        for name in "ab"
+        for word, act in (("x" + name, "runs"), ("y" + name, "runs"), ("x" + name, "sleeps"))
+    ]
+    found = varied(examples, 3, [])
+    assert [(each.source, each.prompt, each.chat) for each in found] == [
+        ("a", "a ya sleeps", True),
+        ("b", "b yb sleeps", False),
+    ]
