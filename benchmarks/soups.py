@@ -3,7 +3,8 @@ averaging replace the decay?
 
 The demo's base learns to calculate in its own language at a constant rate, and leaves 20
 checkpoints. From where the first begins, a second run of as many steps has the same texts at a rate
-that falls by minus-sqrt. Seeds decide texts and problems.
+that falls by minus-sqrt. Seeds decide texts and problems. Results of `wsm` and `greedy` are from
+former versions, which had these averages.
 
     python benchmarks/soups.py train --out runs            # about ten minutes on one core
     python benchmarks/soups.py run --out runs              # about ten minutes on one core
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from functools import partial
 from itertools import islice
 from math import sqrt
 from pathlib import Path
@@ -45,7 +47,6 @@ from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.file.config import SearchConfig
 from hf_evomerge.search.run import run_search
-from hf_evomerge.search.soup import soup_recipe
 
 BASE = Path(__file__).parents[1] / "hf_evomerge" / "demo" / "specialists" / "base"
 RESULTS = Path(__file__).parent / "results" / "soups.jsonl"
@@ -130,27 +131,15 @@ def run(out: Path, seed: int) -> Iterator[dict[str, Any]]:
     evaluator = Evaluator(config)
     refs = config.sources
     validation = [evaluator.evaluate(ref, "validation").values.mean() for ref in refs]
-    data = folder / "greedy.jsonl"
-    _write(
-        data, problems("search", 427, seed=seed)
-    )  # of which a drafted search takes 128 to choose on
 
-    def soup(name: str, last: int, **more: Any) -> Recipe:
-        recipe, line = soup_recipe(
-            str(folder / "constant"), name, checkpoints=f"last {last}", **more
-        )  # type: ignore[arg-type]
-        print(seed, line, flush=True)
-        return recipe
+    def average(last: int) -> Recipe:
+        return _average(folder / "constant", last)
 
     targets: dict[str, Callable[[], Recipe | SourceRef]] = {
         "last, constant rate": lambda: refs[-1],
         "last, decayed rate": lambda: SourceRef(model=str(next((folder / "decayed").iterdir()))),
         "best by validation": lambda: refs[int(np.argmax(validation))],
-        **{
-            f"uniform, last {last}": lambda last=last: soup("uniform", last) for last in (5, 10, 20)
-        },  # type: ignore[misc]
-        "wsm": lambda: soup("wsm", 20),
-        "greedy": lambda: soup("greedy", 20, data=str(data)),
+        **{f"uniform, last {last}": partial(average, last) for last in (5, 10, 20)},
         "searched by gradient": lambda: run_search(config, folder / "gradient", build=False).winner,
         "searched by CMA-ES": lambda: (
             run_search(config_of(out, seed, "cma"), folder / "cma", build=False).winner
@@ -171,6 +160,12 @@ def run(out: Path, seed: int) -> Iterator[dict[str, Any]]:
         right = "".join(str(int(each)) for each in scores.correct)
         loglik = [round(float(each), 3) for each in scores.values]
         yield {"seed": seed, "method": name, "right": right, "loglik": loglik, "cpu": round(spent)}
+
+
+def _average(run: Path, last: int) -> Recipe:
+    """The plain average of a run's last checkpoints."""
+    sources = {"run": str(run), "checkpoints": f"last {last}"}
+    return validate(Recipe, {"sources": sources, "merge": {"method": "linear"}}, ValueError)
 
 
 def _write(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -236,17 +231,10 @@ def memory(out: Path, counts: Sequence[int] = (2, 8, 32)) -> Iterator[str]:
         }
         save_file(moved, folder / "model.safetensors", {"format": "pt"})
     for count in counts:
-        words = [
-            sys.executable,
-            "-m",
-            "hf_evomerge",
-            "merge",
-            str(out / "run"),
-            "--soup",
-            "uniform",
-            "--overwrite",
-        ]
-        words += ["--checkpoints", f"last {count}", "--out", str(out / "merged")]
+        recipe = out / "average.yaml"
+        _average(out / "run", count).save(recipe)
+        words = [sys.executable, "-m", "hf_evomerge", "merge", str(recipe), "--overwrite"]
+        words += ["--out", str(out / "merged")]
         begin = time.perf_counter()
         most = dict.fromkeys(("VmHWM", "RssAnon"), 0)
         with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:

@@ -53,10 +53,7 @@ Whole = Annotated[bool | None, typer.Option("--whole/--adapter", help=_WHOLE)]
 @app.command(**MODELS)
 def merge(
     recipe: Annotated[
-        Path,
-        typer.Argument(
-            help="A recipe, a mergekit file, a study, or with --soup a run.", show_default=False
-        ),
+        Path, typer.Argument(help="A recipe, a mergekit file, or a study.", show_default=False)
     ],
     out: Annotated[
         Path | None,
@@ -83,19 +80,6 @@ def merge(
         int | None,
         typer.Option(min=1, max=1 << 20, help="The largest rank of the adapter; exact by default."),
     ] = None,
-    soup: Annotated[
-        str | None,
-        typer.Option(
-            help="Average a run's checkpoints: uniform, wsm (a decay) or greedy (with --data)."
-        ),
-    ] = None,
-    checkpoints: Annotated[
-        str, typer.Option(help="Which of them: all, last 12, or a pattern such as step-*.")
-    ] = "all",
-    data: Annotated[
-        str | None,
-        typer.Option(help="Problems that greedy scores on, in JSON lines.", metavar="FILE"),
-    ] = None,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -111,8 +95,6 @@ def merge(
     - `hf-evomerge merge mergekit.yml --out merged --dry-run`
 
     - `hf-evomerge merge my-front --pick 7`
-
-    - `hf-evomerge merge runs/pretrain --soup wsm --checkpoints "last 12" --out merged`
     """
     with one_line_errors(again=True):
         from ..building.build import build_model, check_recipe
@@ -120,7 +102,7 @@ def merge(
         from ..checkpoints.writer import check_target
 
         quiet(bars=True)
-        chosen, place = _recipe_of(recipe, pick, soup, checkpoints, data)
+        chosen, place = _recipe_of(recipe, pick)
         chosen = chosen if rank is None else chosen.model_copy(update={"rank": rank})
         how: dict[str, Any] = {"whole": whole, "trust_remote_code": trust_remote_code}
         found: dict[str, Any] = {}
@@ -145,32 +127,22 @@ def merge(
         echo(text)
 
 
-def _recipe_of(
-    given: Path, pick: int | None, soup: str | None, checkpoints: str, data: str | None
-) -> tuple[Recipe, Path]:
+def _recipe_of(given: Path, pick: int | None) -> tuple[Recipe, Path]:
     """The recipe to build, and the folder that it is built in by default."""
-    if given.is_dir() and soup is None:
+    if given.is_dir():
         from ..search.folder import found_recipe
 
         return found_recipe(given, pick)
-    if soup is not None:
-        from ..search.soup import soup_recipe
-
-        chosen, line = soup_recipe(str(given), soup, checkpoints=checkpoints, data=data)  # type: ignore[arg-type]
-        notes = [line]
-    elif pick is not None:
+    if pick is not None:
         raise EvoMergeError(
             f"--pick: {given} is no study; give the folder of one, or leave the option out"
         )
-    else:
-        from ..mergekit import load
+    from ..mergekit import load
 
-        read = load(given)
-        chosen = read.recipe
-        notes = read.notes
-    for line in notes:
+    read = load(given)
+    for line in read.notes:
         LOGGER.info(line)
-    return chosen, Path("merged")
+    return read.recipe, Path("merged")
 
 
 @app.command(**MODELS)

@@ -1,7 +1,6 @@
 """Averages of a run's checkpoints: which they are, their weights, and what is built."""
 
 import re
-import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import invoke
 from merge_reference import linear
 from refusals import refused, told
 from safetensors.torch import load_file, save_file
 from searches import minimal
-from typer.testing import CliRunner
 
-from hf_evomerge import EvoMergeError, Recipe, SourceRef, build_model, cli
+from hf_evomerge import Recipe, SourceRef
 from hf_evomerge.errors import RecipeError
 from hf_evomerge.merging import linear as merge_linear
 from hf_evomerge.recipes.run import wsm_weights
 from hf_evomerge.recipes.strict_yaml import validate
-from hf_evomerge.search.soup import soup_recipe
 from hf_evomerge.search.spaces.parameter import ParameterSpace
 
 
@@ -134,22 +132,23 @@ def test_a_search_file_has_a_run(search_run):
     assert search_run().source_names == [f"checkpoint-{step}" for step in (3, 20, 100, 1000)]
 
 
-@pytest.mark.parametrize(
-    ("soup", "weights"),
-    [
-        ("uniform", [1, 1, 1, 1]),
-        ("wsm", [1 / 2, 2**0.5 / 2 - 1 / 2, 3**0.5 / 2 - 2**0.5 / 2, 1 - 3**0.5 / 2]),
-    ],
-)
-def test_what_is_built_is_the_weighted_mean(soup, weights, run, tmp_path):
-    """Tensor by tensor; optimizer states are no weights."""
-    recipe, line = soup_recipe(str(run), soup)
-    assert line == f"{soup} average of 4 checkpoints"
-    out = load_file(build_model(recipe, tmp_path / "out") / "model.safetensors")
-    inputs = [load_file(Path(source.model) / "model.safetensors") for source in recipe.sources]
+def test_a_run_is_averaged(run, tmp_path):
+    """Tensor by tensor; optimizer states are no weights, and the recipe beside the weights names
+    the checkpoints."""
+    file = tmp_path / "average.yaml"
+    file.write_text(f"sources: {{run: {run}, checkpoints: last 3}}\nmerge: {{method: linear}}\n")
+    invoke("merge", file, "--out", tmp_path / "out")
+    sources = Recipe.load(tmp_path / "out" / "recipe.yaml").sources
+    assert [Path(ref.model).name for ref in sources] == [
+        "checkpoint-20",
+        "checkpoint-100",
+        "checkpoint-1000",
+    ]
+    out = load_file(tmp_path / "out" / "model.safetensors")
+    inputs = [load_file(Path(source.model) / "model.safetensors") for source in sources]
     assert out.keys() == inputs[0].keys()
     for name, tensor in out.items():
-        wanted = linear([each[name].double().numpy() for each in inputs], weights)
+        wanted = linear([each[name].double().numpy() for each in inputs], [1, 1, 1])
         np.testing.assert_allclose(tensor.numpy(), wanted, atol=1e-6)
 
 
@@ -159,30 +158,6 @@ def test_the_weights_of_a_decay():
     weights = wsm_weights(9)
     for j in range(9):
         assert sum(weights[j:]) == pytest.approx(1 - (j / 9) ** 0.5)
-
-
-def test_greedy_keeps_what_helps(run, tiny, tmp_path):
-    """The best checkpoint is kept, and the average of what is kept is no worse on the data than
-    that alone."""
-    data = tmp_path / "problems.jsonl"
-    data.write_text("".join(file.read_text() for file in tiny.glob("*.jsonl")))
-    recipe, line = soup_recipe(str(run), "greedy", data=str(data))
-    kept, score, alone = (float(line.split()[at].strip(",")) for at in (3, 7, -1))
-    assert kept == len(recipe.sources)
-    assert score >= alone
-    names = {Path(source.model).name for source in recipe.sources}
-    assert names & {"checkpoint-3", "checkpoint-1000"}
-    with refused(EvoMergeError, "data: is what greedy scores on"):
-        soup_recipe(str(run), "greedy")
-
-
-def test_the_command_averages_a_run(run, tmp_path):
-    """The recipe beside the weights names the checkpoints."""
-    line = f"merge {run} --soup uniform --checkpoints 'last 2' --out {tmp_path}/out"
-    done = CliRunner().invoke(cli.app, shlex.split(line))
-    assert done.exit_code == 0, done.output
-    sources = Recipe.load(tmp_path / "out" / "recipe.yaml").sources
-    assert [Path(ref.model).name for ref in sources] == ["checkpoint-100", "checkpoint-1000"]
 
 
 def test_a_search_over_checkpoints_stays_on_the_simplex(search_run):
