@@ -110,11 +110,7 @@ def config_of(out: Path, seed: int, by: str) -> SearchConfig:
     settings = {
         "space": "ps",
         "sources": {"run": str(out / f"{seed}" / "constant")},
-        "merge": {
-            "method": "linear",
-            "groups": "model",
-            "starts": ["average", "last", "wsm", "exponential"],
-        },
+        "merge": {"method": "linear", "groups": "model", "starts": ["average", "last"]},
         "optimize": [{"by": by, "evaluations": 60, **({"batch": 32} if by == "cma" else {})}],
         "output": {"dtype": "float32"},
         "compare": {"baselines": []},

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +68,6 @@ def expanded(sources: Any) -> Any:
                 )
         return [{"model": os.path.join(run.run, name)} for name in names]
     return [{"model": run.run, "revision": name} for name in names]
-
-
-def wsm_weights(count: int) -> list[float]:
-    """Weights of checkpoints, oldest first, whose average stands for a decay of the learning rate
-    by minus-sqrt.
-
-    With f_j = 1 - sqrt(j / count), checkpoint j (from 0) has weight f_j - f_(j+1): gradient j of
-    the run then counts f_j (WSM, arXiv:2507.17634). They add up to 1.
-
-    Example:
-        >>> [round(weight, 3) for weight in wsm_weights(4)]
-        [0.5, 0.207, 0.159, 0.134]
-    """
-    return [sqrt((number + 1) / count) - sqrt(number / count) for number in range(count)]
 
 
 def _names(run: str) -> list[str]:

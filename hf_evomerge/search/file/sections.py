@@ -85,14 +85,11 @@ class MergeConfig(StrictModel):
     runs, n, that are no longer, and these are equal up to a row (row r is in run floor(r n / R)).
     Where absent 64, or so many times more that all sources together have no more than 20,000 runs.
     With as many rows as a head has, a run of a query, key or value projection is a head."""
-    starts: list[Literal["average", "sum", "sources", "last", "wsm", "exponential"]] = Field(
-        default_factory=list
-    )
+    starts: list[Literal["average", "sum", "sources", "last"]] = Field(default_factory=list)
     """Points that are tried on one batch before the search, which begins at the best of them and of
     its own start: ``average`` (all weights 1 / sources), ``sum`` (all weights 1), ``sources``
-    (weight 1 for one, 0 for the others). For checkpoints of a run, oldest first: the average of the
-    ``last`` half; ``wsm``, which stands for a decay by minus-sqrt (arXiv:2507.17634);
-    ``exponential``."""
+    (weight 1 for one, 0 for the others), ``last`` (the average of the later half, as of checkpoints
+    of a run)."""
 
     def part(self, **numbers: Any) -> MergePart:
         """A merge of the kind that is searched, with these ``options`` and ``parameters``; the

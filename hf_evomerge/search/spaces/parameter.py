@@ -20,7 +20,6 @@ from ...merging.registry import get_method
 from ...recipes.layer_groups import check_keys, classify, group_keys, has_post_norms, select_key
 from ...recipes.limited_yaml import MAX_NODES
 from ...recipes.recipe import Recipe
-from ...recipes.run import wsm_weights
 from ..evaluation.gradients import WeightSlopes
 from ..file.config import SearchConfig
 from ..file.sections import Range
@@ -296,20 +295,9 @@ class ParameterSpace:
     def _starts(self, mean: Vector) -> dict[str, Vector]:
         """The points of ``starts``: the mean with other weights, inside the bounds."""
         count = self.source_count
-        # Averages over N checkpoints of one run, oldest first. "last": the later half, equally.
-        # "wsm": the weights that a minus-square-root decay of the learning rate would have given
-        # them (`wsm_weights`). "exponential": c_j ~ r^(N-1-j) with r = 1 - 2 / (N + 1), an
-        # exponential moving average of span N.
         half = (count + 1) // 2
-        ratio = 1 - 2 / (count + 1)
-        decay = [ratio ** (count - 1 - number) for number in range(count)]
-        of_run = {"last": [0.0] * (count - half) + [1 / half] * half, "wsm": wsm_weights(count)}
-        of_run["exponential"] = [each / math.fsum(decay) for each in decay]
-        if self._normalizes:
-            # far from the lower bound, where a step would be large beside a weight
-            for name, of_sources in of_run.items():
-                largest = max(of_sources)
-                of_run[name] = [each / largest for each in of_sources]
+        # far from the lower bound, where a step would be large beside a weight
+        share = 1.0 if self._normalizes else 1 / half
         alone = [
             f"{self.config.source_names[number]} alone" for number in self.config.merge_sources
         ]
@@ -317,9 +305,7 @@ class ParameterSpace:
             "average": {"uniform average": [1 / count] * count},
             "sum": {SUM: [1.0] * count},
             "sources": dict(zip(alone, np.eye(count).tolist(), strict=True)),
-            **{
-                name: {f"average of checkpoints, {name}": chosen} for name, chosen in of_run.items()
-            },
+            "last": {"average of the last half": [0.0] * (count - half) + [share] * half},
         }
         if count == 1:  # where a search of several sources has that of another source
             weights["sources"]["the base"] = [0.0]
