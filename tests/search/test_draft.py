@@ -488,13 +488,14 @@ def test_one_file_for_each_skill(pair, base, tmp_path):
     measured."""
     files = [_skill(tmp_path, "sums", 80), _skill(tmp_path, "letters", 600)]
     measured = (AnswerForm("", chat=False), {"sums": 8.0, "letters": 0.5}, [])
-    config, _ = _drafted(pair, files, base=base, measure=lambda config: measured)
+    config, draft = _drafted(pair, files, base=base, measure=lambda config: measured)
     assert list(config.data) == ["search", "test"]  # sums has none for validation to spare
     for split, spec in config.data.items():
         assert [each.weight for each in spec.sources.values()] == [0.125, 2.0], split
     tasks = Evaluator(config).tasks
     weights = {(each.source, each.weight) for each in tasks.examples("search")}
     assert weights == {("sums", 0.125), ("letters", 2.0)}
+    assert "prompts without answers keep more of both" in "\n".join(draft.found)
     prompts = [each.prompt for split in config.data for each in tasks.examples(split)]
     assert len(prompts) == len(set(prompts))
 

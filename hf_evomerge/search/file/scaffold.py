@@ -176,6 +176,11 @@ def draft_search(
         and importlib.util.find_spec("peft") is not None,
         "groups": -(-depths[0] // max(1, depths[0] // 8)),
     }
+    if len(skills) == len(names) and problems.task != "agreement":
+        said.append(
+            "where each file is one model's own skill, prompts without answers keep more of both: "
+            "give one file for each model, in their order"
+        )
     text = _render(facts, problems.form(chat=all(templates)), {})
     config = parse_yaml(SearchConfig, text, SearchError)
     if measure is not None and problems.task in ("likelihood", "multiple_choice"):
