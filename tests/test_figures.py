@@ -19,3 +19,10 @@ def test_the_second_table_is_of_recorded_runs():
         *figures.run_figures(),
         *figures.evidence_figures(),
     ]
+
+
+def test_the_table_of_skills_is_of_recorded_runs():
+    """What README says is kept of both skills is a mean over the cells in `benchmarks/results`."""
+    table = figures.README.read_text(encoding="utf-8").partition("| prompts |")[2]
+    quoted = re.findall(r"(?<=[ |*])\.\d{2}", table.partition("\n\n")[0])
+    assert [float(figure) for figure in quoted] == [*figures.skill_figures()]

@@ -113,6 +113,29 @@ def evidence_figures() -> Iterator[float]:
             yield round(fmean(right.count("1") / len(right) for right in rights), 3)
 
 
+def skill_figures() -> Iterator[float]:
+    """The mean share kept of both skills by average, merge, LoRA, and both, over three families and
+    their draws: from 128 prompts of each parent, and from 16 with more that are made of them."""
+    lines = (RESULTS / "search" / "skills.jsonl").read_text(encoding="utf-8").splitlines()
+    for kind, count in (("prompts", 128), ("varied", 16)):
+        names = [f"{family}:{kind}" for family in ("demo", "family-1", "family-2")]
+        cells = [cell for cell in map(json.loads, lines) if cell["pair"] in names]
+        kinds = [cell["rows"] for cell in cells if cell["examples"] == count]
+        for stage in ("average", "merge", "lora", "together"):
+            yield round(fmean(_kept(rows, stage) for rows in kinds), 2)
+
+
+def _kept(rows: dict[str, dict[str, str]], stage: str) -> float:
+    """The mean share of the better parent's accuracy, over both skills, which take turns."""
+    shares = []
+    for skill in (0, 1):
+        solved, *best = (
+            rows[name]["right"][skill::2].count("1") for name in (stage, "first", "second")
+        )
+        shares.append(solved / max(best))
+    return fmean(shares)
+
+
 def with_table(text: str, table: str) -> str:
     """A page with a table in place of the one that has the same heading."""
     heading = table.partition("\n")[0]
