@@ -2,9 +2,9 @@
 
 A cell is a pair, a number of search examples and a draw of them. Each cell is one search with
 `optimize: quick`, as `init` writes it, and every baseline of `compare` that the pair can have.
-Validation has 32 problems, the test split 200; 50 problems of each parent's own skill say what is
-kept of it. A pair's weights are merged; `PAIR:dfs` and `PAIR:hybrid` search paths, and weights then
-paths, beside the controls that differ by space.
+Validation has 32 problems, the test split 200 (the encoder's 140); 50 problems of each parent's own
+skill, 8 of each of a dozen's, say what is kept of it. A pair's weights are merged; `PAIR:dfs` and
+`PAIR:hybrid` search paths, and weights then paths, beside the controls that differ by space.
 
     python benchmarks/pairs train --work /tmp/pairs --gguf SmolLM2-135M-Instruct.Q4_1.gguf
     python benchmarks/real_models.py train --work /tmp/real --gguf SmolLM2-135M-Instruct.Q4_1.gguf
@@ -104,7 +104,7 @@ def dozen(task: str, work: Path, count: int, draw: int) -> Problem:
     """One of the tasks of `benchmarks/many_adapters.py`: twelve adapters of SmolLM2-135M.
 
     No parent is searched alone: that is a search for each of the twelve, and a search file can name
-    fewer only where fewer are merged.
+    fewer only where fewer are merged. LoRA builds every parent whole: 4 GB in the study's folder.
     """
     lab = many_adapters.make_lab(work / "dozen", task, 0, draw)
     held = many_adapters.problems(f"task-{task}", TEST, 0)
