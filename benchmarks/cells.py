@@ -6,12 +6,37 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from report import write_into
 
+from hf_evomerge import Example
+
 Line = dict[str, Any]
+VALIDATION = 32
+TEST = 200
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Task of a pair.
+
+    Attributes:
+        settings: Sources, base, dtype and fitness, as in a search file.
+        examples: Examples by split; further names are the parents' own skills.
+        without: Baselines that make no sense for it, or cost too much.
+    """
+
+    settings: dict[str, Any]
+    examples: dict[str, Sequence[Example]]
+    without: tuple[str, ...] = ()
+
+
+def split(drawn: Sequence[Example], count: int) -> dict[str, Sequence[Example]]:
+    """Name the first examples of a draw: so many to search with, the next to validate."""
+    return {"search": drawn[:count], "validation": drawn[count : count + VALIDATION]}
 
 
 def read(file: Path) -> list[Line]:

@@ -1,19 +1,20 @@
 """Every control beside the merge, on every pair, by one search file: the default's.
 
 A cell is a pair, a number of search examples and a draw of them. Each cell is one search with
-`optimize: quick`, as `init` writes it, and every baseline of `compare`. Validation has 32 problems,
-the test split 200; 50 problems of each parent's own skill say what is kept of it. A pair's weights
-are merged; `PAIR:dfs` and `PAIR:hybrid` search paths, and weights then paths, beside the controls
-that differ by space.
+`optimize: quick`, as `init` writes it, and every baseline of `compare` that the pair can have.
+Validation has 32 problems, the test split 200 (the encoder's 140); 50 problems of each parent's own
+skill, 8 of each of a dozen's, say what is kept of it. A pair's weights are merged; `PAIR:dfs` and
+`PAIR:hybrid` search paths, and weights then paths, beside the controls that differ by space.
 
     python benchmarks/pairs train --work /tmp/pairs --gguf SmolLM2-135M-Instruct.Q4_1.gguf
     python benchmarks/real_models.py train --work /tmp/real --gguf SmolLM2-135M-Instruct.Q4_1.gguf
+    python benchmarks/many_adapters.py train --work /tmp/dozen --gguf SmolLM2-135M.gguf
     python benchmarks/evidence.py run --pairs trips demo --examples 16 --draws 1 2 3
     python benchmarks/evidence.py run --pairs travel:dfs --examples 16 --draws 1
     python benchmarks/evidence.py table --into benchmarks/pages/evidence.md
 
 Results are appended as they come, one JSON line a cell; what is there is not run again. A cell of
-SmolLM2 takes 10 to 40 minutes on one core.
+SmolLM2 takes 10 to 40 minutes on one core. `published.py` says where its models come from.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "search"))
 sys.path.insert(0, str(Path(__file__).parent / "pairs"))
 
-from cells import command_line
+import many_adapters
+from cells import TEST, VALIDATION, Problem, command_line, split
 from lab import demo
 from pairs.__main__ import OWN, PAIRS, make_lab, problems
+from published import classifiers, encoder
 from real_models import MODELS, real_pair
 
-from hf_evomerge import Example, SearchConfig, run_search
+from hf_evomerge import SearchConfig, run_search
 from hf_evomerge.fitness.comparison import compare
 from hf_evomerge.fitness.scores import Scores
 from hf_evomerge.search.results.table import Row
 
 RESULTS = Path(__file__).parent / "results" / "search" / "evidence.jsonl"
-VALIDATION = 32
-TEST = 200
+OWN_OF_DOZEN = 8
 BASELINES = {
     "ps": ["average", "prompt", "alone", "noise", "lora", "merge+lora"],
     "dfs": ["average", "alone", "noise"],
@@ -69,19 +70,6 @@ ROWS = {
 }
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Task of a pair.
-
-    Attributes:
-        settings: Sources, base, dtype and fitness, as in a search file.
-        examples: Examples by split; further names are the parents' own skills.
-    """
-
-    settings: dict[str, Any]
-    examples: dict[str, Sequence[Example]]
-
-
 def adapters(name: str, work: Path, count: int, draw: int) -> Problem:
     """One of `benchmarks/pairs`: two adapters of SmolLM2-135M."""
     pair = importlib.import_module(name)
@@ -90,14 +78,14 @@ def adapters(name: str, work: Path, count: int, draw: int) -> Problem:
     searched = problems(
         pair, pair.TASK, count + VALIDATION, draw, frozenset(each.prompt for each in held)
     )
-    examples = {**lab.examples, **_split(searched, count), "test": held[:TEST]}
+    examples = {**lab.examples, **split(searched, count), "test": held[:TEST]}
     return Problem(dict(lab.settings), examples)
 
 
 def whole_models(model: str, work: Path, count: int, draw: int) -> Problem:
     """The pair of `benchmarks/real_models.py`: two whole fine-tunes of a base."""
     lab = real_pair(work / model, MODELS[model], count + VALIDATION, draw)
-    examples = {**lab.examples, **_split(lab.examples["search"], count)}
+    examples = {**lab.examples, **split(lab.examples["search"], count)}
     return Problem({**lab.settings, "output": {"dtype": "float32"}}, examples)
 
 
@@ -108,12 +96,23 @@ def specialists(family: str, work: Path, count: int, draw: int) -> Problem:
     own = {name: lab.examples[name][:OWN] for name in lab.own}
     test = lab.examples["test"][:TEST]
     return Problem(
-        dict(lab.settings), {**_split(lab.examples["search"], count), "test": test, **own}
+        dict(lab.settings), {**split(lab.examples["search"], count), "test": test, **own}
     )
 
 
-def _split(drawn: Sequence[Example], count: int) -> dict[str, Sequence[Example]]:
-    return {"search": drawn[:count], "validation": drawn[count : count + VALIDATION]}
+def dozen(task: str, work: Path, count: int, draw: int) -> Problem:
+    """One of the tasks of `benchmarks/many_adapters.py`: twelve adapters of SmolLM2-135M.
+
+    No parent is searched alone: that is a search for each of the twelve, and a search file can name
+    fewer only where fewer are merged. LoRA builds every parent whole: 4 GB in the study's folder.
+    """
+    lab = many_adapters.make_lab(work / "dozen", task, 0, draw)
+    held = many_adapters.problems(f"task-{task}", TEST, 0)
+    seen = frozenset(each.prompt for each in held)
+    searched = many_adapters.problems(f"task-{task}", count + VALIDATION, draw, seen)
+    own = {name: many_adapters.problems(name, OWN_OF_DOZEN, 0) for name in many_adapters.COURSES}
+    examples = {**split(searched, count), "test": held, **own}
+    return Problem(dict(lab.settings), examples, without=("alone",))
 
 
 MAKERS: dict[str, tuple[Callable[[str, Path, int, int], Problem], str]] = {
@@ -123,8 +122,17 @@ MAKERS: dict[str, tuple[Callable[[str, Path, int, int], Problem], str]] = {
     **{name: (adapters, name) for name in PAIRS},
     "smollm2": (whole_models, "smollm2"),
     "gemma": (whole_models, "gemma"),
+    **{f"dozen-{task}": (dozen, task) for task in many_adapters.PARTS},
+    "reactions": (classifiers, "schneider_b"),
+    "encoder": (encoder, "encoder"),
 }
-NAMES = [name if space == "ps" else f"{name}:{space}" for name in MAKERS for space in BASELINES]
+WITHOUT_PATHS = ("reactions", "encoder")  # encoders, whose layers no search reorders
+NAMES = [
+    name if space == "ps" else f"{name}:{space}"
+    for name in MAKERS
+    for space in BASELINES
+    if space == "ps" or name not in WITHOUT_PATHS
+]
 
 
 def run_cell(name: str, count: int, draw: int, work: Path) -> dict[str, Any]:
@@ -132,7 +140,8 @@ def run_cell(name: str, count: int, draw: int, work: Path) -> dict[str, Any]:
     pair, _, space = name.partition(":")
     make, which = MAKERS[pair]
     problem = make(which, work, count, draw)
-    own = [split for split in problem.examples if split not in ("search", "validation", "test")]
+    own = [name for name in problem.examples if name not in ("search", "validation", "test")]
+    baselines = [each for each in BASELINES[space or "ps"] if each not in problem.without]
     config = SearchConfig.model_validate(
         {
             **problem.settings,
@@ -140,15 +149,14 @@ def run_cell(name: str, count: int, draw: int, work: Path) -> dict[str, Any]:
             "optimize": "quick",
             "compute": {"seed": draw},
             "compare": {
-                "baselines": BASELINES[space or "ps"],
+                "baselines": baselines,
                 # the examples are given below, and no file is read
-                "retain": {split: {"jsonl": f"{split}.jsonl"} for split in own},
+                "retain": {each: {"jsonl": f"{each}.jsonl"} for each in own},
             },
         }
     )
     examples = {
-        f"retain:{split}" if split in own else split: found
-        for split, found in problem.examples.items()
+        f"retain:{each}" if each in own else each: found for each, found in problem.examples.items()
     }
     begin = time.perf_counter()
     processor = time.process_time()
