@@ -1,6 +1,6 @@
 """Writes the figures that pages quote, from files of results.
 
-    python website/figures.py    # the tables of the demo's models in README and gallery
+    python website/figures.py    # the tables of README and gallery
 
 The demo's are in the records beside its cards (`website/cards.py`), the others in
 `benchmarks/results`. `tests/test_figures.py` compares.
@@ -9,12 +9,12 @@ The demo's are in the records beside its cards (`website/cards.py`), the others 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from hf_evomerge.fitness.scores import plus_minus
+from hf_evomerge.fitness.comparison import compare
+from hf_evomerge.fitness.scores import Scores, plus_minus
 from hf_evomerge.recipes.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,18 +30,31 @@ README_TABLE = [
     ("**evolved merge: of weights; of layers**", "**{ps}; {dfs}**"),
 ]
 CARDS = {"ps": ("PS", "evolved-ps"), "dfs": ("DFS", "evolved-dfs"), "hybrid": ("PS+DFS", "evolved")}
-# The README's second table, row by row: a file of results, its problem, and the methods of the row.
-RUNS = [
-    ("search/real", "16 search examples", ["default", "lora-parent-1-1"]),
-    ("search/real-again", "16 search examples", ["together"]),
-    ("search/real-again", "512 search examples", ["default", "lora-parent-1-0", "together"]),
-    ("search/adapters", "json, 16", ["default", "scratch-1e-3"]),
-    ("search/gemma-again", "16 search examples", ["default", "lora-parent-1-1"]),
-    ("search/gemma-again", "128 search examples", ["default", "lora-parent-1-0"]),
-    ("reactions", "schneider_b, 128", ["parent-0"]),
-    ("reactions", "schneider_b, 16", ["default", "lora-0"]),
-    ("reactions", "schneider_b, 128", ["default", "lora-0"]),
+FAMILIES = ("demo", "family-1", "family-2")
+# Rows of README's table of evidence: what the models are, the pairs of the cells, and the number of
+# search examples.
+EVIDENCE_TABLE = [
+    ("[adapters of SmolLM2-135M](PAGE): passive, marks", ("passive",), 16),
+    ("capitals, dates", ("travel",), 16),
+    ("published classifiers", ("reactions",), 16),
+    ("published encoder, rescaled", ("encoder",), 16),
+    ("three families like the demo's", FAMILIES, 16),
+    ("with 128 examples", FAMILIES, 128),
 ]
+EVIDENCE_ROWS = {
+    "base or parent": ("base", "source"),
+    "prompt": ("prompt",),
+    "alone": ("alone",),
+    "merge": ("ps",),
+    "LoRA": ("lora",),
+    "both": ("together",),
+}
+SKILL_ROWS = {
+    "average": "average",
+    "merge": "merge",
+    "LoRA of the sum": "lora",
+    "LoRA beside the merge": "together",
+}
 
 
 def demo_rows(space: str) -> list[dict[str, Any]]:
@@ -88,52 +101,73 @@ def _kind(space: str) -> str:
     return f"a path of {len(flow.to_path())} hops through {among}"
 
 
-def run_figures() -> Iterator[float]:
-    """The mean accuracy of each method of `RUNS` over its draws. Draw 0, by which settings were
-    chosen, is left out."""
-    for file, problem, methods in RUNS:
-        lines = (RESULTS / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
-        runs = [run for run in map(json.loads, lines) if run["problem"] == problem and run["draw"]]
-        for method in methods:
-            marks = (run["marks"][-1] for run in runs if run["method"] == method)
-            yield round(fmean(mark["test"]["accuracy"] for mark in marks), 3)
+def evidence_table() -> str:
+    """Mean accuracy over draws of what a search is compared with; ``=`` where no draw tells it from
+    the merge."""
+    cells = read("search/evidence")
+    lines = [f"| pair | {' | '.join(EVIDENCE_ROWS)} |", f"|{' --- |' * (1 + len(EVIDENCE_ROWS))}"]
+    for title, pairs, count in EVIDENCE_TABLE:
+        own = [cell for cell in cells if cell["pair"] in pairs and cell["examples"] == count]
+        figures = [_accuracy(own, stage) for stage in EVIDENCE_ROWS.values()]
+        named = title.replace("PAGE", "benchmarks/pages/evidence.md")
+        lines.append(f"| {named} | {' | '.join(figures)} |")
+    return "\n".join(lines) + "\n"
 
 
-def evidence_figures() -> Iterator[float]:
-    """The mean accuracy of merge, LoRA and both over draws: on the pair *travel*, and on the demo's
-    three families, with 16 examples."""
-    lines = (RESULTS / "search" / "evidence.jsonl").read_text(encoding="utf-8").splitlines()
-    cells = [json.loads(line) for line in lines]
-    families = ("demo", "family-1", "family-2")
-    for pairs in (("travel",), families):
-        few = [cell for cell in cells if cell["examples"] == 16]
-        rows = [row for cell in few if cell["pair"] in pairs for row in cell["rows"]]
-        for stage in ("ps", "lora", "together"):
-            rights = [row["right"] for row in rows if row["stage"] == stage]
-            yield round(fmean(right.count("1") / len(right) for right in rights), 3)
+def _accuracy(cells: list[dict[str, Any]], stages: tuple[str, ...]) -> str:
+    """The mean accuracy of the best row of some kinds; empty where no cell has one."""
+    found = []
+    level = True
+    for cell in cells:
+        (merge,) = (_scores(row) for row in cell["rows"] if row["stage"] == "ps")
+        rows = [_scores(row) for row in cell["rows"] if row["stage"] in stages]
+        if rows:
+            best = max(rows, key=lambda scores: scores.mean or 0.0)
+            found.append(best.accuracy or 0.0)
+            lead = compare(merge, best, "accuracy")
+            level = level and lead is not None and lead.low <= 0 <= lead.high
+    if not found:
+        return ""
+    mark = "=" if level and stages != ("ps",) else ""
+    return f"{fmean(found):.3f}".removeprefix("0") + mark
 
 
-def skill_figures() -> Iterator[float]:
-    """The mean share kept of both skills by average, merge, LoRA, and both, over three families and
-    their draws: from 128 prompts of each parent, and from 16 with more that are made of them."""
-    lines = (RESULTS / "search" / "skills.jsonl").read_text(encoding="utf-8").splitlines()
+def _scores(row: dict[str, Any]) -> Scores:
+    """Scores of a row of a cell."""
+    return Scores(row["values"], correct=[mark == "1" for mark in row["right"]])
+
+
+def skill_table() -> str:
+    """The mean share kept of both skills over three families and their draws: from 128 prompts of
+    each parent, and from 16 with more that are made of them."""
+    cells = read("search/skills")
+    lines = [f"| prompts | {' | '.join(SKILL_ROWS)} |", f"|{' --- |' * (1 + len(SKILL_ROWS))}"]
     for kind, count in (("prompts", 128), ("varied", 16)):
-        names = [f"{family}:{kind}" for family in ("demo", "family-1", "family-2")]
-        cells = [cell for cell in map(json.loads, lines) if cell["pair"] in names]
-        kinds = [cell["rows"] for cell in cells if cell["examples"] == count]
-        for stage in ("average", "merge", "lora", "together"):
-            yield round(fmean(_kept(rows, stage) for rows in kinds), 2)
+        names = [f"{family}:{kind}" for family in FAMILIES]
+        own = [
+            cell["rows"] for cell in cells if cell["pair"] in names and cell["examples"] == count
+        ]
+        kept = [fmean(_kept(rows, row) for rows in own) for row in SKILL_ROWS.values()]
+        texts = [f"{each:.2f}".removeprefix("0") for each in kept]
+        lines.append(f"| {count} | {' | '.join(texts)} |")
+    return "\n".join(lines) + "\n"
 
 
-def _kept(rows: dict[str, dict[str, str]], stage: str) -> float:
+def _kept(rows: dict[str, dict[str, str]], name: str) -> float:
     """The mean share of the better parent's accuracy, over both skills, which take turns."""
     shares = []
     for skill in (0, 1):
         solved, *best = (
-            rows[name]["right"][skill::2].count("1") for name in (stage, "first", "second")
+            rows[each]["right"][skill::2].count("1") for each in (name, "first", "second")
         )
         shares.append(solved / max(best))
     return fmean(shares)
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    """The lines of a file of results."""
+    lines = (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def with_table(text: str, table: str) -> str:
@@ -146,9 +180,12 @@ def with_table(text: str, table: str) -> str:
 
 
 def main() -> None:
-    """Write the tables of the demo's models."""
-    for page, table in ((README, readme_table()), (GALLERY, gallery_table())):
-        text = with_table(page.read_text(encoding="utf-8"), table)
+    """Write the tables."""
+    tables = {README: [readme_table(), evidence_table(), skill_table()], GALLERY: [gallery_table()]}
+    for page, own in tables.items():
+        text = page.read_text(encoding="utf-8")
+        for table in own:
+            text = with_table(text, table)
         page.write_text(text, encoding="utf-8")
 
 
