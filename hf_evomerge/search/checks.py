@@ -94,6 +94,12 @@ def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> 
     it cannot be."""
     if not here:
         require_ray()
+    others = [spec for spec in config.task_specs if spec is not config.fitness]
+    if any(getattr(spec, "vary", 0) for spec in others):
+        raise SearchError(
+            "vary: goes with a fitness that is agreement alone, and not with a term, a step or an "
+            "objective; leave it out there"
+        )
     for name in config.report_to:
         Tracker(name)  # refuses one that is not installed
     if config.has_front:

@@ -110,6 +110,9 @@ def test_prompts_are_made_of_the_search_prompts(search_config, agreement, tmp_pa
     assert result.examples == 4
     run_search(config, tmp_path / "workers", workers=2, build=False)
     assert facts(tmp_path / "workers") == facts(tmp_path / "whole")
+    term = {"terms": [OWN, {**fitness, "data": agreement}]}
+    with refused(SearchError, "vary: goes with a fitness that is agreement alone"):
+        plan_search(search_config(fitness=term))
 
 
 def test_agreement_with_the_base_is_an_objective(search_config, tmp_path):
