@@ -3,6 +3,7 @@ methods, paths."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -82,11 +83,15 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
 
 
 def _varied(examples: Sequence[Example]) -> Iterator[str]:
-    """Say how many prompts were made of others, with one of them."""
-    made = [example for example in examples if example.made]
-    if made:
-        own = len(examples) - len(made)
-        yield f"of {own} prompts {len(made)} more were made, such as {made[-1].prompt!r:.100}"
+    """Say of each source how many prompts were made of its own, with one of them."""
+    of_source = defaultdict[str, list[Example]](list)
+    for example in examples:
+        of_source[example.source].append(example)
+    for source, own in of_source.items():
+        made = [example for example in own if example.made]
+        if made:
+            of = f"{len(own) - len(made)} prompts of {source}"
+            yield f"of {of} {len(made)} more were made, such as {made[-1].prompt!r:.100}"
 
 
 def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> None:

@@ -37,8 +37,8 @@ def test_words_are_exchanged_that_stand_in_one_place():
 def test_a_second_round_finds_more():
     """A word that came by an exchange has neighbours of its own, so that its place is exchanged
     next."""
-    found = made(["he sees cats", "she sees cats", "he hears cats", "he hears dogs"], 9)
-    assert set(found) == {"she hears cats", "she hears dogs", "he sees dogs", "she sees dogs"}
+    found = made(["Al sees cats", "Bo sees cats", "Al feeds cats", "Al feeds dogs"], 9)
+    assert set(found) == {"Bo feeds cats", "Bo feeds dogs", "Al sees dogs", "Bo sees dogs"}
 
 
 def test_characters_are_words_where_none_are_written_apart():
@@ -53,17 +53,29 @@ def test_held_out_prompts_are_not_made():
     assert made(prompts, 9) == ["the dog runs"]
     assert made(prompts, 9, avoid=["the  dog runs"]) == []
     assert made(["one", "another thing"], 9) == []
+    template = [Example(f"Q: {prompt}", "", content=prompt) for prompt in prompts]
+    held = Example("Q: the dog runs", "", content="the dog runs")
+    assert varied(template, 9, [held]) == []
+
+
+def test_special_tokens_stay_and_no_prompt_gets_longer():
+    """A model has room for the longest prompt that was given, and a chat's marks mean what they
+    mean."""
+    assert made(["<s>a b", "<t>a b", "<s>c b"], 9) == []
+    prompts = ["a cat sleeps now", "a cat runs now", "a hippopotamus runs"]
+    assert made(prompts, 9) == ["a cat runs"]  # and no "a hippopotamus runs now"
 
 
 def test_each_source_has_prompts_of_its_own_words():
-    """Words of one source come into no prompt of another one; chats stay chats."""
+    """Words of one source come into no prompt of another one, all get as many as the poorest, and
+    chats stay chats."""
     examples = [
         Example(f"{name} {word} {act}", "", source=name, chat=name == "a")
         for name in "ab"
         for word, act in (("x" + name, "runs"), ("y" + name, "runs"), ("x" + name, "sleeps"))
     ]
+    examples += [Example("b zb runs", "", source="b")]
     found = varied(examples, 3, [])
-    assert [(each.source, each.prompt, each.chat) for each in found] == [
-        ("a", "a ya sleeps", True),
-        ("b", "b yb sleeps", False),
-    ]
+    assert [(each.source, each.chat) for each in found] == [("a", True), ("b", False)]
+    assert found[0].prompt == "a ya sleeps"
+    assert found[1].prompt in ("b yb sleeps", "b zb sleeps")

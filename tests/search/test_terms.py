@@ -105,7 +105,7 @@ def test_prompts_are_made_of_the_search_prompts(search_config, agreement, tmp_pa
         part["jsonl"] = str(data)
     fitness = {"task": "agreement", "max_new_tokens": 2, "vary": 2}
     config = search_config(fitness=fitness, data=agreement, optimize=[{**GRADIENT, "batch": 2}])
-    assert "of 8 prompts 4 more were made, such as" in str(plan_search(config))
+    assert "of 4 prompts of b 2 more were made, such as" in str(plan_search(config))
     result = run_search(config, tmp_path / "whole", build=False)
     assert result.examples == 4
     run_search(config, tmp_path / "workers", workers=2, build=False)

@@ -14,12 +14,12 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from ..example import Example
-from .loading import content_of
 
-# Words, and single characters of scripts that write none apart (Thai, Japanese, Chinese).
-_PIECES = re.compile(r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]+|.", re.DOTALL)
+# Special tokens such as <eos> or <|im_end|>, which stay; words; and single characters of scripts
+# that write no words apart (Thai, Japanese, Chinese).
+_PIECES = re.compile(r"<[^<>\s]+>|[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]+|.", re.DOTALL)
 _ROUNDS = 3
-_TRIES = 50  # for a prompt that is new
+_MISSES = 1000  # prompts in a row that are there already, before no more are looked for
 
 Pieces = list[str]
 Place = tuple[str, ...]
@@ -29,51 +29,59 @@ Place = tuple[str, ...]
 # (a, b, w, c, d) in one prompt and (a, b, w', c, d) in another; a space is a piece. All places of w
 # change alike: "taro has 3 keys. taro loses 1" names one person afterwards too. Neighbours have
 # changed after one round, and the next one finds more.
+#
+# All sources get as many as the one of which the fewest can be made, so that none outweighs
+# another. No prompt gets longer than the longest that was given, which a model has room for.
 def varied(examples: Sequence[Example], count: int, avoid: Collection[Example]) -> list[Example]:
     """Make more examples, without answers, of the prompts of some examples.
 
     Args:
         examples: Examples with prompts of one kind.
         count: Number of new ones of each source that examples belong to; fewer come where the
-            prompts have too few words in common.
-        avoid: Examples that none may be equal to.
+            prompts of one have too few words in common.
+        avoid: Examples whose prompts are not made.
     """
     of_source = defaultdict[str, list[Example]](list)
     for example in examples:
         of_source[example.source].append(example)
-    seen = {content_of(example) for example in avoid}
-    found = list[Example]()
-    for own in of_source.values():
-        found += _made(own, count, seen)
-    return found
+    seen = {_plain(example.prompt) for example in (*examples, *avoid)}
+    made = [_made(own, count, seen) for own in of_source.values()]
+    fewest = min(map(len, made), default=0)
+    return [example for own in made for example in own[:fewest]]
 
 
 def _made(examples: Sequence[Example], count: int, seen: set[str]) -> list[Example]:
-    """Examples of one source; what they say is added to `seen`."""
+    """Examples of one source; their prompts are added to `seen`."""
     rng = random.Random(0)
     split: list[Pieces] = [_PIECES.findall(example.prompt) for example in examples]
+    longest = max(len(example.prompt) for example in examples)
     words = defaultdict[Place, dict[str, None]](dict)  # in the order in which they come
     for pieces in split:
         for word, place in _places(pieces):
             words[place][word] = None
-    seen |= {content_of(example) for example in examples}
     found = list[Example]()
-    for _ in range(count * _TRIES):
-        if len(found) == count:
-            break
+    misses = 0
+    while len(found) < count and misses < _MISSES:
+        misses += 1
         number = rng.randrange(len(examples))
         pieces = split[number]
         for _ in range(_ROUNDS):
             pieces = _exchanged(pieces, words, rng)
+        prompt = "".join(pieces)
+        if len(prompt) > longest or _plain(prompt) in seen:
+            continue
+        seen.add(_plain(prompt))
+        misses = 0
         own = examples[number]
         name = f"{own.id}, varied {len(found)}"
-        prompt = "".join(pieces)
         new = replace(own, prompt=prompt, answer="", content="", id=name, made=True)
-        content = content_of(new)
-        if content not in seen:
-            seen.add(content)
-            found.append(new)
+        found.append(new)
     return found
+
+
+def _plain(prompt: str) -> str:
+    """A prompt whatever its space."""
+    return " ".join(prompt.split())
 
 
 def _exchanged(pieces: Pieces, words: dict[Place, dict[str, None]], rng: random.Random) -> Pieces:

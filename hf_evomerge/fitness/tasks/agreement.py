@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
 
 from ...errors import FitnessError, told
 from ...recipes.strict_yaml import Count, Index, Positive
@@ -44,9 +46,9 @@ class AgreementSpec(TaskSpec):
     """Divisor of the logits before they are compared."""
     max_new_tokens: Count = 64
     """Tokens of the answer that a source writes itself, where the data has none."""
-    vary: Index = 0
+    vary: Annotated[Index, Field(le=10_000)] = 0
     """Prompts that are made beside each source's search prompts, of these, by exchanging words that
-    stand in the same place."""
+    stand in the same place; fewer where the words allow no more."""
     separator: str = ""
     """Text between prompt and answer, where the data has answers."""
     batch_size: Count = 8
