@@ -8,6 +8,7 @@ import logging
 import os
 import sqlite3
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -213,6 +214,8 @@ def quiet(*, bars: bool = False) -> None:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # an attempt that is made again is no news
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it looks for kernels on its own
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def without_torch() -> None:

@@ -238,7 +238,7 @@ def test_chat_templates_are_used_where_all_have_one(tiny_copy, tmp_path):
     ("record", "count", "message"),
     [
         (PLAIN, 3, "3 records; a search needs 8 at least"),
-        (PLAIN, 9, "1 prompts occur more than once, such as 'w1 w2'; keep one of each"),
+        (PLAIN, 9, "prompts occur more than once, such as 'w1 w2' .9 times.; keep one of each"),
         ({"messages": []}, 9, "messages holds whole chats; write each problem as"),
         ({"words": "a"}, 9, "none of the fields words looks like the prompt"),
     ],

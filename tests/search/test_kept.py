@@ -29,13 +29,14 @@ def _rows(model_right, parent_right):
 
 
 def test_the_share_is_of_the_best_parent():
-    """The share is the ratio of accuracies, and equal answers keep everything without a doubt."""
+    """The share is the ratio of accuracies; where all answers are equal it has an interval too."""
     parent = np.arange(100) < 80
     model = np.arange(100) < 60
     rows = _rows(model, parent)
     first, second = kept = kept_by(rows[2], rows)
     assert (first.skill, first.share, first.parent) == ("a", pytest.approx(0.75), "first")
-    assert (second.share, second.low, second.high) == (1.0, 1.0, 1.0)
+    assert (second.share, second.high) == (1.0, 1.0)
+    assert second.low == pytest.approx(80 / (80 + 1.96**2), abs=1e-3)  # Wilson, 80 of 80
     assert mean_kept(kept) == "0.88"
     (lost,) = what_is_kept([replace(first, share=0.4), second])
     assert lost.endswith("; MORE THAN HALF IS LOST of a: give more examples of it")

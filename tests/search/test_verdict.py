@@ -475,7 +475,11 @@ def test_equal_answers_are_as_good_whatever_their_likelihood(right):
         (_rows(0.31, maths=0.3), ["next:   keep maths as it is"]),
         (
             _rows(0.45, together=0.9),
-            ["next:   take the merge with LoRA", "        hf-evomerge push mine/model-with-lora "],
+            [
+                "next:   take the merge with LoRA",
+                "        hf-evomerge eval mine/model-with-lora --show 3",
+                "        hf-evomerge push mine/model-with-lora ",
+            ],
         ),
         (
             _rows(0.2, together=0.4),
@@ -505,9 +509,39 @@ def test_examples_that_were_learned_by_heart_are_told(searched, solved, said):
     held_out = Scores(np.zeros(N), correct=np.arange(N) < solved)
     study = SimpleNamespace(trials=lambda: [SimpleNamespace(recipe_key="key", scores=trial)])
     sizes = {"search": 100, "test": N}
-    run = SimpleNamespace(sizes=Sizes(sizes), winner="key", study=study)
+    run = SimpleNamespace(sizes=Sizes(sizes), winner="key", study=study, evaluator=None)
     text = " ".join(_learned_by_heart(run, held_out))
     assert ("It solves 0.900 of the search examples and 0.300 of the others" in text) == said
+    made = [Example("", "", made=number >= 40) for number in range(100)]
+    run.evaluator = SimpleNamespace(tasks=SimpleNamespace(examples={"search": made}.get))
+    assert "solves 1.000 of the search examples" in " ".join(_learned_by_heart(run, held_out))
+
+
+@pytest.mark.parametrize(
+    ("winner", "beside", "better", "advised", "few"),
+    [
+        (8, 13, 1.0, True, True),  # p of the answers is .06, and the scores tell them apart
+        (8, 8, 1.0, False, False),  # surer of the same answers
+        (8, 13, 0.0, False, True),
+        (2, 16, 1.0, True, False),  # told apart by their answers
+    ],
+)
+def test_few_examples_and_a_lora_beside_the_merge(winner, beside, better, advised, few):
+    """With 16 examples a better score names the model that has more right, and `next:` agrees with
+    the sentences."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 16)
+    merge = Row("ps", "evolved PS", _few(winner, noise), winner=True)
+    against = Against("itself with LoRA", "that one is better", keep="take the merge with LoRA")
+    lora = Row("together", "merge with LoRA", _few(beside, noise + better), against=against)
+    rows = [Row("source", "a", _few(0, noise - 3)), merge, lora]
+    text = " ".join(verdict(rows, "test"))
+    assert (instead(rows) is lora) == ("that one is better" in text) == advised
+    assert ("too few to tell them apart" in text) == few
+
+
+def _few(right, values):
+    """Scores of 16 examples, of which the first are right."""
+    return Scores(values, correct=np.arange(16) < right)
 
 
 @pytest.mark.parametrize(("parent", "winner", "advice"), [(3, 2, None), (8, 1, "a")])

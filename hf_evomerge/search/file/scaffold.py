@@ -375,9 +375,8 @@ class _Problems:
         prompts = Counter(" ".join(example.prompt.split()) for example in self.examples)
         if (most := prompts.most_common(1)[0])[1] > 1:
             raise FitnessError(
-                f"{file}: {sum(times > 1 for times in prompts.values())} prompts occur more "
-                f"than once, such as {most[0]!r:.60}"
-                "; keep one of each, so that a model is not tested on what it was searched with"
+                f"{file}: prompts occur more than once, such as {most[0]!r:.60} ({most[1]} times); "
+                "keep one of each, so that a model is not tested on what it was searched with"
             )
         self.sizes = self._shares()
 

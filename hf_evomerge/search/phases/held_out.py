@@ -92,13 +92,15 @@ def _learned_by_heart(run: SearchRun, held_out: Scores) -> list[str]:
     """Say that the winner is much better on the search examples; nothing where it is not."""
     sizes = run.sizes
     searched = None
+    examples = [] if run.evaluator is None else run.evaluator.tasks.examples("search")
+    given = sizes["search"] - sum(example.made for example in examples)  # these come first
     for trial in run.study.trials():
         if trial.recipe_key == run.winner and trial.scores.values.size == sizes["search"]:
-            searched = trial.scores.accuracy
+            searched = trial.scores.take(range(given)).accuracy
     solved = held_out.accuracy
     if searched is None or solved is None or run.sizes.judged_on == "search":
         return []
-    counts = [sizes["search"], held_out.values.size]
+    counts = [given, held_out.values.size]
     pooled = (searched * counts[0] + solved * counts[1]) / sum(counts)
     error = (pooled * (1 - pooled) * sum(1 / count for count in counts)) ** 0.5
     if searched - solved < max(_MUCH, 2 * error):

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ...fitness.comparison import share_interval
 from ...fitness.scores import Scores
 
 _LOST = 0.5  # of a skill
@@ -65,7 +66,8 @@ def kept(skills: Skills, parents: Mapping[str, Skills]) -> list[Kept]:
 # variance is that of the residuals e_i = x_i - r y_i:
 #   r +- 1.96 sqrt(mean(e^2) / n) / mean(y)       (Cochran 1977, Sampling Techniques, section 2.11)
 # What makes an example hard for both drops out of e, as in every paired comparison. An accuracy is
-# at most 1, so r is at most 1 / mean(y).
+# at most 1, so r is at most 1 / mean(y). Where no e differs from 0 this interval is a point; then
+# Wilson's is taken, of what the model solves among the m examples that the parent solves.
 def _ratio(model: Scores, parent: Scores) -> tuple[float, float, float]:
     assert model.correct is not None  # `kept` has looked
     assert parent.correct is not None
@@ -73,6 +75,9 @@ def _ratio(model: Scores, parent: Scores) -> tuple[float, float, float]:
     by_parent = parent.correct.astype(float)
     share = float(right.mean() / by_parent.mean())
     error = math.sqrt(float(((right - share * by_parent) ** 2).mean()) / right.size)
+    if error == 0:
+        solved = int(by_parent.sum())
+        return share, *share_interval(round(share * solved), solved)
     half = 1.96 * error / float(by_parent.mean())
     most = 1 / float(by_parent.mean())
     return share, max(0.0, share - half), min(share + half, most)

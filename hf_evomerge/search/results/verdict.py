@@ -82,7 +82,8 @@ def verdict(
     compared = list[str]()
     for row in sorted(others, key=lambda row: (row is not advised, row is not simpler)):
         # one piece of advice is enough
-        if sentence := judged.against(row, advise=row is advised or advised is simpler is None):
+        free = advised is simpler is None and row.stage != "together"
+        if sentence := judged.against(row, advise=row is advised or free):
             compared.append(sentence)
     if advised is not None and advised.stage == "together":
         sentences = [*compared[:1], *sentences, *compared[1:]]
@@ -165,7 +166,7 @@ class _Judged:
     def __init__(self, rows: Sequence[Row], winner: Row, unit: str) -> None:
         self.rows = rows
         self.winner = winner
-        self.unit = unit
+        self.unit = unit.replace(", negative", "")  # of a difference
         self.by = measures(*(row.scores for row in rows))
         alive = [row for row in rows if row.scores.error is None]
         self.parents = [row for row in alive if row.stage in PARENTS]
@@ -199,6 +200,9 @@ class _Judged:
         won = self.winner.scores.accuracy
         count = self.winner.scores.values.size
         if count >= FEW or not has or won is None or has <= won:
+            return []
+        lead = compare(best.scores, self.winner.scores, "accuracy")
+        if lead is None or lead.is_better:
             return []
         there = f"{best.model} has {has:.3f} right, and {self.winner.model} {won:.3f}"
         return [f"{there}: {count} examples are too few to tell them apart; test on {FEW} or more"]
@@ -240,7 +244,8 @@ class _Judged:
                 return row
         return None
 
-    # It takes several searches, so that it is surer of the same answers is no reason for it.
+    # It takes several searches, so that it is surer of the same answers is no reason for it. A
+    # better score counts where more answers are right too, if so few examples do not show that.
     def beside(self, others: Sequence[Row], simpler: Row | None) -> Row | None:
         """The merge with a LoRA beside it, where it solves more than the winner and than what is
         simpler; where nothing is right or wrong, where its score is better."""
@@ -253,7 +258,9 @@ class _Judged:
     def _solves_more(self, row: Row, other: Row) -> bool:
         compared = compare_all(row.scores, other.scores, self.by)
         by_accuracy = [each for each in compared if each.measure == "accuracy"]
-        return any(each.is_better for each in by_accuracy or compared[:1])
+        if any(each.difference < DIFFERENCE for each in by_accuracy):
+            return any(each.is_better for each in by_accuracy)
+        return any(each.is_better for each in compared)
 
     def _does_as_well(self, row: Row) -> bool:
         compared = self._compared(self.winner, row)
@@ -331,7 +338,7 @@ class _Judged:
             more = ""
             if forgets:
                 more = f", but {against.name} {forgets}"
-            elif advise or not is_simpler:
+            elif advise or not (is_simpler or other.stage == "together"):
                 more = f": {against.worse}"
             has = f"which has {column(other.scores, first.measure).mean():.3f}"
             return (
