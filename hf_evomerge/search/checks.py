@@ -50,7 +50,9 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     _check_extras(config, evaluator, here=here)
     for source in evaluator.sources.all:
         evaluator.tasks.check_scored(source)
-    findings = Findings(notes=[*_unused(config), *_varied(splits["search"])])
+    findings = Findings(notes=list(_unused(config)))
+    if getattr(config.fitness, "vary", 0):
+        findings.notes += _varied(splits["search"])
     if here:
         _check_dtype(config, evaluator, findings)
     if evaluator.sources.runs_unmerged(config.merge.part()):
@@ -89,9 +91,11 @@ def _varied(examples: Sequence[Example]) -> Iterator[str]:
         of_source[example.source].append(example)
     for source, own in of_source.items():
         made = [example for example in own if example.made]
+        of = f"of {len(own) - len(made)} prompts of {source}"
         if made:
-            of = f"{len(own) - len(made)} prompts of {source}"
-            yield f"of {of} {len(made)} more were made, such as {made[-1].prompt!r:.100}"
+            yield f"{of} {len(made)} more were made, such as {made[-1].prompt!r:.100}"
+        else:
+            yield f"{of} none were made: those of a source have too few words in common"
 
 
 def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> None:

@@ -62,6 +62,7 @@ def test_special_tokens_stay_and_no_prompt_gets_longer():
     """A model has room for the longest prompt that was given, and a chat's marks mean what they
     mean."""
     assert made(["<s>a b", "<t>a b", "<s>c b"], 9) == []
+    assert made(["[INST]a b", "[/INST]a b", "[INST]c b"], 9) == []
     prompts = ["a cat sleeps now", "a cat runs now", "a hippopotamus runs"]
     assert made(prompts, 9) == ["a cat runs"]  # and no "a hippopotamus runs now"
 

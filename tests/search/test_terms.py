@@ -110,6 +110,8 @@ def test_prompts_are_made_of_the_search_prompts(search_config, agreement, tmp_pa
     assert result.examples == 4
     run_search(config, tmp_path / "workers", workers=2, build=False)
     assert facts(tmp_path / "workers") == facts(tmp_path / "whole")
+    write_lines(data, {"prompt": "w1 w2"}, {"prompt": "w3 w4"})
+    assert "of 2 prompts of a none were made" in str(plan_search(config))
     term = {"terms": [OWN, {**fitness, "data": agreement}]}
     with refused(SearchError, "vary: goes with a fitness that is agreement alone"):
         plan_search(search_config(fitness=term))

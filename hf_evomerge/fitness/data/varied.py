@@ -15,9 +15,11 @@ from dataclasses import replace
 
 from ..example import Example
 
-# Special tokens such as <eos> or <|im_end|>, which stay; words; and single characters of scripts
-# that write no words apart (Thai, Japanese, Chinese).
-_PIECES = re.compile(r"<[^<>\s]+>|[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]+|.", re.DOTALL)
+# Special tokens such as <eos> or [INST], which stay; words; and single characters of scripts that
+# write no words apart (Thai, Japanese, Chinese).
+_MARKS = r"<[^<>\s]+>|\[[^][\s]+]"
+_WORDS = r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]+"
+_PIECES = re.compile(f"{_MARKS}|{_WORDS}|.", re.DOTALL)
 _ROUNDS = 3
 _MISSES = 1000  # prompts in a row that are there already, before no more are looked for
 

@@ -100,5 +100,6 @@ def what_is_kept(shares: Sequence[Kept], name: str = "") -> list[str]:
         text += f": {mean_kept(shares)} on average, {least:.2f} at least"
     lost = [each.skill for each in shares if each.share < _LOST]
     if lost:
-        text += f"; MORE THAN HALF IS LOST of {' and '.join(lost)}: give more examples of it"
+        text += f"; MORE THAN HALF IS LOST of {' and '.join(lost)}"
+        text += "" if name else ": give more examples of it"
     return [text]

@@ -67,14 +67,15 @@ class MergeWithLora(Phase):
         name = together_stage(planner.config).name
         stage = next(phase for phase in planner.phases if phase.name == name)
         starts = len(_starts(planner.config, planner.evaluator))
+        most = starts + len(RATES) - 1
         text = (
             f"merge weights and a LoRA beside them, by the same steps: at the lowest rate from "
-            f"each start (starts: {starts}), then at up to {len(RATES) - 1} rates that rise while "
-            f"that helps; {starts + 2} trainings are priced"
+            f"each start (starts: {starts}), then at rates that rise while that helps; at most "
+            f"{most} trainings"
         )
         sizes = planner.sizes
         score = sizes[sizes.ranked_on] * planner.second
-        return PhasePlan(self.name, text, (starts + 2) * (stage.seconds + score), at_once=1)
+        return PhasePlan(self.name, text, most * (stage.seconds + score), at_once=1)
 
     def run(self, run: SearchRun) -> None:
         """Train, and build the best model unless the study's folder holds it; a warning where that
@@ -84,7 +85,8 @@ class MergeWithLora(Phase):
         stage = together_stage(run.config)
         cost = stage.evaluations
         starts = _starts(run.config, evaluator)
-        trainings = Trainings(run, evaluator, self.name, (len(starts) + 2) * cost)
+        most = len(starts) + len(RATES) - 1
+        trainings = Trainings(run, evaluator, self.name, most * cost)
         ranks: dict[tuple[str, float], float] = {}
 
         def name_of(start: str, rate: float) -> str:
