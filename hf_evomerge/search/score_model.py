@@ -132,8 +132,9 @@ def evaluate_model(
         i: scores.outputs[i] if scores.outputs else evaluator.answer(target, examples[i])
         for i in shown
     }
+    named = getattr(config.fitness, "source", None)  # of an agreement, for all examples
     for i in shown:
-        source = evaluator.tasks.parents.get(examples[i].source or "")
+        source = evaluator.tasks.parents.get(examples[i].source or named or "")
         if source is not None and not examples[i].answer:
             examples[i] = replace(examples[i], answer=evaluator.answer(source, examples[i]))
     return Evaluation(scores, tuple(examples), answers, evaluator.tasks.unit)

@@ -94,6 +94,12 @@ def test_answers_of_every_skill_are_shown(search_config, agreement, tiny):
     own = [two[number % 2] for number, two in enumerate(answers)]
     assert [each.answer for each in examples] == own
     assert "(nats of divergence per token, negative, weighted)" in str(shown)
+    for split in agreement.values():
+        split.update(split.pop("sources")["a"])
+    by_b = search_config(fitness={**config.fitness.model_dump(), "source": "b"}, data=agreement)
+    shown = evaluate_model(str(tiny / "b"), by_b, split="search", show=2)
+    assert [shown.examples[number].answer for number in (0, 1)] == [*shown.answers.values()]
+    assert any(shown.answers.values())
 
 
 def test_prompts_are_made_of_the_search_prompts(search_config, agreement, tmp_path):

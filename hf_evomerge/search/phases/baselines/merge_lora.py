@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,12 +66,12 @@ class MergeWithLora(Phase):
         planner.rows += 1
         name = together_stage(planner.config).name
         stage = next(phase for phase in planner.phases if phase.name == name)
-        starts = len(_starts(planner.config, planner.evaluator))
-        most = starts + len(RATES) - 1
+        starts = _starts(planner.config, planner.evaluator)
+        most = _most(starts)
         text = (
             f"merge weights and a LoRA beside them, by the same steps: at the lowest rate from "
-            f"each start (starts: {starts}), then at rates that rise while that helps; at most "
-            f"{most} trainings"
+            f"each start (starts: {len(starts)}), then at rates that rise while that helps; "
+            f"at most {most} trainings"
         )
         sizes = planner.sizes
         score = sizes[sizes.ranked_on] * planner.second
@@ -85,8 +85,7 @@ class MergeWithLora(Phase):
         stage = together_stage(run.config)
         cost = stage.evaluations
         starts = _starts(run.config, evaluator)
-        most = len(starts) + len(RATES) - 1
-        trainings = Trainings(run, evaluator, self.name, most * cost)
+        trainings = Trainings(run, evaluator, self.name, _most(starts) * cost)
         ranks: dict[tuple[str, float], float] = {}
 
         def name_of(start: str, rate: float) -> str:
@@ -150,6 +149,11 @@ def _starts(config: SearchConfig, evaluator: Evaluator) -> list[str]:
     task vectors where the search has it."""
     space = make_space(config, together_stage(config), evaluator.sources.summary)
     return ["", *(name for name in space.start().names if name == SUM)]
+
+
+def _most(starts: Sequence[str]) -> int:
+    """The largest number of trainings: one from each start, and one more at each higher rate."""
+    return len(starts) + len(RATES) - 1
 
 
 def _from(start: str) -> str:
