@@ -10,6 +10,7 @@ from typing import Any
 from ..checkpoints.unchanged import twins
 from ..errors import SearchError, optional
 from ..fitness import Example, check_disjoint
+from ..fitness.tasks.agreement import AgreementTask
 from ..merging.registry import get_method, in_core
 from .evaluation.devices import check_devices, devices_of, product_seconds
 from .evaluation.evaluator import Evaluator
@@ -82,6 +83,18 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     for split in splits:
         evaluator.tasks.check_examples(split)
     return findings
+
+
+def wrong_order(evaluator: Evaluator) -> list[str]:
+    """Warn where two sources look as if each had the other's prompts; runs them on a few."""
+    task = evaluator.tasks.prepared(evaluator.config.sources[0])
+    pair = task.swapped() if isinstance(task, AgreementTask) else None
+    if pair is None:
+        return []
+    return [
+        f"{' and '.join(pair)} are each surer of their answers to the other's prompts: are the "
+        "files of prompts in the order of the sources?"
+    ]
 
 
 def _varied(examples: Sequence[Example]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import SearchError
 from .answer_form import doubts_of_form
-from .checks import check_search
+from .checks import check_search, wrong_order
 from .evaluation.devices import check_devices, device_memory, devices_of, on_device
 from .evaluation.evaluator import Evaluator
 from .evaluation.memory import default_workers, worker_memory
@@ -111,7 +111,9 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
     crowded = _of_devices(config, memory, workers)
     planner = Planner(config, evaluator)
     planner.plan(phases_of(config))
-    doubts = doubts_of_form(evaluator) if evaluator.sources.weights else []
+    doubts = list[str]()
+    if evaluator.sources.weights:
+        doubts = doubts_of_form(evaluator) + wrong_order(evaluator)
     warnings += [
         *checked.warnings,
         *_of_splits(planner.sizes),

@@ -4,13 +4,20 @@ import json
 import random
 import re
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from refusals import refused
 from searches import GRADIENT, facts, write_lines
 from slowly import slow_beyond
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from specialists.texts import TextKind, write
+
 from hf_evomerge import EvoMergeError, SearchConfig, plan_search, run_search
+from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.model_pool import ModelPool
@@ -121,6 +128,33 @@ def test_prompts_are_made_of_the_search_prompts(search_config, agreement, tmp_pa
     term = {"terms": [OWN, {**fitness, "data": agreement}]}
     with refused(SearchError, "vary: goes with a fitness that is agreement alone"):
         plan_search(search_config(fitness=term))
+
+
+def test_prompts_of_the_other_source(search_config, tmp_path):
+    """Where files were exchanged, each specialist is surer of its answers to the other's prompts,
+    and the dry run asks for their order; in the right order nothing is said."""
+    rng = random.Random(0)
+    kinds = {
+        "maths": TextKind("solve", "en", "en", "en"),
+        "japanese": TextKind("recall", "ja", "ja", "ja", 20),
+    }
+    prompts = {name: [write(kind, rng).prompt for _ in range(8)] for name, kind in kinds.items()}
+    files = {
+        name: str(write_lines(tmp_path / f"{name}.jsonl", *({"prompt": each} for each in own)))
+        for name, own in prompts.items()
+    }
+    for order, asked in (("maths japanese", False), ("japanese maths", True)):
+        data = {
+            name: {"jsonl": files[given]}
+            for name, given in zip(("maths", "japanese"), order.split(), strict=True)
+        }
+        config = search_config(
+            sources=[{"model": str(SPECIALISTS / name)} for name in data],
+            base={"model": str(SPECIALISTS / "base")},
+            fitness={"task": "agreement"},
+            data={"search": {"sources": data}},
+        )
+        assert ("in the order of the sources?" in str(plan_search(config))) is asked
 
 
 def test_agreement_with_the_base_is_an_objective(search_config, tmp_path):

@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from ...errors import FitnessError, told
 from ...recipes.strict_yaml import Count, Index, Positive
+from ..comparison import compare
 from ..example import Example
 from ..prepared import GradientTask
 from ..registry import TaskSpec, register_task
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 # a KL divergence, so this is a lower bound; it is 0 for equal distributions as before. The tail of
 # a vocabulary holds little mass, and keeping all of it would take as much memory as the logits.
 _KEPT = 64  # tokens of a position
+_ASKED = 8  # prompts of a source, that others are asked too
+_MOST_SOURCES = 4  # that are asked each other's prompts: their number counts by its square
 
 
 class AgreementSpec(TaskSpec):
@@ -119,8 +123,14 @@ class Reference:
         with self._named():
             encode_prompt(example, self.tokenizer())
 
-    def read(self, examples: Sequence[Example], spec: AgreementSpec) -> None:
-        """Run it on examples."""
+    def read(self, examples: Sequence[Example], spec: AgreementSpec) -> list[Reading]:
+        """Readings of examples; run it on those that it has not been run on."""
+        key = spec.model_dump_json()
+        if new := [each for each in dict.fromkeys(examples) if (key, each) not in self.readings]:
+            self._run(new, spec)
+        return [self.readings[key, each] for each in examples]
+
+    def _run(self, examples: Sequence[Example], spec: AgreementSpec) -> None:
         tokenizer = self.tokenizer()
         model = self.model()
         tokens = 1 + max(
@@ -196,11 +206,41 @@ class AgreementTask(GradientTask):
     def read_references(self, examples: Sequence[Example]) -> None:
         """Run the sources on examples that they have not been run on: before a model is there, for
         memory's sake."""
-        key = self.spec.model_dump_json()
         for name, own in self._by_source(examples):
-            known = self.references[name].readings
-            if new := [example for example in dict.fromkeys(own) if (key, example) not in known]:
-                self.references[name].read(new, self.spec)
+            self.references[name].read(own, self.spec)
+
+    # A model is sure of its answers to prompts that are like those it was trained on. With c(i, j)
+    # the log-probability of source i's own answers to the prompts of source j, the mean over
+    # tokens, i and j have each other's prompts where c(j, i) > c(i, i) and c(i, j) > c(j, j) in the
+    # mean, and by the interval over all prompts of both. One of the two is not enough: a source may
+    # be surer of everything.
+    def swapped(self) -> tuple[str, str] | None:
+        """Names of two sources that are each surer of their answers to the other's prompts than the
+        other is; None where there are none."""
+        asked = {
+            name: [example for example in own if not (example.answer or example.made)][:_ASKED]
+            for name, own in self._by_source(self._examples)
+        }
+        if len(asked) > _MOST_SOURCES or not all(asked.values()):
+            return None
+        for one, other in combinations(asked, 2):
+            given = self._sure({one: asked[one], other: asked[other]})
+            crossed = self._sure({other: asked[one], one: asked[other]})
+            lead = crossed.values - given.values
+            means = (lead[: len(asked[one])].mean(), lead[len(asked[one]) :].mean())
+            compared = compare(crossed, given)
+            if compared is not None and compared.is_better and min(means) > 0:
+                return one, other
+        return None
+
+    def _sure(self, asked: Mapping[str, Sequence[Example]]) -> Scores:
+        """Log-probabilities of sources' own answers to some examples each, means over tokens."""
+        spec = self.spec.model_copy(update={"temperature": 1.0})
+        found = [self.references[name].read(own, spec) for name, own in asked.items()]
+        # the likeliest token stands first, and is the one that the source wrote
+        return Scores(
+            [float(each.log_probabilities[:, 0].mean()) for readings in found for each in readings]
+        )
 
     def _by_source(self, examples: Sequence[Example]) -> Iterator[tuple[str, list[Example]]]:
         found: dict[str, list[Example]] = {}
