@@ -179,7 +179,11 @@ class Merged(PlannedCheckpoint):
         """Say where the sources are strangers, by a sample of each merged tensor; of some where
         tensors are computed when they are read, by an adapter or from quantised numbers."""
         plan = self.plan
-        names = [name for name, planned in self.planned.items() if planned.is_merged]
+        names = []
+        for name, planned in self.planned.items():
+            # else it is of a slice in which other sources take part
+            if planned.is_merged and len(planned.inputs) == len(plan.sources):
+                names.append(name)
         plain = all(source.adapter is None and not source.is_quantized for source in plan.sources)
         # no number of tensors of a block: each kind has its turn
         step = 1 if plain or len(names) <= 128 else 17
@@ -196,7 +200,7 @@ class Merged(PlannedCheckpoint):
                 squares[index] += float(vector.dot(vector))
             job.release()
             release_pages()
-        warning = strangers(math.sqrt(squares.max() / unit)) if unit else ""
+        warning = strangers(math.sqrt(float(squares.max()) / unit)) if unit else ""
         return [warning] if warning else []
 
     @cached_property
