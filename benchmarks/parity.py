@@ -159,7 +159,6 @@ CASES: dict[str, Case] = {
     "multislerp, base, not normalised": Case("multislerp", _THREE, {"normalize_weights": False}),
     "karcher": Case("karcher", [{}] * 3, {}, base=False),
     "nearswap": Case("nearswap", [{}], {"t": 0.004}),
-    "arcee_fusion": Case("arcee_fusion", [{}], {}),
     "ram": Case("ram", [{}] * 3, {"epsilon": 0.004}),
 }
 

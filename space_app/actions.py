@@ -332,19 +332,6 @@ class Actions:
         except EvoMergeError as error:
             return self.shown(edit, mixing.ALL, str(error))
 
-    def through(self, prompt: str, shown: Shown) -> str:
-        """Show what the model would answer after each hop, written on them."""
-        published, _ = self.show.need()
-        try:
-            return views.path_view(published, self.show.words(prompt, seeing.of_gallery(shown)))
-        except EvoMergeError as error:
-            return message(str(error), "error") + views.path_view(published)
-
-    def through_new(self, prompt: str, shown: Shown) -> list[Any]:
-        """The same without being asked, where the model is quick."""
-        quick = self.show.need()[1].quick
-        return [self.through(prompt, shown) if quick else gr.skip(), gr.Button(visible=not quick)]
-
     def turn(self, at: float) -> tuple[str, str]:
         """Show one moment of the film, from 1."""
         published, _ = self.show.need()

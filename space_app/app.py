@@ -106,7 +106,6 @@ class Page:
                     self._try_tab()
                 with gr.Tab("Path", id="path") as self.path_tab:
                     self.path = gr.HTML(message("Reading …"))
-                    self.look = gr.Button("What would it say after each step?", visible=False)
                 with gr.Tab("Change it", id="change") as self.change_tab:
                     self._change_tab()
                 with gr.Tab("Evolution", id="evolution") as self.evolution:
@@ -276,7 +275,7 @@ class Page:
         filled = [part for part in parts if isinstance(part, gr.blocks.Block)]
         opened = blocks.load(self.fill, outputs=filled, **AT_ONCE)
         known = [self.answers, self.answers2]
-        rehearsed = opened.then(
+        opened.then(
             self.do.rehearsed,
             [self.prompt, self.pictures, self.edit],
             [*known, self.dare],
@@ -303,13 +302,8 @@ class Page:
             )
         ]
         answered += [one.then(self.do.answer_new, asked, self.answers, **ASKING) for one in chosen]
-        seen = [self.prompt, self.pictures]
-        path = [self.path, self.look]
         for one in answered:
             one.failure(self.do.turned_away, outputs=self.answers, **AT_ONCE)
-        for one in (rehearsed, *answered):
-            one.then(self.do.through_new, seen, path, show_progress="hidden", **ASKING)
-        self.look.click(self.do.through, seen, self.path, **ASKING)
         self.stop.click(self.do.halt, **AT_ONCE)
 
         events = [

@@ -6,7 +6,7 @@ from edits import Route
 from texts import details, escape, number, table
 
 from hf_evomerge.pictures.marks import Spot
-from hf_evomerge.pictures.path import StepWords, hop_words, path_scene, path_title, said
+from hf_evomerge.pictures.path import hop_words, path_scene, path_title, said
 from hf_evomerge.pictures.scene import MIDDLE, WIDE
 from hf_evomerge.pictures.svg import responsive
 from hf_evomerge.pictures.weights import Weights, group_name, weights_scene
@@ -19,7 +19,6 @@ def path_picture(
     *,
     gated: bool = True,
     select: bool = False,
-    words: StepWords | None = None,
     listed: bool = True,
 ) -> str:
     """The route of the hidden state on screens of every width (see `path_scene`), and a table of
@@ -30,22 +29,14 @@ def path_picture(
     path = way.path
     selected = way.selected if select else None
     picture = responsive(
-        lambda width: path_scene(
-            path, labels, layers, gated=gated, selected=selected, words=words, width=width
-        ),
+        lambda width: path_scene(path, labels, layers, gated=gated, selected=selected, width=width),
         MIDDLE if select else WIDE,  # where a path is edited, its answers are beside it
     )
     if not listed:
         return picture
-    heads = ["hop", "layer", "scale", *["adds"] * gated, *(words.written if words else ())]
+    heads = ["hop", "layer", "scale", *["adds"] * gated]
     lines = [
-        [
-            at + 1,
-            hop_words(hop, labels),
-            number(hop.scale),
-            *[said(shares)] * gated,
-            *(words.after[at] if words else ()),
-        ]
+        [at + 1, hop_words(hop, labels), number(hop.scale), *[said(shares)] * gated]
         for at, (hop, shares) in enumerate(zip(path.hops, path.added(gated=gated), strict=True))
     ]
     return picture + details(
@@ -54,12 +45,7 @@ def path_picture(
 
 
 def weights_picture(
-    weights: Weights,
-    words: StepWords | None = None,
-    *,
-    wide: int = WIDE,
-    listed: bool = True,
-    among: dict[str, Spot] | None = None,
+    weights: Weights, *, wide: int = WIDE, listed: bool = True, among: dict[str, Spot] | None = None
 ) -> str:
     """The weights of a recipe's merge in each layer, on screens of every width (see
     `weights_scene`).
@@ -69,7 +55,7 @@ def weights_picture(
     """
     if not weights.rows:
         return f'<p class="ev-faint">This merge has no numbers to draw. {escape(weights.title)}</p>'
-    picture = responsive(lambda width: weights_scene(weights, width, words, among), wide)
+    picture = responsive(lambda width: weights_scene(weights, width, among), wide)
     lines = []
     for group in weights.groups:
         lines.append([group_name(group), *(number(row.at(group)) for row in weights.rows)])

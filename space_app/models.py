@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import edits
@@ -41,14 +41,6 @@ MAX_PROMPT_TOKENS = 2048
 _HEARTBEAT = 0.25
 _NO_ANSWER = "The model could not answer"
 _MOST_QUICK = 200e6  # bytes of a model that answers, as its parents do, without being asked
-_LAST_NORMS = (
-    "norm",
-    "ln_f",
-    "final_layernorm",
-    "final_layer_norm",
-    "norm_f",
-    "embedding_norm",
-)  # before the head
 
 
 @dataclass(frozen=True)
@@ -251,36 +243,14 @@ class Host(loading.LoadedInBackground):
             SpaceError: The model or its path does not work, or the search's task cannot score here,
                 or it takes too long.
         """
-        return self._whole("_judge", job, examples)
-
-    # The logit lens (nostalgebraist 2020; arXiv:2303.08112 discusses its bias). With h_l the hidden
-    # state after layer l, norm the model's last norm and W its head, layer l would write
-    #   argmax W norm(h_l)
-    # at each place of the answer. transformers gives the states of all layers, and the last of
-    # these has been through the norm already. The answer is written first and then read in one
-    # pass.
-    def lens(self, job: AnswerJob) -> tuple[list[str], list[list[str]]]:
-        """Read the hidden state after each layer with the head: what the model would write, were
-        the layer its last.
-
-        Gives the tokens of the answer, at most eight, and for each layer the token that the head
-        likes best in place of each.
-
-        Raises:
-            SpaceError: The model is not loaded, or the prompt does not fit, or its class has no
-                norm that is known here.
-        """
-        return self._whole("_look", job)
-
-    def _whole(self, work: str, *arguments: Any) -> Any:
-        found = self._once(work, *arguments)
+        found = self._once(job, examples)
         if isinstance(found, str):
             raise SpaceError(found)
         return found
 
-    def _work_once(self, work: str, job: AnswerJob, *arguments: Any) -> Any:
-        """The result of work without pieces, or words: an exception would lose them on the way out
-        of ZeroGPU's process."""
+    def _work_once(self, job: AnswerJob, examples: Sequence[Example]) -> list[bool] | str:
+        """Judgements, or words: an exception would lose them on the way out of ZeroGPU's
+        process."""
         import torch
 
         try:
@@ -292,15 +262,13 @@ class Host(loading.LoadedInBackground):
                     scoring(model),
                     _ended_by(model, lambda: time.monotonic() > end),
                 ):
-                    return getattr(self, work)(loaded, model, job, *arguments)
+                    return self._judge(loaded, model, examples)
         except _EndedError:
             return f"This takes longer than {self.max_seconds:.0f} s here."
         except Exception as error:  # shown to the visitor, in one line
             return loading.error_line(error, _NO_ANSWER)
 
-    def _judge(
-        self, loaded: Loaded, model: Any, job: AnswerJob, examples: Sequence[Example]
-    ) -> list[bool]:
+    def _judge(self, loaded: Loaded, model: Any, examples: Sequence[Example]) -> list[bool]:
         if (task := self.published.task) is None:
             raise SpaceError("The search's own task cannot score here.")
         data = self.published.prompts
@@ -313,40 +281,6 @@ class Host(loading.LoadedInBackground):
         )
         correct = task.evaluate(model).correct
         return [] if correct is None else correct.tolist()
-
-    def _look(
-        self, loaded: Loaded, model: Any, job: AnswerJob
-    ) -> tuple[list[str], list[list[str]]]:
-        tokenizer = loaded.tokenizer
-        asked = encode(job.prompt, loaded, self.published.prompts, job.pictures)
-        config = greedy(model, tokenizer, min(8, asked.room))
-        start = len(asked.ids)
-        written = model.generate(
-            **asked.given(model), generation_config=config, trust_remote_code=False
-        )
-        seen = asked.seen(model, written.shape[1] - 1)
-        states = model(
-            written[:, :-1], output_hidden_states=True, use_cache=False, **seen
-        ).hidden_states
-        norms = [
-            part
-            for name, part in model.get_decoder().named_modules()
-            if name.rpartition(".")[2] in _LAST_NORMS
-        ]
-        head = model.get_output_embeddings()
-        if not norms or head is None:
-            raise SpaceError("How this model's head reads the hidden state is not known here.")
-        *inner, last = (state[:, start - 1 :] for state in states[1:])
-        read = [*map(norms[-1], inner), last]
-        liked = [head(state)[0].argmax(-1).tolist() for state in read]
-
-        def said(ids: list[int]) -> list[str]:
-            return [
-                "(end)" if each == tokenizer.eos_token_id else tokenizer.decode([each])
-                for each in ids
-            ]
-
-        return said(written[0, start:].tolist()), [said(ids) for ids in liked]
 
     def _loaded(self, key: str) -> Loaded:
         if key == EVOLVED or self.published.base is not None:
@@ -407,19 +341,12 @@ class Host(loading.LoadedInBackground):
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt as a model is given it: its token ids, and the number of tokens for which the model
-    has positions after it.
-
-    `see` gives what a model sees of pictures, for a number of tokens from the prompt's on.
-    """
+    """A prompt as a model is given it: its token ids, the number of tokens for which the model has
+    positions after it, and the model's inputs of pictures."""
 
     ids: list[int]
     room: int
-    see: Callable[[int], dict[str, Any]]
-
-    def seen(self, model: Any, tokens: int) -> dict[str, Any]:
-        """Return the model's inputs of pictures, on its device."""
-        return placed(self.see(tokens), model)
+    seen: dict[str, Any]
 
     def given(self, model: Any) -> dict[str, Any]:
         """Return the inputs of `generate`, on the model's device."""
@@ -429,7 +356,7 @@ class EncodedPrompt:
         return {
             "inputs": inputs,
             "attention_mask": torch.ones_like(inputs),
-            **self.seen(model, len(self.ids)),
+            **placed(self.seen, model),
         }
 
 
@@ -458,9 +385,8 @@ def encode(
     if left < 1:
         most = f"this model reads {len(ids) + left:,}, answer included"
         raise SpaceError(f"The prompt has {len(ids):,} tokens; {most}. Shorten it.")
-    return EncodedPrompt(
-        ids, left, partial(seen_inputs, tokenizer, [example], [len(ids)], left=False)
-    )
+    seen = seen_inputs(tokenizer, [example], [len(ids)], len(ids), left=False)
+    return EncodedPrompt(ids, left, seen)
 
 
 def _asked(
@@ -513,7 +439,7 @@ def _write(
 
 
 # `generate` asks its stopping criteria between tokens only. Hooks before every layer also end the
-# reading of a long prompt, and passes of the task and the lens.
+# reading of a long prompt, and passes of the task.
 @contextmanager
 def _ended_by(model: Any, over: Callable[[], bool]) -> Iterator[None]:
     """Raise `_EndedError` between two layers where `over` says so."""

@@ -26,7 +26,6 @@ from texts import Card, SpaceError, clean_prompt, counted
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.fitness.example import Example, Picture
-from hf_evomerge.pictures.path import StepWords
 from hf_evomerge.record import EVOLVED
 
 _MOST_TRIED = 16  # edits, for one that changes an answer
@@ -151,9 +150,6 @@ class Showcase(LoadedInBackground):
         self.rehearsed: dict[
             Asked, dict[str, Piece]
         ] = {}  # the answers to examples, by what is asked and by model
-        self._words: dict[
-            Asked, StepWords
-        ] = {}  # what is said after each hop of the published model, to examples
         self._right: list[bool] = []  # whether the published model answers each example right
         self.telling: Edit | None = None  # one that changes the answer to the first example
         self.ready_for = threading.Event()  # set when there will be no more of them
@@ -373,18 +369,6 @@ class Showcase(LoadedInBackground):
                 self._right[at:] = host.score(plain, part)
             right += host.score(edit.job("", 1), part)
             yield len(right), sum(right), sum(self._right[: len(right)])
-
-    def words(self, prompt: object, pictures: seeing.Pictures = ()) -> StepWords:
-        """Return what the published model would say after each hop or layer; raises
-        `SpaceError`."""
-        _, host = self.need()
-        asked = (self.question(prompt), pictures)
-        found = self._words.get(asked) or StepWords(
-            *host.lens(AnswerJob(EVOLVED, asked[0], pictures=pictures))
-        )
-        if self._example(asked) is not None:
-            self._words[asked] = found
-        return found
 
     # Models answer one after the other; each yield is the whole list of cards. A new state is shown
     # at once, a longer text at most every `_REDRAW` seconds: the page is drawn anew each time.

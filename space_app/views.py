@@ -21,7 +21,6 @@ from hf_evomerge.fitness import Example
 from hf_evomerge.pictures.climb import climb_scene, score_text
 from hf_evomerge.pictures.fitness import fitness_scene
 from hf_evomerge.pictures.front import front_scene
-from hf_evomerge.pictures.path import StepWords
 from hf_evomerge.pictures.scene import MIDDLE, listed
 from hf_evomerge.pictures.svg import responsive
 from hf_evomerge.pictures.trials import FITNESS, Metric, accurate, of_stage, whole, without_first
@@ -183,17 +182,9 @@ def heading(published: Published) -> str:
     return f'<div class="ev-heading">{title}{facts}{notes}</div>'
 
 
-def path_view(published: Published, words: StepWords | None = None) -> str:
-    """The path, and the weights of a merge, with what the model would write on the way."""
+def path_view(published: Published) -> str:
+    """The path, and the weights of a merge."""
     parts = []
-    said = ""
-    if words is not None:
-        step = "hop" if published.path else "layer"
-        end = escape(" ".join(words.written).removesuffix("(end)").strip())
-        said = (
-            f"A word above a {step} is what the model would say if it ended there, green where "
-            f"its answer, “{end}”, has it. "
-        )
     if published.path:
         way = edits.Route(published.path, published.scales)
         target = published.config.get("scale_target", "stream")
@@ -207,11 +198,9 @@ def path_view(published: Published, words: StepWords | None = None) -> str:
         )
         parts.append(
             '<p class="ev-faint">Each mark is a hop: the text, as the model has it so far, '
-            f"goes through one layer. {said}</p>"
+            "goes through one layer.</p>"
         )
-        picture = path_picture(
-            way, published.labels, published.layers, gated=published.gated, words=words
-        )
+        picture = path_picture(way, published.labels, published.layers, gated=published.gated)
         more = (
             "Hops follow each other from left to right; each row is a layer. The width of "
             f"the line into a hop shows {lines}. "
@@ -226,14 +215,9 @@ def path_view(published: Published, words: StepWords | None = None) -> str:
         parts.append(
             '<p class="ev-faint">How much of each parent is in each layer: 1 is all of what '
             "it differs by from the base, 0 is "
-            "nothing, a negative weight takes it away. They need not add up to 1. "
-            f"{'' if published.path else said}</p>"
+            "nothing, a negative weight takes it away. They need not add up to 1.</p>"
         )
-        parts.append(
-            weights_picture(
-                weights_of(published.merge, published.sources), None if published.path else words
-            )
-        )
+        parts.append(weights_picture(weights_of(published.merge, published.sources)))
     return "".join(parts) or message("The repository has no recipe; there is nothing to draw.")
 
 

@@ -9,14 +9,18 @@ threshold, and where rows count a few numbers per row.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..checkpoints.chat_template import template_warnings
 from ..checkpoints.checkpoint import Origin, Parent
 from ..checkpoints.compatibility import find_warnings
+from ..checkpoints.diff import strangers
 from ..checkpoints.headers import torch_dtype
 from ..checkpoints.ledger import sources_of
 from ..checkpoints.lora import add_product
@@ -25,9 +29,8 @@ from ..checkpoints.model_folder import CODE, SENTENCE, copy_files, write_json
 from ..errors import SourceError
 from ..merging.arithmetic import TensorJob
 from ..merging.core import Core, factors_of
-from ..merging.relatedness import Relatedness
 from ..recipes.layer_groups import classify
-from ..recipes.recipe import FlowPart, Recipe, SourceRef, labels_of, with_optional
+from ..recipes.recipe import FlowPart, Recipe, SourceRef, with_optional
 from ..routing.config import check_configs, path_config
 from .merge_plan import plan_merge
 from .planned import PlannedCheckpoint
@@ -173,26 +176,32 @@ class Merged(PlannedCheckpoint):
         return found + template_warnings(self.tokenizer_source.beside, self.chat_template)
 
     def doubts(self) -> list[str]:
-        """Relate the sources by a sample of each merged tensor; of some where tensors are computed
-        when they are read, by an adapter or from quantised numbers."""
+        """Say where the sources are strangers, by a sample of each merged tensor; of some where
+        tensors are computed when they are read, by an adapter or from quantised numbers."""
         plan = self.plan
-        everyone = list(plan.sources)
-        if plan.base is not None and plan.method.takes_base_as_first(len(everyone)):
-            everyone.insert(0, plan.base)
-        related = Relatedness(
-            labels_of([source.ref for source in everyone]),
-            task_vectors=plan.base is not None and plan.method.task_vectors,
-        )
-        names = [name for name, planned in self.planned.items() if planned.is_merged]
+        names = []
+        for name, planned in self.planned.items():
+            # else it is of a slice in which other sources take part
+            if planned.is_merged and len(planned.inputs) == len(plan.sources):
+                names.append(name)
         plain = all(source.adapter is None and not source.is_quantized for source in plan.sources)
         # no number of tensors of a block: each kind has its turn
         step = 1 if plain or len(names) <= 128 else 17
+        unit = 0.0  # squared length of the base, or of the first input where there is none
+        squares = np.zeros(len(plan.sources) + 1)  # of the inputs' differences from it
         for name in names[::step]:
             job = self._job(name)
-            related.add(*job.parts(0, min(_SAMPLE, job.numel)))
+            base, vectors = job.parts(0, min(_SAMPLE, job.numel))
+            if base is None:
+                base, *others = vectors
+                vectors = [other - base for other in others]
+            unit += float(base.dot(base))
+            for index, vector in enumerate(vectors):
+                squares[index] += float(vector.dot(vector))
             job.release()
             release_pages()
-        return related.warnings()
+        warning = strangers(math.sqrt(float(squares.max()) / unit)) if unit else ""
+        return [warning] if warning else []
 
     @cached_property
     def config(self) -> PretrainedConfig:

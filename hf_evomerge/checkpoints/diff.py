@@ -1,4 +1,4 @@
-"""Difference of two checkpoints by layer group: norms and cosines of the weights, and of the task
+"""Difference of two checkpoints by layer group: lengths and cosines of the weights, and of the task
 vectors.
 
 Memory does not grow with the model: one slice of each tensor is held at a time. Sums are float64.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,49 +25,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SLICE = 1 << 20  # elements; 8 MB of float64
-FAR = 0.7  # of the base's norm; task vectors of unrelated models of one size have about sqrt(2)
-UNRELATED = "hardly have a common ancestor, and merging their weights will not do"
-_NOTES = 12
-_BAR = 18  # characters, with which a line takes 80
-_LEGEND = """\
-A-base, B-base: |A-base|/|base|, |B-base|/|base|
-task cos: cosine of the task vectors A-base and B-base"""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Agreement of two vectors x and y.
-
-    Attributes:
-        norm_x, norm_y: Lengths of x and y.
-        relative: ``|y - x| / |x|``; None where x is 0 and y is not.
-        cosine: Cosine of the angle between them; None where one is 0.
-    """
-
-    norm_x: float
-    norm_y: float
-    relative: float | None
-    cosine: float | None
+_FAR = 0.7  # fine-tunes are a few per cent from their base, unrelated models of one size sqrt(2)
+_COLUMNS = ("|B-A|/|A|", "cosine", "|A-base|/|base|", "|B-base|/|base|", "task cosine")
 
 
 @dataclass(frozen=True)
 class GroupDifference:
-    """Comparison of a layer group or the model.
+    """Comparison of a layer group or the model. A number is None where it has no value: a cosine
+    with zeros, or what needs a base where there is none.
 
     Attributes:
         name: ``embed``, ``blocks.3``, ``head`` or ``all``.
         elements: Number of elements compared.
-        weights: A as x, B as y.
-        tasks: The task vectors ``A - base`` as x and ``B - base`` as y; None where the base has no
-            such tensor, or zeros alone.
-        base_norm: Length of the base's weights.
+        distance: ``|B - A| / |A|``.
+        cosine: Cosine of the angle between A and B.
+        task_a, task_b: ``|A - base| / |base|`` and ``|B - base| / |base|``.
+        task_cosine: Cosine of the angle between the task vectors ``A - base`` and ``B - base``.
     """
 
     name: str
     elements: int
-    weights: Agreement
-    tasks: Agreement | None = None
-    base_norm: float | None = None
+    distance: float | None
+    cosine: float | None
+    task_a: float | None
+    task_b: float | None
+    task_cosine: float | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +61,7 @@ class Difference:
         total: Comparison of all tensors as one vector.
         groups: Embeddings, each block, head.
         notes: Tensors that could not be compared, and why.
-        warning: Warning that the task vectors are as large as the weights.
+        warning: Warning that the checkpoints hardly have a common ancestor; empty without one.
     """
 
     a: str
@@ -88,26 +70,27 @@ class Difference:
     total: GroupDifference
     groups: list[GroupDifference]
     notes: list[str]
-    warning: str | None
+    warning: str
 
     def to_json(self) -> str:
         """Format as JSON."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
 
     def __str__(self) -> str:
-        """Format as text: a bar per layer group."""
-        lines = [f"A     {self.a}", f"B     {self.b}"]
-        if self.base:
-            lines.append(f"base  {self.base}")
+        """Format as text: a line per layer group."""
+        names = {"A": self.a, "B": self.b, "base": self.base}
+        lines = [f"{key:<6}{name}" for key, name in names.items() if name]
+        columns = _COLUMNS if self.base else _COLUMNS[:2]
+        lines += ["", " " * 10 + "  ".join(columns)]
+        for row in [*self.groups, self.total]:
+            name, _, *numbers = astuple(row)
+            line = f"{name:<10}"
+            for column, number in zip(columns, numbers, strict=False):
+                cell = "-" if number is None else f"{number:.4f}"
+                line += f"{cell:>{len(column)}}  "
+            lines.append(line.rstrip())
         lines.append("")
-        if self.total.elements:
-            lines += [*_table([*self.groups, self.total], self.base is not None), ""]
-            lines += [_LEGEND, ""] if self.base else []
-        else:
-            lines += ["no tensor could be compared", ""]
-        lines += [f"not compared: {note}" for note in self.notes[:_NOTES]]
-        if (more := len(self.notes) - _NOTES) > 0:
-            lines.append(f"not compared: {more} more; --json lists them")
+        lines += [f"not compared: {note}" for note in self.notes]
         if self.warning:
             lines.append(f"warning: {self.warning}")
         return "\n".join(lines).rstrip()
@@ -130,7 +113,7 @@ def diff_models(
 
     Example:
         >>> difference = diff_models("japanese", "maths", base="base")
-        >>> -1 <= difference.total.tasks.cosine <= 1
+        >>> difference.total.distance < 1
         True
     """
     from huggingface_hub.utils import tqdm
@@ -164,15 +147,8 @@ def diff_models(
     ordered = sorted(
         groups, key=lambda key: ({"embed": 0, "head": 2}.get(key, 1), tensor_order(key))
     )
-    total = _row("all", sum(groups.values(), np.zeros(10)))
-    warning = None
-    if total.tasks is not None and total.base_norm:
-        shares = [total.tasks.norm_x / total.base_norm, total.tasks.norm_y / total.base_norm]
-        if max(shares) >= FAR:
-            warning = (
-                f"the task vectors are as large as the weights ({shares[0]:.2f} and "
-                f"{shares[1]:.2f} of the base's norm): A, B and the base {UNRELATED}"
-            )
+    total = _row("all", sum(groups.values(), np.zeros(9)))
+    distances = [total.distance] if base is None else [total.task_a, total.task_b]
     return Difference(
         str(compared[0]),
         str(compared[1]),
@@ -180,7 +156,22 @@ def diff_models(
         total,
         [_row(group, groups[group]) for group in ordered],
         notes,
-        warning,
+        strangers(max(each or 0.0 for each in distances)),
+    )
+
+
+def strangers(distance: float) -> str:
+    """Warn of models whose weights have nothing in common; empty where they may have.
+
+    Args:
+        distance: Largest ``|x - base| / |base|`` of the models x; where there is no base, one of
+            them is taken for it.
+    """
+    if not _FAR <= distance < math.inf:
+        return ""
+    return (
+        f"the models differ by {distance:.2f} of the weights' length; they hardly have a common "
+        "ancestor, and merging their weights will not do"
     )
 
 
@@ -200,60 +191,40 @@ def _reason(name: str, a: Parent, other: Parent, called: str) -> str | None:
 
 
 def _sums(tensors: Sequence[Tensor]) -> NDArray[np.float64]:
-    """Sums over a tensor of A, B and perhaps the base: the number of elements, |base|^2, and four
-    products each of the weights and of the task vectors, which are 0 without a base."""
+    """Sums over a tensor of A, B and perhaps the base: the number of elements, and the inner
+    products that `_row` takes."""
     flat = [tensor.reshape(-1) for tensor in tensors]
-    sums = np.zeros(10)
+    sums = np.zeros(9)
     sums[0] = flat[0].numel()
     for start in range(0, flat[0].numel(), SLICE):
-        x, y, *bases = (tensor[start : start + SLICE].double() for tensor in flat)
-        sums[2:6] += _products(x, y)
+        a, b, *bases = (tensor[start : start + SLICE].double() for tensor in flat)
+        pairs = [(a, a), (b, b), (b - a, b - a), (a, b)]
         for base in bases:
-            sums[1] += float(base.dot(base))
-            sums[6:] += _products(x - base, y - base)
+            x = a - base
+            y = b - base
+            pairs += [(base, base), (x, x), (y, y), (x, y)]
+        sums[1 : 1 + len(pairs)] += [float(u.dot(v)) for u, v in pairs]
     return sums
 
 
-def _products(x: Tensor, y: Tensor) -> list[float]:
-    """Products x x, y y, x y and |y - x|^2."""
-    change = y - x
-    return [float(u.dot(v)) for u, v in ((x, x), (y, y), (x, y), (change, change))]
-
-
 def _row(name: str, sums: NDArray[np.float64]) -> GroupDifference:
-    elements, base, *products = sums.tolist()
-    weights = _agreement(*products[:4])
-    if not base:
-        return GroupDifference(name, int(elements), weights)
-    return GroupDifference(name, int(elements), weights, _agreement(*products[4:]), math.sqrt(base))
+    elements, aa, bb, change, ab, base, xx, yy, xy = sums.tolist()
+    return GroupDifference(
+        name,
+        int(elements),
+        distance=_ratio(change, aa),
+        cosine=_cosine(ab, aa, bb),
+        task_a=_ratio(xx, base),
+        task_b=_ratio(yy, base),
+        task_cosine=_cosine(xy, xx, yy),
+    )
 
 
-def _agreement(xx: float, yy: float, xy: float, change: float) -> Agreement:
-    x = math.sqrt(xx)
-    y = math.sqrt(yy)
-    relative = None
-    if x:
-        relative = math.sqrt(change) / x
-    elif not y:
-        relative = 0.0
-    return Agreement(x, y, relative, max(-1.0, min(1.0, xy / x / y)) if x and y else None)
+def _ratio(square: float, unit: float) -> float | None:
+    """Ratio of two lengths that are given as squares."""
+    return math.sqrt(square / unit) if unit else None
 
 
-def _table(rows: Sequence[GroupDifference], with_base: bool) -> list[str]:
-    """Lines of numbers with a bar each, as long as the relative difference; the last row is the sum
-    of the others."""
-    columns = ["|B-A|/|A|", "cosine"]
-    if with_base:
-        columns += ["A-base", "B-base", "task cos"]
-    lines = [" " * 10 + "".join(f"{column:>10}" for column in columns)]
-    longest = max(row.weights.relative or 0.0 for row in rows) or 1.0
-    for row in rows:
-        numbers = [row.weights.relative, row.weights.cosine]
-        if row.tasks is not None and row.base_norm:
-            lengths = (row.tasks.norm_x, row.tasks.norm_y)
-            numbers += [*(length / row.base_norm for length in lengths), row.tasks.cosine]
-        numbers += [None] * (len(columns) - len(numbers))
-        cells = "".join(f"{'-' if x is None else format(x, '.4f'):>10}" for x in numbers)
-        bar = "█" * round(_BAR * (row.weights.relative or 0.0) / longest)
-        lines.append(f"{row.name:<10}{cells}  {bar}".rstrip())
-    return lines
+def _cosine(product: float, xx: float, yy: float) -> float | None:
+    lengths = math.sqrt(xx) * math.sqrt(yy)
+    return product / lengths if lengths else None

@@ -14,9 +14,8 @@ class Ledger:
     """Counts of the tensors that a checkpoint is made of.
 
     Attributes:
-        kinds: Tensors of the result that are ``merged``, ``copied`` (perhaps to another dtype),
-            ``scaled`` or ``zero``.
-        donors: Tensors that are copied from each source, by its short name.
+        kinds: Tensors of the result that are ``merged``, ``scaled``, ``zero`` or, perhaps in
+            another dtype, ``copied from`` a source.
         dropped: Tensors of the sources that the result does without, by the reason.
 
     Example:
@@ -25,7 +24,6 @@ class Ledger:
     """
 
     kinds: Counter[str] = field(default_factory=Counter)
-    donors: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
 
     @classmethod
@@ -35,9 +33,8 @@ class Ledger:
         used = set[tuple[int, str]]()
         for name in checkpoint.tensors:
             origin = checkpoint.origin(name)
-            ledger.kinds[origin.kind] += 1
-            if origin.kind == "copied":
-                ledger.donors[origin.inputs[0][0].ref.label] += 1
+            donor = f" from {origin.inputs[0][0].ref.label}" if origin.kind == "copied" else ""
+            ledger.kinds[origin.kind + donor] += 1
             used |= {(id(source), own) for source, own in origin.inputs}
         for source in checkpoint.sources:
             left = [own for own in source.tensors if (id(source), own) not in used]
@@ -46,15 +43,8 @@ class Ledger:
         return ledger
 
     def __str__(self) -> str:
-        copied = f"copied from {next(iter(self.donors), '')}"
-        if len(self.donors) > 1:
-            copied = (
-                "copied "
-                f"({', '.join(f'{count} from {label}' for label, count in self.donors.items())})"
-            )
-        said = {"merged": "merged", "copied": copied, "scaled": "scaled", "zero": "zero"}
-        counts = [f"{self.kinds[kind]} {text}" for kind, text in said.items() if self.kinds[kind]]
-        text = f"{self.kinds.total()} tensors: {', '.join(counts)}"
+        kinds = [f"{count} {kind}" for kind, count in self.kinds.items()]
+        text = f"{self.kinds.total()} tensors: {', '.join(kinds)}"
         if self.dropped:
             reasons = [f"{why} ({count})" for why, count in self.dropped.items()]
             text += f"; {self.dropped.total()} left out: {', '.join(reasons)}"

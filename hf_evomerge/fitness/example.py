@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -121,6 +121,14 @@ class Example:
     def all(self) -> list[Example]:
         """Examples: this one and the ones beside it."""
         return [self, *(other.example for other in self.beside)]
+
+
+def by_source(examples: Iterable[Example]) -> dict[str, list[Example]]:
+    """Group examples by the source that they belong to."""
+    groups = dict[str, list[Example]]()
+    for example in examples:
+        groups.setdefault(example.source, []).append(example)
+    return groups
 
 
 class Shot(NamedTuple):

@@ -105,25 +105,14 @@ class Magnitudes:
         """Number of elements that are not 0."""
         return sum(int(np.count_nonzero(block)) for _, block in self.blocks())
 
-    def largest(self, k: int) -> float:
-        """The `k`-th largest magnitude, from 1."""
-        return float(self._threshold(k)[0])
-
     def _make(self, k: int) -> Cut:
-        threshold, kept, count = self._threshold(k)
+        # NaN counts as the largest magnitude
+        threshold, kept, count = self._by_sorting(k) if self.keep else self._by_counting(k)
         if threshold == 0:
             return Cut(keeps_all=True)  # else only zeros would be cut
         return Cut(
             False, float(threshold), self._position(threshold, kept) if kept < count else self.numel
         )
-
-    def _threshold(self, k: int) -> tuple[np.float32, int, int]:
-        """The k-th largest magnitude, how many equal ones are among the k largest, and how many
-        there are.
-
-        NaN counts as the largest magnitude.
-        """
-        return self._by_sorting(k) if self.keep else self._by_counting(k)
 
     def _position(self, threshold: np.float32, count: int) -> int:
         """The position of number `count`, from 0, of the elements of just this magnitude; the end
@@ -136,6 +125,8 @@ class Magnitudes:
         return self.numel
 
     def _by_sorting(self, k: int) -> tuple[np.float32, int, int]:
+        """The k-th largest magnitude, how many equal ones are among the k largest, and how many
+        there are."""
         if self._sorted is None:
             self._sorted = np.concatenate([np.abs(block) for _, block in self.blocks()])
             self._sorted.sort()

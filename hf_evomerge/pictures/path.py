@@ -1,7 +1,6 @@
 """The route of the hidden state through the layers of the sources, as arXiv:2403.13187 draws it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from ..recipes.layer_path import Hop, LayerPath
 from .marks import Group, Line, Mark, Rect, Spot, Symbol, Text
@@ -10,81 +9,6 @@ from .style import SOURCE_SHAPES
 
 _GAP = 26.0  # pixels above the layers of a source, for its name
 _MOST_LAYERS = 4096
-
-
-class StepWords(NamedTuple):
-    """The tokens of an answer, and for each step of the model those that it would write in their
-    places, were it the last."""
-
-    written: Sequence[str]
-    after: Sequence[Sequence[str]]
-
-    @property
-    def first_change(self) -> int:
-        """Place of the first word of which not all steps say the same; 0 where there is none."""
-        for place in range(len(self.written)):
-            if len({after[place] for after in self.after}) > 1:
-                return place
-        return 0
-
-    def said(self, at: int) -> str:
-        """Write what a step would say, for its tip."""
-        return (
-            f"; here it would say: {' '.join(self.after[at])[:120]}" if at < len(self.after) else ""
-        )
-
-
-def words_over(
-    axes: Axes, spots: Sequence[Spot], words: StepWords, above: Sequence[float], *names: Text
-) -> list[Mark]:
-    """The first word of the answer that changes on the way, over each step where there is room,
-    else where it changes.
-
-    `spots` are where the steps are on the axes, `above` how many pixels higher the words stand;
-    they cover no step and no name.
-    """
-    k = words.first_change
-    marks = list[Mark]()
-    places = [axes.spot(spot) for spot in spots]
-    ends = [
-        (x + 4 * len(name.words), y, 4.0 * len(name.words))
-        for name in names
-        for x, y in [axes.spot(name.at, name.shift)]
-    ]
-    last = len(spots) - 1
-    for at in sorted(
-        range(len(spots)),
-        key=lambda at: (at not in (0, last), words.after[at][k] == words.after[max(at - 1, 0)][k]),
-    ):
-        word = words.after[at][k].strip()[:12]
-        y = places[at][1] - above[at]
-        half = sum(6.5 if ord(letter) > 0x2E80 else 3.8 for letter in word) + 3
-        # A word is drawn where it meets neither a word or name that is there (within 15 pixels up,
-        # and their half widths across) nor the symbol of another step; else it is left out.
-        for move in (0.0, 5 - half):  # above its step, or before it
-            x = min(max(places[at][0] + move, axes.left + half), axes.right - half)
-            full = any(
-                abs(y - there) < 15 and abs(x - begin) < half + wide for begin, there, wide in ends
-            )
-            if (
-                word
-                and not full
-                and not any(abs(x - across) < half and y - 13 < up < y for across, up in places)
-            ):
-                ends.append((x, y, half))
-                colour = "good" if words.after[at][k] == words.written[k] else "grey"
-                marks.append(
-                    Text(
-                        spots[at],
-                        word,
-                        "name halo",
-                        colour,
-                        "middle",
-                        (x - places[at][0], -above[at]),
-                    )
-                )
-                break
-    return marks
 
 
 def name_of(labels: Sequence[str], source: int) -> str:
@@ -113,7 +37,6 @@ def path_scene(
     *,
     gated: bool = True,
     selected: int | None = None,
-    words: StepWords | None = None,
     width: int | None = WIDE,
 ) -> Scene:
     """Draw the route of the hidden state: hops from left to right, the layers of each source from
@@ -130,8 +53,6 @@ def path_scene(
             is not known.
         gated: Whether scales are gates of what each hop adds; see `LayerPath.added`.
         selected: The hop that a visitor has selected, from 0; None where none can be.
-        words: What the model writes, and what it would write after each hop; the first that changes
-            is written on the hops.
         width: The width in pixels of a page, on which a long path scrolls; None for a file, on
             which it is drawn narrow.
     """
@@ -142,17 +63,8 @@ def path_scene(
     title = path_title(path)
     marks = [mark for source in draft.bases for mark in _layer_rows(draft, source)]
     marks += _route(draft)
-    marks += (names := [_source_name(draft, labels, source) for source in draft.bases])
-    marks += [_hop(draft, at, labels, selected, words) for at in range(len(path))]
-    if words is not None and len(words.after) == len(path):
-        tops = [max(draft.spots(at), key=lambda spot: spot[1]) for at in range(len(path))]
-        marks += words_over(
-            grid,
-            tops,
-            words,
-            [max(abs(scale) * draft.unit, 2.5) + 6 for scale in path.scales],
-            *names,
-        )
+    marks += [_source_name(draft, labels, source) for source in draft.bases]
+    marks += [_hop(draft, at, labels, selected) for at in range(len(path))]
     every = sparse(draft.pitch, 22)
     shown = [
         hop
@@ -315,9 +227,7 @@ def _route(draft: _Draft) -> list[Mark]:
     return [*lanes, *plain, *words]
 
 
-def _hop(
-    draft: _Draft, at: int, labels: Sequence[str], selected: int | None, words: StepWords | None
-) -> Mark:
+def _hop(draft: _Draft, at: int, labels: Sequence[str], selected: int | None) -> Mark:
     """The symbols of a hop, with an invisible pad around each, so that a finger can hit a small
     one."""
     hop = draft.path.hops[at]
@@ -325,7 +235,6 @@ def _hop(
     if draft.gated:
         changes = "its layers' changes count" if len(hop.terms) > 1 else "its layer's change counts"
         tip += f", {changes} {said(draft.added[at])} times"
-    tip += words.said(at) if words is not None else ""
     pad = (1.0, (44 if draft.narrow else 24) / draft.row)
     marks: list[Mark] = [Rect(spot, pad, "pad") for spot in draft.spots(at)]
     size = max(abs(hop.scale) * draft.unit, 2.5)

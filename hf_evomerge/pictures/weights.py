@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..errors import RecipeError
 from ..recipes.layer_groups import GroupKey, classify, parse_key, select_key
 from .marks import Group, Mark, Rect, Spot, Text
-from .path import StepWords, name_of, words_over
+from .path import name_of
 from .scene import (
     NARROW,
     WIDE,
@@ -134,15 +134,12 @@ def spans(several: Iterable[Weights]) -> dict[str, Spot]:
 
 
 def weights_scene(
-    weights: Weights,
-    width: int = WIDE,
-    words: StepWords | None = None,
-    among: Mapping[str, Spot] | None = None,
+    weights: Weights, width: int = WIDE, among: Mapping[str, Spot] | None = None
 ) -> Scene:
     """Draw a bar for each source in each layer, beside each other; one strip for each parameter.
 
-    The width is in pixels; a phone shows `_FIT` layers without scrolling. Words are what the model
-    would write after each layer. `among` are the `spans` of the merges that share these axes.
+    The width is in pixels; a phone shows `_FIT` layers without scrolling. `among` are the `spans`
+    of the merges that share these axes.
     """
     columns = weights.layers
     own = among or spans([weights])
@@ -159,7 +156,7 @@ def weights_scene(
     for rows in strips:
         low, high = own[rows[0].parameter]
         low -= 0.1 * (high - low) if low < 0 else 0.0  # room for its number
-        top += 76.0 if words and not top else 44.0
+        top += 44.0
         axes = Axes(
             40,
             top,
@@ -168,7 +165,7 @@ def weights_scene(
             (-0.5, len(columns) - 0.5),
             (low, high if high > low else 1.0),
         )
-        panels.append(Panel(axes, _strip(axes, columns, rows, words if not panels else None)))
+        panels.append(Panel(axes, _strip(axes, columns, rows)))
         top += 176.0
     label = (
         f"{weights.title}: how much of each source is in each layer. Arrow keys go from layer to "
@@ -181,24 +178,14 @@ def _value(row: WeightRow, column: str) -> float | None:
     return row.at(column) if column == WHOLE else row.mean(column)
 
 
-def _strip(
-    axes: Axes, columns: Sequence[str], rows: Sequence[WeightRow], words: StepWords | None
-) -> list[Mark]:
+def _strip(axes: Axes, columns: Sequence[str], rows: Sequence[WeightRow]) -> list[Mark]:
     """The bars of a parameter, with the names of the rows above them."""
     marks = list[Mark]()
     low, high = axes.y_range
     x = 4.0 - axes.left
     for row in rows:
         name = row.name.removesuffix(": weight")
-        marks.append(
-            Text(
-                (-0.5, high),
-                name,
-                "name",
-                source_colour(row.source),
-                shift=(x, -58 if words else -26),
-            )
-        )
+        marks.append(Text((-0.5, high), name, "name", source_colour(row.source), shift=(x, -26)))
         x += 18 + 8.2 * len(name)
     marks += value_lines(axes, ticks(low, high, 4))
     pitch = (axes.right - axes.left) / len(columns)
@@ -218,24 +205,16 @@ def _strip(
                     bars.append(
                         Text((spot, value), number(value, 2), "tick halo", "", "middle", shift)
                     )
-        after = int(column.removeprefix("blocks.")) if column.startswith("blocks.") else -1
+        is_block = column.startswith("blocks.")
         said = ", ".join(
             f"{row.name.removesuffix(': weight')} {number(_value(row, column))}" for row in rows
         )
-        tip = (
-            f"{'layer ' if after >= 0 else ''}{group_name(column)}: "
-            f"{said}{words.said(after) if words and after >= 0 else ''}"
-        )
+        tip = f"{'layer ' if is_block else ''}{group_name(column)}: {said}"
         marks.append(Group(bars, "cell", tip=tip))
-        if at % every == 0 or after < 0:
+        if at % every == 0 or not is_block:
             marks.append(
                 Text((at, low), group_name(column), "tick", anchor="middle", shift=(0, 17))
             )
-    blocks: list[Spot] = [
-        (float(at), high) for at, column in enumerate(columns) if column.startswith("blocks.")
-    ]
-    if words and len(blocks) == len(words.after):
-        marks += words_over(axes, blocks, words, [20.0] * len(blocks))
     return marks
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import EvoMergeError, SearchError
 from ..fitness import Example, Scores, TaskSpec
+from ..fitness.example import by_source
 from ..fitness.tasks.likelihood import LikelihoodSpec
 from ..fitness.tasks.multiple_choice import MultipleChoiceSpec
 from .evaluation.devices import device_memory
@@ -114,13 +114,8 @@ def _gaps(
 
 def _first(evaluator: Evaluator) -> list[Example]:
     """The first search examples of each skill."""
-    seen = Counter[str]()
-    examples = list[Example]()
-    for example in evaluator.tasks.examples("search"):
-        seen[example.source] += 1
-        if seen[example.source] <= EXAMPLES:
-            examples.append(replace(example, weight=1.0))
-    return examples
+    skills = by_source(evaluator.tasks.examples("search")).values()
+    return [replace(example, weight=1.0) for own in skills for example in own[:EXAMPLES]]
 
 
 def doubts_of_form(evaluator: Evaluator) -> list[str]:

@@ -3,13 +3,13 @@ methods, paths."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..checkpoints.unchanged import twins
 from ..errors import SearchError, optional
 from ..fitness import Example, check_disjoint
+from ..fitness.example import by_source
 from ..fitness.tasks.agreement import AgreementTask
 from ..merging.registry import get_method, in_core
 from .evaluation.devices import check_devices, devices_of, product_seconds
@@ -99,10 +99,7 @@ def wrong_order(evaluator: Evaluator) -> list[str]:
 
 def _varied(examples: Sequence[Example]) -> Iterator[str]:
     """Say of each source how many prompts were made of its own, with one of them."""
-    of_source = defaultdict[str, list[Example]](list)
-    for example in examples:
-        of_source[example.source].append(example)
-    for source, own in of_source.items():
+    for source, own in by_source(examples).items():
         made = [example for example in own if example.made]
         of = f"of {len(own) - len(made)} prompts of {source}"
         if made:

@@ -73,7 +73,7 @@ def test_routers_are_one_sources_and_experts_a_group(architecture, families, bui
             tensor, base[name] + weight * (a[name] + b[name] - 2 * base[name])
         )
     ledger = check_recipe(recipe_of(folder, weights)).ledger
-    assert ledger.kinds["copied"] == len(names["router"])
+    assert ledger.kinds["copied from a"] == len(names["router"])
     assert f"router, that of one source is kept ({2 * len(names['router'])})" in str(ledger)
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")(torch.tensor([[3, 4, 5]]))
 

@@ -152,7 +152,7 @@ def test_components_of_other_sources_bring_all_their_files(parents, built, tmp_p
     assert len(pipeline.tokenizer_2) == 54
     ledger = check_recipe(recipe).ledger
     assert "text_encoder of a, of which the result has another's" in str(ledger)
-    assert ledger.donors["other"]
+    assert ledger.kinds["copied from other"]
     with refused(r"components.prior: there is no such component", EvoMergeError):
         check_recipe(recipe.model_copy(update={"components": {"prior": 2}}))
 

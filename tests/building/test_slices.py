@@ -68,6 +68,12 @@ def test_layers_are_stacked_in_order(stack, load):
     assert model(torch.arange(8)[None]).logits.isfinite().all()
 
 
+def test_layers_of_one_source_are_no_strangers(stack, caplog):
+    """Different layers may be merged with each other, and nobody asks for their ancestor."""
+    stack("[layers: ['0:0', '0:1', '0:2', '0:3', '1:3', '2:3']]", method="linear", normalize=True)
+    assert "common ancestor" not in caplog.text
+
+
 def test_repeated_and_scaled_layers(stack):
     """A layer may be stacked again, backwards as well, and a pattern scales tensors of its own
     slice alone."""

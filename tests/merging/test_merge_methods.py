@@ -196,8 +196,6 @@ BY_HAND = {
     "karcher at 180": ([[1.0, 0.0], [-1.0, 0.0]], (), [1.0, 0.0]),
     # where directions cancel it is the plain weighted mean
     "multislerp": ([[1.0, 2.0], [-3.0, -6.0]], [{"weight": 0.5}] * 2, [-1.0, -2.0]),
-    # what reaches the threshold is taken: all changed alike
-    "arcee_fusion": ([[0.5, -0.5] * 8], (), [0.5, -0.5] * 8),
     # an all-zero tensor has no direction: the way is straight
     "slerp": ([[1.0, 2.0]], (), [0.5, 1.0]),
     # straight where the angle is too small to divide by its sine, and then shorter
@@ -355,18 +353,3 @@ def test_iso_c_of_experts():
         assert torch.allclose(stacked[number], alone, atol=1e-6)
     mean = sum(sources) / 2
     assert torch.allclose(merge("iso_c", base, sources, name="conv.weight"), mean, atol=1e-6)
-
-
-@pytest.mark.parametrize("spread", [0.1, 5e-4])
-@pytest.mark.parametrize("shape", [(37, 27), (3, 400), (999,)])
-def test_arcee_fusion(shape, spread):
-    """arcee_fusion takes the elements whose change, times the divergence of their row, is far above
-    the median."""
-    base, (source,) = matrices(1, shape, spread)
-    found = merge("arcee_fusion", base, [source])
-    there = exact(base) + deltas(base, [source])[0]
-    expected, importance, threshold = reference.arcee_fusion(exact(base), there)
-    sure = np.abs(importance - threshold) > 1e-6 * threshold
-    assert (~sure).sum() <= 1
-    assert np.abs(exact(found) - expected)[sure].max() < 1e-6
-    assert 0.01 < float((found != base).float().mean()) < 0.3

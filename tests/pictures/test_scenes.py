@@ -12,7 +12,7 @@ from hf_evomerge.pictures.climb import climb_scene
 from hf_evomerge.pictures.fitness import fitness_range, fitness_scene
 from hf_evomerge.pictures.front import front_scene
 from hf_evomerge.pictures.marks import Group, Line, Rect, Symbol, Text
-from hf_evomerge.pictures.path import StepWords, path_scene
+from hf_evomerge.pictures.path import path_scene
 from hf_evomerge.pictures.scene import MIDDLE, NARROW, WIDE, Axes, Panel, ticks
 from hf_evomerge.pictures.trials import DrawnTrial, FrontPoint, Metric, Moment
 from hf_evomerge.pictures.weights import spans, weights_of, weights_scene
@@ -261,41 +261,6 @@ def test_a_line_is_as_wide_as_what_its_hop_adds():
     assert [line.colour for line in lines] == ["s0", "s0", "s1", "s0", "s1", "s0"]
     assert LayerPath.parse("0:0*2, 0:1", [0.5, -3.0]).added(gated=False) == [[1.0], [3.0]]
     assert LayerPath.parse("0:0-2", [1.0, 0.0, 2.0]).added(gated=True) == [[1.0], [0.0], [2.0]]
-
-
-def over(scene):
-    """The words that stand over steps."""
-    return [text for text in of_kind(scene, Text, "name") if text.anchor == "middle"]
-
-
-def test_what_is_said_stands_on_the_hops():
-    """The first word that changes is over each hop or layer, green where it is the answer's; the
-    tip has all."""
-    words = StepWords(("a", "no"), [("a", "x"), ("a", "yes"), ("a", "no"), ("a", "no")])
-    scene = path_scene(LayerPath.parse("0:0-3"), ["a"], [4], words=words)
-    assert sorted((text.at[0], text.words, text.colour) for text in over(scene)) == [
-        (1, "x", "grey"),
-        (2, "yes", "grey"),
-        (3, "no", "good"),
-        (4, "no", "good"),
-    ]
-    assert of_kind(scene, Group, "hop")[1].tip.endswith("; here it would say: a yes")
-    assert len(over(weights_scene(merged({"blocks.0-3": 1.0}), words=words))) == 4
-
-
-@pytest.mark.parametrize(("width", "count"), [(NARROW, 4), (WIDE, 8)])
-def test_what_is_said_covers_nothing(width, count):
-    """Words stand where there is room: narrow, the first would cover marks, the last the name."""
-    said = StepWords(("word",), [("longer words",)] * 7 + [("word",)])
-    path = LayerPath.parse("0:0-7")
-    scene = path_scene(path, ["a name that is long"], [8], words=said, width=width)
-    axes = scene.panels[0].axes
-    lefts = [axes.spot(text.at, text.shift)[0] - 4 * len(text.words) for text in over(scene)]
-    assert len(lefts) == count
-    assert min(lefts) > axes.left - 6
-    flat = path_scene(LayerPath.parse("0:0 x8"), ["a"], [2], words=said, width=NARROW)
-    assert {text.words for text in over(flat)} == {"longer words", "word"}
-    assert len(over(flat)) < 8
 
 
 def test_lines_lead_from_hop_to_hop():

@@ -134,7 +134,7 @@ def test_a_search_over_adapters_ends_with_one(more, adapters, search_config, tmp
     assert evaluate_model(str(folder), config).scores.mean == pytest.approx(winner, abs=1e-5)
     whole = build_model(Recipe.load(folder / "recipe.yaml"), tmp_path / "whole", whole=True)
     assert inspect_model(folder).stored == inspect_model(whole).stored
-    assert (diff_models(folder, whole).total.weights.relative or 0) < 1e-6
+    assert (diff_models(folder, whole).total.distance or 0) < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -237,12 +237,9 @@ def test_the_replay_walks_through_the_moments(visit, monkeypatch):
 
 
 @pytest.mark.slow
-def test_pictures_answer_to_mouse_keyboard_and_finger(visit, served):
-    """Hover, arrow keys and a tap show what a mark means; Enter chooses a hop and keeps the focus.
-
-    What the model would say after each hop is written on it without a press; on the last one it is
-    the answer.
-    """
+def test_pictures_answer_to_mouse_keyboard_and_finger(visit):
+    """Hover, arrow keys and a tap show what a mark means; Enter chooses a hop and keeps the
+    focus."""
     page = visit()
     _tab(page, "Path")
     page.locator("#ev-path .ev-hop:visible").nth(1).hover()
@@ -253,11 +250,6 @@ def test_pictures_answer_to_mouse_keyboard_and_finger(visit, served):
     expect(tip).to_have_text(_begins("Hop 1:"))
     page.keyboard.press("Escape")
     expect(tip).to_be_hidden()
-    written = served.show.words(served.show.published.examples[0].prompt).written
-    said = re.compile(re.escape(f"here it would say: {' '.join(written)}"))
-    expect(page.locator("#ev-path .ev-hop:visible").last).to_have_attribute("data-tip", said)
-    expect(page.locator("#ev-path text.ev-name.ev-good:visible").first).to_be_attached()
-    _at(page, "#ev-look").to_be_hidden()
     _tab(page, "Beat evolution")
     page.locator("#ev-edit svg:visible").focus()
     page.keyboard.press("ArrowRight")

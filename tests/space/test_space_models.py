@@ -283,14 +283,6 @@ def test_a_merge_without_weights_is_not_turned(tiny, tmp_path):
         _ask(host, factors=((mixing.ALL, (0.0, 1.0)),))
 
 
-def test_the_answer_is_seen_to_come_about(host, ps):
-    """A row per hop, or per layer; the last row is the answer itself."""
-    for shown, rows in ((host, len(host.published.path)), (_host(ps), 2)):
-        written, liked = shown.lens(AnswerJob(EVOLVED, PROMPT))
-        assert len(liked) == rows
-        assert liked[-1] == written
-
-
 @pytest.fixture(scope="module")
 def show(dfs):
     """The model with a path, on show."""

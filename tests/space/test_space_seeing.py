@@ -98,14 +98,9 @@ def test_models_answer_as_in_the_search(search, served):
 
 
 def test_path_and_weights_work_with_pictures(served):
-    """What a model would answer after each layer ends with its answer; a path, or the parents'
-    shares, can be changed."""
-    published, host = served.show.need()
-    shown = published.examples[0]
+    """A path, or the parents' shares, can be changed."""
+    published, _ = served.show.need()
     said = _ask(served)
-    tokens, liked = host.lens(AnswerJob(EVOLVED, shown.prompt, pictures=shown.pictures))
-    assert liked[-1] == tokens
-    assert tokens[0] in said
     if published.path:
         assert _ask(served, hops=published.path[:1], scales=published.scales[:1]) != said
     else:

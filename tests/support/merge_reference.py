@@ -235,18 +235,6 @@ def ram(base, sources, epsilon=1e-5):
     return out
 
 
-def arcee_fusion(base, source):
-    """What is important and changed; also returns the importance and its threshold."""
-    rows = [source, base] if base.ndim > 1 else [source[None], base[None]]
-    p, q = (np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True) + 1e-8 for x in rows)
-    divergence = (p * (np.log(p) - np.log(q))).sum(axis=-1, keepdims=True)
-    importance = (np.abs(rows[0] - rows[1]) * divergence).reshape(base.shape)
-    ordered = np.sort(importance.ravel())
-    quarter, half, three = (ordered[int(q * (ordered.size - 1))] for q in (0.25, 0.5, 0.75))
-    threshold = half + 1.5 * (three - quarter)
-    return np.where(importance >= threshold, source, base), importance, threshold
-
-
 def iso_c(base, sources, lam=1.0):
     """One length for all directions of the sum, the mean of their lengths; the average of what is
     no matrix."""

@@ -61,7 +61,6 @@ CASES = [
   - [{weight: [0.2, 0.9]}, {weight: {"*up_proj*": [0.5, 0.1], default: 0.4}}]
   - {}
 - [nearswap, [{}], {t: {embed: 0.001, default: 0.01}}]
-- [arcee_fusion, [{}], {}]
 - [ram, [{}, {}, {}], {epsilon: 0.05}]
 - [iso_c, [{}, {}, {}], {lambda: *grouped}]
 """)

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
-from ..example import Example
+from ..example import Example, by_source
 
 # Special tokens such as <eos> or [INST], which stay; words; and single characters of scripts that
 # write no words apart (Thai, Japanese, Chinese).
@@ -43,11 +43,8 @@ def varied(examples: Sequence[Example], count: int, avoid: Collection[Example]) 
             prompts of one have too few words in common.
         avoid: Examples whose prompts are not made.
     """
-    of_source = defaultdict[str, list[Example]](list)
-    for example in examples:
-        of_source[example.source].append(example)
     seen = {_plain(example.prompt) for example in (*examples, *avoid)}
-    made = [_made(own, count, seen) for own in of_source.values()]
+    made = [_made(own, count, seen) for own in by_source(examples).values()]
     fewest = min(map(len, made), default=0)
     return [example for own in made for example in own[:fewest]]
 

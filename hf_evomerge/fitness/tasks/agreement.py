@@ -20,7 +20,7 @@ from pydantic import Field
 from ...errors import FitnessError, told
 from ...recipes.strict_yaml import Count, Index, Positive
 from ..comparison import compare
-from ..example import Example
+from ..example import Example, by_source
 from ..prepared import GradientTask
 from ..registry import TaskSpec, register_task
 from ..scores import Scores
@@ -243,19 +243,17 @@ class AgreementTask(GradientTask):
         )
 
     def _by_source(self, examples: Sequence[Example]) -> Iterator[tuple[str, list[Example]]]:
-        found: dict[str, list[Example]] = {}
-        for example in examples:
-            name = example.source or self.spec.source
-            if name not in self.references:
+        for source, own in by_source(examples).items():
+            name = source or self.spec.source
+            if name is None or name not in self.references:
                 raise FitnessError(
-                    f"{example.id}: belongs to "
+                    f"{own[0].id}: belongs to "
                     f"{'no source' if name is None else f'the source {name!r:.80}'}; there "
                     "are "
                     f"{', '.join(self.references)}: write sources: {{NAME: ...}} under data, "
                     "or source: NAME beside the task"
                 )
-            found.setdefault(str(name), []).append(example)
-        yield from found.items()
+            yield name, own
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         import torch
