@@ -1,9 +1,11 @@
 """Merging without labels, and keeping the parents' skills: the task `agreement` on a real
 pretrained pair.
 
-    python benchmarks/agreement.py run --work DIR --prompts 8 16           # DIR as for
-    real_models.py, which trains the pair python benchmarks/agreement.py term --work DIR
-    # agreement as a term beside the likelihood python benchmarks/agreement.py table
+    # DIR as for real_models.py, which trains the pair
+    python benchmarks/agreement.py run --work DIR --prompts 8 16
+    # agreement as a term beside the likelihood
+    python benchmarks/agreement.py term --work DIR
+    python benchmarks/agreement.py table
 
 One parent looks up and answers in JSON, the other calculates. `run` is given prompts of each parent
 and no answers. Costs are in scores of 128 examples: 9, and 18 for both searches of `term`. Skills

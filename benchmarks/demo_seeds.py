@@ -2,8 +2,8 @@
 pages/gallery.md.
 
     python benchmarks/demo_seeds.py --out demo-seeds --seeds 0 1 2 --workers 2
-    python benchmarks/demo_seeds.py --out demo-seeds --vlm                      # problems with
-    pictures, the same families
+    # problems with pictures, the same families
+    python benchmarks/demo_seeds.py --out demo-seeds --vlm
 
 Trains whatever family is not there yet (about ten minutes each on one core), runs the demo's
 searches on each (a few minutes on two cores), and prints accuracy on the same held-out problems as

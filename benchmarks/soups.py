@@ -9,8 +9,8 @@ former versions, which had these averages.
     python benchmarks/soups.py train --out runs            # about ten minutes on one core
     python benchmarks/soups.py run --out runs              # about ten minutes on one core
     python benchmarks/soups.py table
-    python benchmarks/soups.py memory --out /tmp/sources   # peak memory of a build against the
-    number of sources
+    # peak memory of a build against the number of sources
+    python benchmarks/soups.py memory --out /tmp/sources
 """
 
 from __future__ import annotations

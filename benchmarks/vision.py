@@ -8,8 +8,8 @@ by task arithmetic and TIES at the best single coefficient of a grid, and with a
 and task found by gradient and by CMA-ES. All choose by the same examples; accuracy is on others.
 
     pip install "hf-evomerge[vision]" scikit-learn
-    python benchmarks/vision.py --seeds 0 1 --out vision --into benchmarks/pages/encoders.md    #
-    two CPU-minutes per seed
+    # two CPU-minutes per seed
+    python benchmarks/vision.py --seeds 0 1 --out vision --into benchmarks/pages/encoders.md
 """
 
 from __future__ import annotations

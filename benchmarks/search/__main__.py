@@ -1,13 +1,14 @@
 """Held-out accuracy and log-likelihood against cost: this package's searches, other optimizers,
 LoRA fine-tuning and averages.
 
-    python benchmarks/search run --dry-run                          # the runs that are missing, and
-    about how long they take python benchmarks/search run --families shipped families/family-1
-    --draws 1 python benchmarks/search run --methods ps-gradient lora-parent-1-0 --examples 16
-    --costs 25 --draws 1 2 3 python benchmarks/search table --into
-    benchmarks/pages/search-benchmark.md python benchmarks/search plot --out
-    benchmarks/pages/images/search-benchmark.png python benchmarks/search plot --sizes 25 --out
-    search-sizes.png
+    # the runs that are missing, and about how long they take
+    python benchmarks/search run --dry-run
+    python benchmarks/search run --families shipped families/family-1 --draws 1
+    python benchmarks/search run --methods ps-gradient lora-parent-1-0 --examples 16 --costs 25 \\
+        --draws 1 2 3
+    python benchmarks/search table --into benchmarks/pages/search-benchmark.md
+    python benchmarks/search plot --out benchmarks/pages/images/search-benchmark.png
+    python benchmarks/search plot --sizes 25 --out search-sizes.png
 
 Every run is one line of the results file; what is there is not run again, and a search that was
 stopped goes on. Needs the extra `bench`. `python benchmarks/specialists

@@ -1,8 +1,9 @@
 """Trains the models that the demo merges, as they were trained: a base, its two specialists, and
 one that sees.
 
-    python benchmarks/specialists --out families/family-1 --seed 1      # about ten minutes on one
-    core python benchmarks/specialists --out families/family-1 --seed 1 --sight
+    # about ten minutes on one core
+    python benchmarks/specialists --out families/family-1 --seed 1
+    python benchmarks/specialists --out families/family-1 --seed 1 --sight
 
 Seed 0 is the family in `hf_evomerge/demo/specialists` and `benchmarks/specialists/models`.
 The same seed gives the same weights on the same machine.
