@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, islice
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -217,10 +217,10 @@ class AgreementTask(GradientTask):
     def swapped(self) -> tuple[str, str] | None:
         """Names of two sources that are each surer of their answers to the other's prompts than the
         other is; None where there are none."""
-        asked = {
-            name: [example for example in own if not (example.answer or example.made)][:_ASKED]
-            for name, own in self._by_source(self._examples)
-        }
+        asked = dict[str, list[Example]]()
+        for name, own in self._by_source(self._examples):
+            without_answer = (each for each in own if not (each.answer or each.made))
+            asked[name] = list(islice(without_answer, _ASKED))
         if len(asked) > _MOST_SOURCES or not all(asked.values()):
             return None
         for one, other in combinations(asked, 2):
