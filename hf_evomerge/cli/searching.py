@@ -488,6 +488,7 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
     from ..search.study.files import INSTEAD_FILE, TOGETHER_FOLDER
 
     name = shlex.quote(str(out))
+    ask_lora = "; does a LoRA alone do better? compare: {baselines: [lora]}"
     simpler = result.instead
     if simpler is not None and simpler.against is not None:
         lines = [f"next:   {simpler.against.keep or f'keep {simpler.against.name}'}"]
@@ -499,6 +500,8 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
             solved = simpler.scores.accuracy
             if solved is not None and solved < 0.5:
                 more = "give it more search examples"
+                if not any(row.stage == "lora" for row in result.rows):
+                    more += ask_lora
                 lines.append(f"        it solves {solved:.0%} of the problems: {more}")
             else:
                 lines.append(f"        hf-evomerge eval {model} --show 3")
@@ -521,7 +524,7 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
         if not result.by_heart:
             more += ", or raise evaluations"
         if not any(row.stage in ("lora", "together") for row in result.rows):
-            more += "; does a LoRA do better? compare: {baselines: [lora]}"
+            more += ask_lora
         lines.append(f"        it solves {solved:.0%} of the problems: {more}")
     else:
         lines.append(f"        hf-evomerge push {name} YOUR-NAME/YOUR-MERGE --space --examples 50")

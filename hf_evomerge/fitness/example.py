@@ -96,7 +96,7 @@ class Example:
         gloss: What the problem says, in a language that readers of the published model know; no
             model sees it.
         shots: Other problems with their answers, which the model is given before the prompt.
-        made: Whether the prompt was made of another one, by exchanging words.
+        made: Whether the prompt was made of another one, by exchanging or joining words.
         columns: Other fields of the record, for reward functions.
     """
 

@@ -48,14 +48,15 @@ def test_characters_are_words_where_none_are_written_apart():
 
 
 def test_held_out_prompts_are_not_made():
-    """What other splits hold is left out; where nothing else can be made, fewer come."""
+    """What other splits hold is left out; where nothing can be made, none come."""
     prompts = ["the cat sleeps", "the dog sleeps", "the cat runs"]
-    assert made(prompts, 9) == ["the dog runs"]
-    assert made(prompts, 9, avoid=["the  dog runs"]) == []
+    assert made(prompts, 1) == ["the dog runs"]
+    assert "the dog runs" not in made(prompts, 9, avoid=["the  dog runs"])
     assert made(["one", "another thing"], 9) == []
     template = [Example(f"Q: {prompt}", "", content=prompt) for prompt in prompts]
     held = Example("Q: the dog runs", "", content="the dog runs")
-    assert varied(template, 9, [held]) == []
+    assert "the dog runs" not in [each.content for each in varied(template, 9, [held])]
+    assert all(each.prompt.startswith("Q: ") for each in varied(template, 9, [held]))
 
 
 def test_special_tokens_stay_and_no_prompt_gets_longer():
@@ -64,7 +65,9 @@ def test_special_tokens_stay_and_no_prompt_gets_longer():
     assert made(["<s>a b", "<t>a b", "<s>c b"], 9) == []
     assert made(["[INST]a b", "[/INST]a b", "[INST]c b"], 9) == []
     prompts = ["a cat sleeps now", "a cat runs now", "a hippopotamus runs"]
-    assert made(prompts, 9) == ["a cat runs"]  # and no "a hippopotamus runs now"
+    found = made(prompts, 99)
+    assert found[0] == "a cat runs"
+    assert max(map(len, found)) == len(prompts[2])  # and no "a hippopotamus runs now"
 
 
 def test_each_source_has_prompts_of_its_own_words():
@@ -76,7 +79,23 @@ def test_each_source_has_prompts_of_its_own_words():
         for word, act in (("x" + name, "runs"), ("y" + name, "runs"), ("x" + name, "sleeps"))
     ]
     examples += [Example("b zb runs", "", source="b")]
-    found = varied(examples, 3, [])
+    found = varied(examples, 1, [])
     assert [(each.source, each.chat) for each in found] == [("a", True), ("b", False)]
     assert found[0].prompt == "a ya sleeps"
     assert found[1].prompt in ("b yb sleeps", "b zb sleeps")
+
+
+def test_words_are_joined_where_exchanging_them_gives_too_few():
+    """The beginning of a word and the end of another one that stands where it does are a new word;
+    the others stay. Where exchanging gives enough, words stay whole."""
+    prompts = ["turn tegi plain =", "turn velt plain =", "turn nune plain ="]
+    found = made(prompts, 20)
+    assert len(set(found)) == 20
+    for prompt in found:
+        first, word, *rest = prompt.split()
+        assert (first, rest) == ("turn", ["plain", "="])
+        begins = {each[:size] for each in ("tegi", "velt", "nune") for size in range(1, 5)}
+        ends = {each[size:] for each in ("tegi", "velt", "nune") for size in range(1, 5)}
+        assert any(word[:at] in begins and word[at:] in ends for at in range(1, len(word) + 1))
+    words = {word for prompt in TOLD for word in prompt.split()}
+    assert {word for prompt in made(TOLD, 99) for word in prompt.split()} == words

@@ -188,8 +188,8 @@ def test_a_test_of_few_examples_says_so(count, told):
     few, more = (Scores(right, correct=right) for right in rights)
     rows = [Row("source", "a", more), Row("ps", "evolved PS", few, winner=True)]
     sentence = (
-        "A has 0.200 right, and evolved PS 0.100: 20 examples are too few to tell them apart; "
-        "test on 30 or more"
+        "A has 0.200 right, and evolved PS 0.100: 20 examples are too few to tell which is right "
+        "more often"
     )
     assert (sentence in verdict(rows, "test")) == told
 
@@ -387,7 +387,7 @@ def test_one_answer_for_all_examples(often, is_enough):
     result = Result(None, "test", rows, constant=constant)
     assert said[0].startswith("Always answering 'red', the most frequent") == is_enough
     assert (f"is right in {often:.3f}, and evolved PS in 0.700" in said[0]) == is_enough
-    assert ("fine-tuning is worth more" in " ".join(said)) != is_enough
+    assert ("training is worth more" in " ".join(said)) != is_enough
     assert ("Needs both sources" in " ".join(said)) != is_enough
     assert (result.instead is None) == is_enough
     assert _next(result, Path("mine"), build=True)[0].startswith("next:   look at") == is_enough
@@ -536,7 +536,7 @@ def test_few_examples_and_a_lora_beside_the_merge(winner, beside, better, advise
     rows = [Row("source", "a", _few(0, noise - 3)), merge, lora]
     text = " ".join(verdict(rows, "test"))
     assert (instead(rows) is lora) == ("that one is better" in text) == advised
-    assert ("too few to tell them apart" in text) == few
+    assert ("too few to tell which is right more often" in text) == few
 
 
 def _few(right, values):
@@ -580,10 +580,34 @@ def test_a_lora_that_forgets_more_is_no_substitute():
     # nor is one that is better on the task
     rows = _search({"lora": 0.02, "ps": 0.38}, **{**shares, "lora": 0.95})
     (said,) = (each for each in verdict(rows, "test") if "WORSE" in each)
-    assert said.endswith(
-        ", but a LoRA from maths, rate 0.0003 forgets more (0.02 against 0.38 of sums)"
-    )
+    assert said.endswith(", but the latter forgets more (0.02 against 0.38 of sums)")
     assert instead(rows) is None
+
+
+@pytest.mark.parametrize(("skills", "advised"), [(("a", "b"), False), (("a",), True)])
+def test_a_parent_with_one_skill_of_two_is_no_advice(skills, advised):
+    """Where the result is to have both skills, a parent that has nothing of one is not to be kept,
+    however often it is right in all; without skills it is."""
+    places = {"a": range(20), "b": range(20, 40)}
+
+    def row(stage, model, right, **more):
+        scores = Scores(right, correct=right)
+        retained = {name: scores.take(places[name]) for name in skills}
+        return Row(stage, model, scores, retained=retained, **more)
+
+    own = np.arange(40) < 20
+    rows = [row("source", "a", own), row("source", "b", ~own)]
+    rows.append(row("ps", "evolved PS", np.arange(40) % 4 == 0, winner=True))
+    assert (instead(rows) is not None) == advised
+    assert ("but the latter has nothing of b" in verdict(rows, "test")[0]) != advised
+
+
+def test_a_model_that_is_right_less_often_is_not_called_better():
+    """Where the interval of the accuracy says the contrary, the likelihood does not come first."""
+    parent = Scores(np.full(28, -9.0), correct=np.arange(28) < 18)
+    winner = Scores(np.full(28, -1.5), correct=(np.arange(28) >= 12) & (np.arange(28) < 22))
+    rows = [Row("source", "a", parent), Row("ps", "evolved PS", winner, winner=True)]
+    assert not any(each.startswith("Evolved PS is better") for each in verdict(rows, "test"))
 
 
 def test_one_source_of_many_is_named():

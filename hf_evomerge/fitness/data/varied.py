@@ -1,5 +1,5 @@
 """More prompts like some prompts, for tasks without answers: words are exchanged that stand in one
-place.
+place, or joined.
 
 After Andreas (arXiv:1904.09545, section 3): what occurs between the same neighbours may stand in
 for each other.
@@ -25,12 +25,18 @@ _MISSES = 1000  # prompts in a row that are there already, before no more are lo
 
 Pieces = list[str]
 Place = tuple[str, ...]
+Words = dict[Place, dict[str, None]]
+"""Words by the place where they stand, in the order in which they come."""
 
 
 # A word w of a prompt may become w' where both stand somewhere between the same four pieces:
 # (a, b, w, c, d) in one prompt and (a, b, w', c, d) in another; a space is a piece. All places of w
 # change alike: "taro has 3 keys. taro loses 1" names one person afterwards too. Neighbours have
 # changed after one round, and the next one finds more.
+#
+# Where this gives fewer prompts than there are, words are joined: the beginning of w and the end of
+# such a w' are a new word, to which a rule on letters or digits applies as well. "turn tegi" and
+# "turn velt" give "turn telt". Whole words are better where there are enough: they have a meaning.
 #
 # All sources get as many as the one of which the fewest can be made, so that none outweighs
 # another. No prompt gets longer than the longest that was given, which a model has room for.
@@ -40,7 +46,7 @@ def varied(examples: Sequence[Example], count: int, avoid: Collection[Example]) 
     Args:
         examples: Examples with prompts of one kind.
         count: Number of new ones of each source that examples belong to; fewer come where the
-            prompts of one have too few words in common.
+            prompts of one have too few places in common.
         avoid: Examples whose prompts are not made.
     """
     seen = {_plain(example.prompt) for example in (*examples, *avoid)}
@@ -54,18 +60,26 @@ def _made(examples: Sequence[Example], count: int, seen: set[str]) -> list[Examp
     rng = random.Random(0)
     split: list[Pieces] = [_PIECES.findall(example.prompt) for example in examples]
     longest = max(len(example.prompt) for example in examples)
-    words = defaultdict[Place, dict[str, None]](dict)  # in the order in which they come
+    words: Words = defaultdict(dict)
     for pieces in split:
         for word, place in _places(pieces):
             words[place][word] = None
     found = list[Example]()
     misses = 0
-    while len(found) < count and misses < _MISSES:
+    is_joined = False
+    while len(found) < count:
+        if misses == _MISSES:
+            if is_joined or len(found) >= len(examples):
+                break
+            is_joined = True
+            misses = 0
         misses += 1
         number = rng.randrange(len(examples))
         pieces = split[number]
         for _ in range(_ROUNDS):
             pieces = _exchanged(pieces, words, rng)
+        if is_joined:
+            pieces = _joined(pieces, words, rng)
         prompt = "".join(pieces)
         if len(prompt) > longest or _plain(prompt) in seen:
             continue
@@ -83,14 +97,30 @@ def _plain(prompt: str) -> str:
     return " ".join(prompt.split())
 
 
-def _exchanged(pieces: Pieces, words: dict[Place, dict[str, None]], rng: random.Random) -> Pieces:
+def _exchanged(pieces: Pieces, words: Words, rng: random.Random) -> Pieces:
     """Exchange each word for one that stands where it does; or keep it."""
+    chosen = {word: rng.choice(others) for word, others in _choices(pieces, words).items()}
+    return [chosen.get(piece, piece) for piece in pieces]
+
+
+def _joined(pieces: Pieces, words: Words, rng: random.Random) -> Pieces:
+    """Give each word the end of one that stands where it does; or keep it."""
+    chosen = dict[str, str]()
+    for word, others in _choices(pieces, words).items():
+        other = rng.choice(others)
+        if other != word:
+            begin = word[: rng.randint(1, len(word))]
+            chosen[word] = begin + other[rng.randint(1, len(other)) :]
+    return [chosen.get(piece, piece) for piece in pieces]
+
+
+def _choices(pieces: Pieces, words: Words) -> dict[str, list[str]]:
+    """Words that may take the place of each word, itself included."""
     choices = defaultdict[str, dict[str, None]](dict)
     for word, place in _places(pieces):
         choices[word][word] = None
         choices[word] |= words.get(place, {})
-    chosen = {word: rng.choice([*others]) for word, others in choices.items()}
-    return [chosen.get(piece, piece) for piece in pieces]
+    return {word: [*others] for word, others in choices.items()}
 
 
 def _places(pieces: Pieces) -> Iterator[tuple[str, Place]]:

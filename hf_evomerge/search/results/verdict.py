@@ -158,6 +158,7 @@ class _Judged:
         unit: What the fitness is measured in.
         by: Measures that tell the models apart, the main one first.
         parents: Base and sources that could be scored.
+        is_for_skills: Whether the examples are shared out among skills, all of which count.
         others: Rows that the winner is compared with: its best parent, and all that have sentences.
         any_right: Whether any model solves anything.
         hardly_any_right: Whether the best model solves something, and less than a tenth.
@@ -170,6 +171,8 @@ class _Judged:
         self.by = measures(*(row.scores for row in rows))
         alive = [row for row in rows if row.scores.error is None]
         self.parents = [row for row in alive if row.stage in PARENTS]
+        retained = [scores.values.size for scores in winner.retained.values()]
+        self.is_for_skills = len(retained) > 1 and sum(retained) == winner.scores.values.size
         self.others = self._others()
         self.any_right = any(self._column(row).any() for row in alive)
         best = max(row.scores.accuracy or 0.0 for row in alive)
@@ -205,7 +208,7 @@ class _Judged:
         if lead is None or lead.is_better:
             return []
         there = f"{best.model} has {has:.3f} right, and {self.winner.model} {won:.3f}"
-        return [f"{there}: {count} examples are too few to tell them apart; test on {FEW} or more"]
+        return [f"{there}: {count} examples are too few to tell which is right more often"]
 
     def _others(self) -> list[Row]:
         others = []
@@ -298,17 +301,19 @@ class _Judged:
         ):
             return compared
         fitness, accuracy = compared
-        close = not accuracy.is_close and accuracy.difference < DIFFERENCE
-        level = not accuracy.is_better and close
+        is_ahead = accuracy.is_better or (accuracy.is_close and accuracy.difference > 0)
+        level = not is_ahead and accuracy.difference < DIFFERENCE
         if fitness.is_better and level and column(other.scores, "accuracy").any():
             return [accuracy, fitness]
         return compared
 
     def _forgets(self, row: Row) -> str:
-        """Say of which retained examples a row has lost more than the winner; empty where of
-        none."""
+        """Say of which retained examples a row has lost more than the winner, or which of the
+        skills that the search is for it has lost whole; empty where of none."""
         for name, kept in self.winner.retained.items():
             lost = row.retained.get(name)
+            if self.is_for_skills and lost is not None and lost.accuracy == 0:
+                return f"has nothing of {name}"
             compared = None if lost is None else compare(kept, lost)
             if lost is not None and compared is not None and compared.is_better:
                 had, has = (column(each, compared.measure).mean() for each in (kept, lost))
@@ -337,7 +342,7 @@ class _Judged:
         if first.is_worse:
             more = ""
             if forgets:
-                more = f", but {against.name} {forgets}"
+                more = f", but the latter {forgets}"
             elif advise or not (is_simpler or other.stage == "together"):
                 more = f": {against.worse}"
             has = f"which has {column(other.scores, first.measure).mean():.3f}"

@@ -152,7 +152,7 @@ def against(name: str, model: SourceRef) -> Against:
     """Sentences about a LoRA that was trained at the cost of the search."""
     return Against(
         f"a {name}",
-        worse="here fine-tuning is worth more than merging",
+        worse="here training is worth more than a search for weights",
         level="the best of several LoRAs, each at this cost, is as good",
         keep=f"take the LoRA in {model.adapter}, an adapter of {model.model}",
     )
