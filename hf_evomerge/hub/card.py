@@ -427,7 +427,11 @@ def _headline(results: Results) -> str:
             f"**{winner.accuracy:.1%}** of {count} {split} right ({low:.1%} to "
             f"{high:.1%}){_of_parents(results.rows)}."
         )
-    for first in results.verdict[:1]:
+    told = results.verdict
+    if winner is not None and winner.stage == "together":  # the verdict is on the search's winner
+        name = winner.model.partition(" (")[0]
+        told = [each for each in told if each.startswith(name[:1].upper() + name[1:])]
+    for first in told[:1]:
         # another measure that says the same is left to the list of results
         sentence = first.partition("; in ")[0]
         if share := _SHARE.search(sentence):

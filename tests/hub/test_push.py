@@ -240,6 +240,8 @@ def test_a_merge_with_lora_has_its_table(search_config, tmp_path, push, publishe
     assert f"**{row.model} (this model)**" in card
     assert card.count("(this model)") == 1
     assert "A LoRA was trained beside them" in card
+    headline = card.partition("test problems right")[2].partition("\n")[0]
+    assert "volved PS" not in headline  # the verdict begins with the search's winner
     record = Record.model_validate_json(published_text("study.json"))
     assert record.winner.label == row.label
     right = [one.right["evolved"] for one in record.examples]
