@@ -36,6 +36,7 @@ FAMILIES = ("demo", "family-1", "family-2")
 EVIDENCE_TABLE = [
     ("[adapters of SmolLM2-135M](PAGE): passive, marks", ("passive",), 16),
     ("capitals, dates", ("travel",), 16),
+    ("feelings, a code", ("trips",), 16),
     ("SmolLM2-135M: sums, JSON", ("smollm2",), 16),
     ("published classifiers", ("reactions",), 16),
     ("published encoder, rescaled", ("encoder",), 16),
