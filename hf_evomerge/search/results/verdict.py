@@ -171,8 +171,10 @@ class _Judged:
         self.by = measures(*(row.scores for row in rows))
         alive = [row for row in rows if row.scores.error is None]
         self.parents = [row for row in alive if row.stage in PARENTS]
-        retained = [scores.values.size for scores in winner.retained.values()]
-        self.is_for_skills = len(retained) > 1 and sum(retained) == winner.scores.values.size
+        of_skills = [scores.values for scores in winner.retained.values()]
+        self.is_for_skills = len(of_skills) > 1 and np.array_equal(
+            np.sort(np.concatenate(of_skills)), np.sort(winner.scores.values)
+        )
         self.others = self._others()
         self.any_right = any(self._column(row).any() for row in alive)
         best = max(row.scores.accuracy or 0.0 for row in alive)
