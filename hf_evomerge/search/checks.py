@@ -88,7 +88,10 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
 def wrong_order(evaluator: Evaluator) -> list[str]:
     """Warn where two sources look as if each had the other's prompts; runs them on a few."""
     task = evaluator.tasks.prepared(evaluator.config.sources[0])
-    pair = task.swapped() if isinstance(task, AgreementTask) else None
+    if not isinstance(task, AgreementTask):
+        return []
+    pair = task.swapped()
+    evaluator.models.forget()  # where workers run the models, none stays here
     if pair is None:
         return []
     return [
