@@ -1,9 +1,9 @@
 """The demo: evolves merges of the specialists that ship with the package, and shows that the result
 is real.
 
-Three searches and a random one of the same budget; the winners built, loaded again in a fresh
-process in which this package cannot be imported, and asked held-out problems; where asked, the
-winner of DFS published, rebuilt and loaded from the Hub.
+Three searches, their winners built, loaded again in a fresh process in which this package cannot be
+imported, and asked held-out problems; where asked, the winner of DFS published, rebuilt and loaded
+from the Hub.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,7 +45,7 @@ ABOUT = (
 )
 SPACES = ("ps", "dfs", "hybrid")
 BASELINES = {
-    "ps": ["average", "prompt", "random", "alone"],
+    "ps": ["average", "prompt", "alone"],
     "dfs": ["average", "alone"],
     "hybrid": ["average"],
 }
@@ -66,9 +66,10 @@ def run_demo(
 
     Args:
         out: The folder to write; searches that are finished there already are not run again.
-        workers: Processes that evaluate side by side; with two or more, PS runs beside the others.
-        evaluations: Budget of each search, in scores of all search problems. The random
-            search and PS+DFS have as much as PS alone.
+        workers: Processes that evaluate side by side; with two or more, the searches run beside
+            each other.
+        evaluations: Budget of each search, in scores of all search problems. PS+DFS has as much as
+            PS alone.
         seed: Seed of the searches. The problems are the same for all.
         family: A folder with the models ``base``, ``japanese`` and ``maths``.
         sizes: Problems per split.
@@ -90,16 +91,19 @@ def run_demo(
     out = Path(out)
     data = write_problems(out / "data", sizes or SIZES)
     configs = {space: demo_config(space, data, evaluations, seed, Path(family)) for space in SPACES}
-    first, *others = SPACES
-    beside = get_context("spawn").Process(
-        target=_search_quietly, args=([configs[space] for space in others], out), daemon=True
-    )
-    if workers > 1:
-        beside.start()
+    beside = {
+        space: get_context("spawn").Process(
+            target=_search_quietly, args=(configs[space], out / space), daemon=True
+        )
+        for space in SPACES[1:]
+        if workers > 1
+    }
+    for process in beside.values():
+        process.start()
     results: dict[str, Result] = {}
     for space, config in configs.items():
-        if workers > 1 and space != first:
-            beside.join()
+        if space in beside:
+            beside[space].join()
         say(f"\n{space} search: {out / space}", err=True, bold=True)
         with LiveTable(config=config) as table:
             results[space] = run_search(config, out / space, workers=workers, callbacks=[table])
@@ -128,13 +132,13 @@ def run_demo(
 
 
 # The steps of a search by gradient wait for each other, so a second worker has nothing to do. The
-# searches of the demo do not: the first is shown while the others run in another process. What that
-# process has finished, or began and could not finish, is then taken up here like any study.
-def _search_quietly(configs: Sequence[SearchConfig], out: Path) -> None:
-    """Run searches one after the other, without a word."""
+# searches of the demo do not: the first is shown while the others run in processes of their own.
+# What such a process has finished, or began and could not finish, is then taken up here like any
+# study.
+def _search_quietly(config: SearchConfig, out: Path) -> None:
+    """Run a search without a word."""
     logging.disable()
-    for config in configs:
-        run_search(config, out / config.space)
+    run_search(config, out)
 
 
 def write_problems(folder: Path, sizes: dict[str, int]) -> dict[str, Path]:
@@ -181,11 +185,11 @@ def demo_config(
 
 
 def comparison(results: dict[str, Result]) -> list[Row]:
-    """Make one table of all searches: the parents once, what is simpler than a search of both, the
-    random search, then what each search ended with."""
+    """Make one table of all searches: the parents once, what is simpler than a search of both, then
+    what each search ended with."""
     ps = results["ps"]
-    rows = [row for row in ps.rows if row.stage not in ("ps", "alone", "random")]
-    rows += [*_alone(ps, ""), *_alone(results["dfs"], ", a path"), ps.row("random")]
+    rows = [row for row in ps.rows if row.stage not in ("ps", "alone")]
+    rows += [*_alone(ps, ""), *_alone(results["dfs"], ", a path")]
     won = {}
     for space, result in results.items():
         won[space] = next(row for row in result.rows if row.winner)
