@@ -484,6 +484,7 @@ def export(
 
 def _next(result: Result, out: Path, *, build: bool) -> list[str]:
     """Say what to do with a result: keep what is simpler and does as well, or look and publish."""
+    from ..recipes.recipe import SourceRef
     from ..search.results.verdict import FORM, solves_nothing
     from ..search.study.files import INSTEAD_FILE, TOGETHER_FOLDER
 
@@ -495,6 +496,9 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
         if (out / INSTEAD_FILE).exists():
             recipe = shlex.quote(str(out / INSTEAD_FILE))
             lines.append(f"        hf-evomerge merge {recipe} --out {name}/instead")
+        if simpler.stage == "lora" and isinstance(simpler.target, SourceRef):
+            tuned = shlex.join([simpler.target.model, "--adapter", str(simpler.target.adapter)])
+            lines.append(f"        hf-evomerge eval {tuned} --search {name}/search.yaml --show 3")
         if simpler.stage == "together":
             model = shlex.quote(str(out / TOGETHER_FOLDER))
             solved = simpler.scores.accuracy

@@ -25,9 +25,9 @@ def _written(*reports, terminal=False, fails=False, config=None):
     return stream.getvalue()
 
 
-def _table(*reports):
+def _table(*reports, fails=False):
     """The table at the end of a log, by lines."""
-    lines = _written(*reports).splitlines()
+    lines = _written(*reports, fails=fails).splitlines()
     heading = next(i for i, line in enumerate(lines) if line.split()[:2] == ["done", "gen"])
     return lines[heading:]
 
@@ -45,9 +45,10 @@ STAGE = replace(
 
 
 def test_the_table_holds_what_was_reported():
-    """In a log there is one table: a row per phase with the newest numbers, the rate, and the time
-    that is left."""
-    lines = _table(PARENTS, replace(ROW, done=10, fresh=1, seconds=1.0), STAGE)
+    """In a log there is one table: a row per phase with the newest numbers, the rate, and, of a
+    search that did not end, the time that is left."""
+    reports = (PARENTS, replace(ROW, done=10, fresh=1, seconds=1.0), STAGE)
+    lines = _table(*reports, fails=True)
     assert [line.split() for line in lines] == [
         ["done", "gen", "best", "accuracy", "mean", "per", "min", "left"],
         ["parents", "3/3", "30"],
@@ -55,6 +56,9 @@ def test_the_table_holds_what_was_reported():
         ["to", "come:", "best,", "validated,", "held-out", "test"],
         ["best,", "mean:", "fitness,", "more", "is", "better"],
     ]
+    ended = "\n".join(_table(*reports))
+    assert "to come" not in ended
+    assert "3:00" not in ended
 
 
 def test_a_log_has_a_line_per_generation():

@@ -486,6 +486,16 @@ def test_equal_answers_are_as_good_whatever_their_likelihood(right):
             ["next:   take the merge with LoRA", "        it solves 40% of the problems: give "],
         ),
         (
+            [
+                *_rows(0.45),
+                _row("lora", "LoRA", 0.9, target=SourceRef(model="tiny", adapter="lora")),
+            ],
+            [
+                "next:   take the LoRA in baselines/lora, an adapter of tiny",
+                "        hf-evomerge eval tiny --adapter lora --search mine/search.yaml --show 3",
+            ],
+        ),
+        (
             _rows(0.45),
             ["next:   hf-evomerge eval ", "        it solves 45% of the problems: give "],
         ),

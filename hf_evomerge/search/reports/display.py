@@ -57,6 +57,8 @@ class LiveTable(SearchCallback):
         return self
 
     def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self._newest = None  # nothing is to come
         if self._rows:
             self._live.stop()
             self.console.line()  # ends the last one in a log, and leaves one empty in a terminal
