@@ -78,11 +78,11 @@ def measure_form(config: SearchConfig) -> tuple[AnswerForm, dict[str, float], li
         evaluator = Evaluator(config)
         _check_size(evaluator)
         every = score_forms(evaluator, spec)
-        scores = _best_models(every)
     except EvoMergeError as error:
         guess = f"{_in_words(own, [own])} is a guess ({error})"
         return own, {}, [f"warning: {guess}; the dry run measures it, where models can be scored"]
-    best = _best(scores)
+    scores = _best_models(every)
+    best = _likeliest(every)
     gaps, said = _gaps(every[best], [example.source for example in _first(evaluator)])
     worse = [form for form in scores if _is_better(scores[best], scores[form])]
     if not worse:
@@ -126,7 +126,7 @@ def doubts_of_form(evaluator: Evaluator) -> list[str]:
     every = score_forms(evaluator, spec)
     scores = _best_models(every)
     own = next(iter(scores))
-    best = _best(scores)
+    best = _likeliest(every)
     if _is_better(scores[best], scores[own]):
         better = _in_words(best, scores)
         figures = f"{scores[best]}, against {scores[own]} with {_in_words(own, scores)}"
@@ -206,8 +206,22 @@ def _split(chat: bool) -> str:
     return f"answer form, chat: {chat}"
 
 
-def _best(scores: FormScores) -> AnswerForm:
-    return max(scores, key=lambda form: scores[form].mean)
+# Where a task needs several skills no model knows the answers, and the best one's score says little
+# of their form; where one model knows them, the others say little. So forms are compared by the
+# geometric mean of their nats over the models,
+#
+#   (n_1 n_2 ... n_M)^(1/M)   with n_m = max(-mean score of model m, LEAST_GAP),
+#
+# in which a model that finds the answers twice as unlikely in one form weighs the same at 1 nat and
+# at 100.
+def _likeliest(scores: Mapping[AnswerForm, Sequence[ModelScores]]) -> AnswerForm:
+    """Choose the form in which the answers are likeliest."""
+
+    def surprise(form: AnswerForm) -> float:
+        nats = [max(-model.mean, LEAST_GAP) for model in scores[form]]
+        return math.fsum(map(math.log, nats)) / len(nats)
+
+    return min(scores, key=surprise)
 
 
 def _is_better(best: ModelScores, other: ModelScores) -> bool:

@@ -18,8 +18,8 @@ from hf_evomerge import Scores, SearchConfig, plan_search
 from hf_evomerge.errors import SearchError
 from hf_evomerge.recipes.strict_yaml import parse_yaml
 from hf_evomerge.search import answer_form
-from hf_evomerge.search.answer_form import ModelScores, _gaps
-from hf_evomerge.search.file.scaffold import draft_search
+from hf_evomerge.search.answer_form import ModelScores, _gaps, _likeliest
+from hf_evomerge.search.file.scaffold import AnswerForm, draft_search
 
 
 @pytest.fixture
@@ -151,6 +151,25 @@ def test_the_command_measures_unless_told_not_to(trained, tmp_path, monkeypatch)
     guessed = invoke(*words, "--no-measure", "--out", "guessed.yaml")
     assert guessed.exit_code == 0, guessed.output
     assert SearchConfig.load("guessed.yaml").fitness.separator == " "
+
+
+@pytest.mark.parametrize(
+    ("with_space", "without", "separator"),
+    [
+        # nobody knows the answers: one model is a little surer without, another far surer with
+        ((-156.4, -58.8, -152.5), (-156.7, -57.6, -165.7), " "),
+        # one model knows them, and the others are noise
+        ((-150.0, -0.2, -160.0), (-110.0, -12.0, -120.0), " "),
+        ((-150.0, -12.0, -160.0), (-160.0, -0.2, -170.0), ""),
+    ],
+)
+def test_every_model_has_a_say(with_space, without, separator):
+    """Forms are compared by the geometric mean of all models' nats."""
+    forms = {
+        AnswerForm(form, False): [ModelScores("", "", Scores([mean])) for mean in means]
+        for form, means in (("", without), (" ", with_space))
+    }
+    assert _likeliest(forms).separator == separator
 
 
 def test_gaps_of_skills(caplog):
