@@ -20,7 +20,7 @@ from hf_evomerge import MergePart, Recipe, SourceRef, Study, run_search
 from hf_evomerge.fitness import make_task
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.phases.baselines.finetune import STEP_COST, Lora, fine_tune
-from hf_evomerge.search.phases.baselines.merge_lora import learn_together
+from hf_evomerge.search.phases.baselines.merge_lora import Begin, learn_together
 from hf_evomerge.search.spaces.space import make_space, uniform_average
 
 
@@ -285,7 +285,9 @@ def with_lora(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
     )
     spent = list[float]()
     evaluator = Evaluator(config, examples=lab.examples)
-    _, model = learn_together(evaluator, config.stages[0], 3e-4, after_step=spent.append)
+    _, model = learn_together(
+        evaluator, config.stages[0], 3e-4, Begin(), budget, after_step=spent.append
+    )
     return [Point(spent[-1], float(lab.scores(model, "search").values.mean()), model)]
 
 

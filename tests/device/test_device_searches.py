@@ -11,7 +11,7 @@ from tiny_adapters import save_adapter
 from hf_evomerge.search.evaluation.devices import device_kind
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.phases.baselines import lora as baselines
-from hf_evomerge.search.phases.baselines.merge_lora import learn_together
+from hf_evomerge.search.phases.baselines.merge_lora import Begin, learn_together
 from hf_evomerge.search.run import run_search
 
 KINDS = yaml.safe_load("""
@@ -86,7 +86,8 @@ def test_lora_learns_beside_a_merge_there(of_adapters, device, adapters, search_
         evaluator = Evaluator(
             search_there(place, optimize=STEPS, **(adapters if of_adapters else {}))
         )
-        recipe, tuned = learn_together(evaluator, evaluator.config.stages[0], 1e-2)
+        stage = evaluator.config.stages[0]
+        recipe, tuned = learn_together(evaluator, stage, 1e-2, Begin(), stage.evaluations)
         task = evaluator.tasks.prepared(evaluator.config.sources[0])
         found.append((weights_of(recipe), task.evaluate(tuned).values))
     assert np.allclose(found[0][0], found[1][0], atol=1e-4)

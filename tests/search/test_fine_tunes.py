@@ -117,6 +117,43 @@ def test_rates_go_on_while_the_highest_is_the_best(
     assert "8 evaluations each" in row.model
 
 
+@pytest.mark.parametrize("helps", [True, False])
+def test_the_parent_that_learns_most_stands_still(helps, tmp_path, search_config, monkeypatch):
+    """Beside moving weights the rate rises while that helps. Then the parent that learns most in a
+    quarter of the steps is trained at this rate, and the rate rises on where it is better."""
+    scores = {
+        "together:0.0001:8": -5.0,
+        "together:sum:0.0001:8": -4.0,
+        "together:sum:0.0003:8": -3.0,
+        "together:sum:0.001:8": -3.5,
+        "together:still-0:0.001:2": -9.0,
+        "together:still-1:0.001:2": -8.0,
+        "together:still-1:0.0003:8": -2.0 if helps else -3.2,
+    }
+    more = {"together:still-1:0.001:8": -1.0, "together:still-1:0.003:8": -1.5} if helps else {}
+    asked = []
+
+    def ranked(self, label, out, cost, train, note):
+        asked.append(label)
+        self.done += cost
+        return (scores | more)[label]
+
+    monkeypatch.setattr(Trainings, "ranked", ranked)
+    monkeypatch.setattr(merge_lora, "_built", lambda *args: SourceRef(model="tiny"))
+    config = search_config("ps", optimize="[{by: gradient, evaluations: 8}]")
+    run = run_of(Evaluator(config), tmp_path, "validation")
+    merge_lora.MergeWithLora().run(run)
+    assert asked == [*scores, *more]
+    (row,) = run.rows
+    best = "0.001 beside b alone, which stands still" if helps else "0.0003 from the sum of"
+    assert f"(rate {best}" in row.model
+    assert row.evaluations == 5 * 8 + 2 * 2 + 8 * len(more)
+    name = "together:built:still-1:0.001:8" if helps else "together:built:sum:0.0003:8"
+    assert row.label == name
+    assert row.against.name == ("a LoRA of b" if helps else "itself with LoRA beside it")
+    assert row.against.keep.endswith(", a LoRA of b" if helps else "LoRA beside it")
+
+
 @pytest.mark.parametrize("of_adapters", [False, True])
 def test_lora_learns_beside_a_merge(
     of_adapters, adapters, tmp_path, search_config, monkeypatch, caplog
@@ -138,6 +175,8 @@ def test_lora_learns_beside_a_merge(
     kept = Study.open(study)
     labels = {label for label, _ in kept.evaluated() if re.match(r"together:[s\d]", label)}
     means = {label: kept.evaluation(label, "validation").mean for label in labels}
+    stills = {label: mean for label, mean in means.items() if ":still-" in label}
+    means = {label: mean for label, mean in means.items() if label not in stills}
     lowest = {label: mean for label, mean in means.items() if ":0.0001:" in label}
     assert lowest.keys() == {"together:0.0001:20", "together:sum:0.0001:20"}
     start = max(sorted(lowest), key=lowest.__getitem__).removesuffix("0.0001:20")
@@ -147,10 +186,12 @@ def test_lora_learns_beside_a_merge(
     best = ranks.index(max(ranks))
     of_start = " from the sum of the task vectors" if "sum" in start else ""
     rate = merge_lora.RATES[best]
-    assert f"(rate {rate:g}{of_start}, best of {len(means)} on validation" in row.model
+    assert f"(rate {rate:g}{of_start}, best of {len(means) + 1} on validation" in row.model
     assert ranks[: best + 1] == sorted(ranks[: best + 1])
     assert len(ranks) == best + 2  # and none after the first that is no better
-    assert row.evaluations == 20 * len(means)
+    # two parents in a quarter of the steps each, and the better one in all
+    assert [label.endswith(":20") for label in sorted(stills)].count(True) == 1
+    assert row.evaluations == 20 * len(means) + 2 * 5 + 20
     assert row.seconds > 0
     assert row.scores.error is None
     assert not re.search("adapter says that it is of|no adapter", caplog.text)

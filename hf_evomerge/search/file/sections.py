@@ -117,8 +117,8 @@ class CompareConfig(StrictModel):
     have learned; a ``random`` search of the same budget, in the space of the first stage; the best
     ``lora`` of fine-tunes at four rates, on the search examples, each at the same cost, of the
     parents and the average, of which short trainings name two (extra ``lora``); ``merge+lora``,
-    merge weights by gradient and a LoRA beside them by the same steps, at rates that rise while
-    that helps, the best of which is built."""
+    merge weights by gradient and a LoRA beside them by the same steps, or beside one parent that
+    stands still, at rates that rise while that helps, the best of which is built."""
     retain: dict[str, DataSpec] = Field(default_factory=dict)
     """More data, by name, that the result may not forget, such as the sources' own tasks: every
     model of the table of results is scored on it too. Nothing is chosen by it."""

@@ -26,7 +26,10 @@ from ..file.sections import Range
 from ..file.stages import Step
 from ..optimizers.ask_tell import Start, Vector
 
-SUM = "sum of the task vectors"  # name of a start
+# names of starts
+SUM = "sum of the task vectors"
+BASE = "the base"
+ALONE = " alone"  # the end of a name
 _ROWS = 64
 _MOST_RUNS = 20_000  # runs of all sources together
 _MOST = MAX_NODES - 2_000  # numbers and groups: the rest of a recipe has room beside them
@@ -299,7 +302,7 @@ class ParameterSpace:
         # far from the lower bound, where a step would be large beside a weight
         share = 1.0 if self._normalizes else 1 / half
         alone = [
-            f"{self.config.source_names[number]} alone" for number in self.config.merge_sources
+            f"{self.config.source_names[number]}{ALONE}" for number in self.config.merge_sources
         ]
         weights: dict[str, dict[str, list[float]]] = {
             "average": {"uniform average": [1 / count] * count},
@@ -308,7 +311,7 @@ class ParameterSpace:
             "last": {"average of the last half": [0.0] * (count - half) + [share] * half},
         }
         if count == 1:  # where a search of several sources has that of another source
-            weights["sources"]["the base"] = [0.0]
+            weights["sources"][BASE] = [0.0]
         points: dict[str, Vector] = {}
         for start in self.space.starts:
             for name, chosen in weights[start].items():

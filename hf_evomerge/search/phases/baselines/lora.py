@@ -197,30 +197,33 @@ def fine_tuned(
             scored.
     """
     evaluator = trainings.evaluator
-    tasks = evaluator.tasks
-    examples = tasks.examples("search")
+    examples = evaluator.tasks.examples("search")
     folder = trainings.folder / label.replace(":", "-")
     out = folder / f"lora-{rate:g}-{cost:g}"
     plain = _plain(start, folder / "model", evaluator.sources.trust_remote_code)
     lora = Lora.for_cost(cost, len(examples), rate=rate, seed=evaluator.config.compute.seed)
 
     def train(told: Callable[[float], None]) -> tuple[Target, Any]:
-        # runs what the task compares with
-        tasks.prepared(plain, fitness=evaluator.config.stages[0].fitness)
-        tuned = fine_tune(
-            evaluator.models.model(plain),
-            tasks.differentiable_task,
-            examples,
-            tasks.tokenizer(plain),
-            lora,
-            after_step=lambda step, _: told(cost * step / lora.steps),
-        )
-        return plain, tuned
+        return plain, tune(evaluator, plain, lora, lambda share: told(cost * share))
 
     scored = f"lora:{label}:{rate:g}:{cost:g}"
     fitness = trainings.ranked(scored, out, cost, train, name)
     model = plain.model_copy(update={"adapter": str(out)})
     return Trained(name, scored, label, rate, model, fitness)
+
+
+def tune(evaluator: Evaluator, model: Target, settings: Lora, told: Callable[[float], None]) -> Any:
+    """Fine-tune a model with LoRA on the search examples; `told` gets the share of the steps."""
+    tasks = evaluator.tasks
+    tasks.prepared(model, fitness=evaluator.config.stages[0].fitness)  # runs what it compares with
+    return fine_tune(
+        evaluator.models.model(model),
+        tasks.differentiable_task,
+        tasks.examples("search"),
+        tasks.tokenizer(model),
+        settings,
+        after_step=lambda step, _: told(step / settings.steps),
+    )
 
 
 def _plain(start: Target, folder: Path, trust_remote_code: bool) -> SourceRef:

@@ -3,8 +3,8 @@
 The LoRA has free directions beside the parents' own.
 
 A step costs what it costs a merge alone, three scores of its batch: one backward pass gives both
-gradients. There are trainings from two starts and at several rates, of which the best is kept. The
-result is a recipe: the merge, and the adapter of the base as one more source.
+gradients. There are trainings from several starts and at several rates, of which the best is kept.
+The result is a recipe: the merge, and the adapter of the base as one more source.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,39 @@ from ...file.stages import Stage
 from ...folder import build_winner
 from ...optimizers.descent import GradientOptimizer
 from ...results.table import Against, Row
-from ...spaces.parameter import SUM
+from ...spaces.parameter import ALONE, BASE, SUM
 from ...spaces.space import make_space
 from ...study.files import TOGETHER_FOLDER
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun
 from .finetune import Lora, LoraAscent, batches
+from .lora import tune
 from .trainings import Trainings, check_training
 
 logger = logging.getLogger(__name__)
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the adapters, in the order in which they are tried
+SHARE = 0.25  # of the cost of a search: a training that tells parents apart
+SHARE_RATE = 1e-3  # its rate
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Where a training begins.
+
+    Attributes:
+        key: Short name, for the study.
+        name: Name of a start of the merge weights; the best by its score where it is empty.
+        still: Whether the merge weights stay there.
+    """
+
+    key: str = ""
+    name: str = ""
+    still: bool = False
+
+    def __str__(self) -> str:
+        if self.still:
+            return f" beside {self.name}, which stands still"
+        return f" from the {self.name}" if self.name else ""
 
 
 # Where the merge weights begin decides what a LoRA finds beside them. The best start by its score
@@ -48,9 +71,14 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the adapters, in the order in which
 # Which rate is best depends on the models: of 16 examples a pair of a million parameters learns
 # nothing at 1e-4 and most at 1e-2, where other pairs have learned all by heart. So the rate rises
 # for as long as that helps, and the highest that helped is taken.
+#
+# Where the parents have little to give each other, weights that move disturb the LoRA: beside one
+# parent that stands still, which is a plain fine-tune of it, a third skill had .87 where it had .35
+# beside the same parent and .24 from the sum. So short trainings find the parent that learns most,
+# and it is trained at the rate that was found; the rate rises on where that helps.
 class MergeWithLora(Phase):
-    """Search of the merge weights again, with a LoRA of the base beside them, from the better of
-    two starts, at rates that rise while that helps; the best model is built."""
+    """Search of the merge weights again, with a LoRA of the base beside them, from the best of
+    some starts, at rates that rise while that helps; the best model is built."""
 
     name = "together"
     title = "merge with LoRA beside it"
@@ -66,12 +94,12 @@ class MergeWithLora(Phase):
         planner.rows += 1
         name = together_stage(planner.config).name
         stage = next(phase for phase in planner.phases if phase.name == name)
-        starts = _starts(planner.config, planner.evaluator)
-        most = _most(starts)
+        starts, parents = _starts(planner.config, planner.evaluator)
+        most = _most(starts, parents)
         text = (
             f"merge weights and a LoRA beside them, by the same steps: at the lowest rate from "
-            f"each start (starts: {len(starts)}), then at rates that rise while that helps; "
-            f"at most {most} trainings"
+            f"each start (starts: {len(starts)}), then at rates that rise while that helps, then "
+            f"beside one parent that stands still; the cost of {most:g} searches at most"
         )
         sizes = planner.sizes
         score = sizes[sizes.ranked_on] * planner.second
@@ -84,57 +112,70 @@ class MergeWithLora(Phase):
         assert evaluator is not None  # the search has been checked
         stage = together_stage(run.config)
         cost = stage.evaluations
-        starts = _starts(run.config, evaluator)
-        trainings = Trainings(run, evaluator, self.name, _most(starts) * cost)
-        ranks: dict[tuple[str, float], float] = {}
+        starts, parents = _starts(run.config, evaluator)
+        trainings = Trainings(run, evaluator, self.name, _most(starts, parents) * cost)
+        ranks: dict[tuple[Begin, float], float] = {}
 
-        def name_of(start: str, rate: float) -> str:
-            of_start = f"{start.partition(' ')[0]}:" if start else ""
-            return f"together:{of_start}{rate:g}:{cost}"
+        def name_of(begin: Begin, rate: float, spent: float = cost) -> str:
+            return ":".join(filter(None, ("together", begin.key, f"{rate:g}", f"{spent:g}")))
 
-        def helps(start: str, rate: float) -> bool:
-            """Train, and tell whether it is the best training so far."""
-            name = name_of(start, rate)
+        def trained(begin: Begin, rate: float, spent: float = cost) -> float:
+            """Train, and return the mean score, the lowest where it failed."""
+            name = name_of(begin, rate, spent)
             out = trainings.folder / name.replace(":", "-")
-            train = partial(learn_together, evaluator, stage, rate, start)
-            note = f"rate {rate:g}{_from(start)}"
+            train = partial(learn_together, evaluator, stage, rate, begin, spent)
+            note = f"rate {rate:g}{begin}"
             try:
-                rank = trainings.ranked(name, out, cost, train, note)
+                return trainings.ranked(name, out, spent, train, note)
             except EvoMergeError as error:
                 logger.warning(f"the results have no merge with LoRA, {note}: {error}")
-                return False
-            is_best = rank > max(ranks.values(), default=-math.inf)
-            ranks[start, rate] = rank
-            return is_best
+                return -math.inf
 
-        lowest, *higher = RATES
-        for start in starts:
-            helps(start, lowest)
-        if not ranks:
+        def helps(begin: Begin, rate: float) -> bool:
+            """Train, and tell whether it is the best training so far."""
+            before = max(ranks.values(), default=-math.inf)
+            ranks[begin, rate] = trained(begin, rate)
+            return ranks[begin, rate] > before
+
+        def climb(begin: Begin, rate: float) -> float:
+            """Train at higher rates while that helps, and return the highest that did."""
+            for more in RATES:
+                if more > rate:
+                    if not helps(begin, more):
+                        break
+                    rate = more
+            return rate
+
+        for begin in starts:
+            helps(begin, RATES[0])
+        begin, rate = max(ranks, key=ranks.__getitem__)
+        rate = climb(begin, rate)
+        if parents:
+            parent = max(parents, key=lambda each: trained(each, SHARE_RATE, SHARE * cost))
+            if helps(parent, rate):
+                begin, rate = parent, climb(parent, rate)
+        if ranks[begin, rate] == -math.inf:
             return
-        start, rate = max(ranks, key=ranks.__getitem__)
-        for more in higher:
-            if not helps(start, more):
-                break
-            rate = more
         trainings.total = trainings.done
         trainings.tell(before=trainings.done)
-        name = name_of(start, rate)
+        name = name_of(begin, rate)
         try:
             model = _built(run, evaluator, trainings.folder / name.replace(":", "-"))
         except EvoMergeError as error:
             logger.warning(f"the results have no merge with LoRA: {error}")
             return
+        of_parent = f"a LoRA of {begin.name.removesuffix(ALONE)}"
         against = Against(
-            "itself with LoRA beside it",
+            of_parent if begin.still else "itself with LoRA beside it",
             f"`{TOGETHER_FOLDER}` in the study is better",
-            keep=f"take `{TOGETHER_FOLDER}` in the study, the merge with LoRA beside it",
+            keep=f"take `{TOGETHER_FOLDER}` in the study, "
+            f"{of_parent if begin.still else 'the merge with LoRA beside it'}",
         )
         run.rows.append(
             Row(
                 "together",
-                f"{self.title} (rate {rate:g}{_from(start)}, {trainings.best_of(len(ranks))})",
-                evaluations=len(ranks) * cost,
+                f"{self.title} (rate {rate:g}{begin}, {trainings.best_of(len(ranks))})",
+                evaluations=trainings.done,
                 seconds=trainings.seconds,
                 label=name.replace("together:", "together:built:"),
                 against=against,
@@ -144,21 +185,23 @@ class MergeWithLora(Phase):
         )
 
 
-def _starts(config: SearchConfig, evaluator: Evaluator) -> list[str]:
-    """Name the starts that are tried: the best by its score, which has no name, and the sum of the
-    task vectors where the search has it."""
+def _starts(config: SearchConfig, evaluator: Evaluator) -> tuple[list[Begin], list[Begin]]:
+    """Name the starts that are tried: the best by its score, and the sum of the task vectors where
+    the search has it; and the parents among its starts, which stand still."""
     space = make_space(config, together_stage(config), evaluator.sources.summary)
-    return ["", *(name for name in space.start().names if name == SUM)]
+    names = space.start().names
+    parents = [name for name in names if name.endswith(ALONE) or name == BASE]
+    return (
+        [Begin(), *(Begin("sum", name) for name in names if name == SUM)],
+        [Begin(f"still-{n}", name, still=True) for n, name in enumerate(parents)],
+    )
 
 
-def _most(starts: Sequence[str]) -> int:
-    """The largest number of trainings: one from each start, and one more at each higher rate."""
-    return len(starts) + len(RATES) - 1
-
-
-def _from(start: str) -> str:
-    """Say from which start; nothing for the best by its score."""
-    return f" from the {start}" if start else ""
+def _most(starts: Sequence[Begin], parents: Sequence[Begin]) -> float:
+    """The cost of all trainings at most, in searches: one from each start, one more at each higher
+    rate, and the parents'."""
+    beside = SHARE * len(parents) + 2 if parents else 0
+    return len(starts) + len(RATES) - 1 + beside
 
 
 def _built(run: SearchRun, evaluator: Evaluator, adapter: Path) -> SourceRef:
@@ -214,16 +257,18 @@ def learn_together(
     evaluator: Evaluator,
     stage: Stage,
     rate: float,
-    begin: str = "",
+    begin: Begin,
+    budget: float,
     after_step: Callable[[float], None] = lambda spent: None,
 ) -> tuple[Recipe, Any]:
-    """Search as a stage does, with its budget, and train LoRA adapters by the same steps.
+    """Search as a stage does, and train LoRA adapters by the same steps.
 
     Args:
         evaluator: Evaluator of the search.
         stage: A stage of `together_stage`.
         rate: Peak rate of the adapters.
-        begin: Name of the start; the best by its score where it is empty.
+        begin: Where it begins.
+        budget: Cost, in scores of all search examples.
         after_step: Called with what has been spent, in scores of all search examples.
 
     Returns:
@@ -240,18 +285,23 @@ def learn_together(
     count = len(examples)
     size = stage.batch_sizes(count)[0]
     start = space.start()
-    if begin:
-        point = start.candidates[start.names.index(begin)]
+    seed = config.compute.seed
+    lora = Lora.for_cost(budget, count, rate=rate, batch=size, seed=seed)
+    if begin.name:
+        point = start.candidates[start.names.index(begin.name)]
         start = replace(start, mean=point, candidates=(), names=())
-    budget = stage.evaluations
+    if begin.still:
+        recipe = space.decode(start.mean)
+        tuned = tune(evaluator, recipe, lora, lambda share: after_step(budget * share))
+        tuned.peft_config["default"].base_model_name_or_path = str(base.model)
+        return recipe, tuned
     optimizer = GradientOptimizer(
         start, price=space.price, budget=budget, share=size / count, examples=count
     )
-    seed = config.compute.seed
     recipe = space.decode(optimizer.average)
     assert recipe.merge is not None  # a space of merges
     _, model = evaluator.models.merge_gradient(recipe.merge)
-    ascent = LoraAscent(model, Lora.for_cost(budget, count, rate=rate, batch=size, seed=seed))
+    ascent = LoraAscent(model, lora)
     drawn = batches(examples, size, seed)
     tokenizer = evaluator.tasks.tokenizer(recipe)
     while (points := optimizer.ask()) is not None:
