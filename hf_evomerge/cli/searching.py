@@ -444,7 +444,6 @@ def export(
     csv: Annotated[
         Path | None, typer.Option(help="Write every trial to this file, as a row.")
     ] = None,
-    parquet: Annotated[Path | None, typer.Option(help="The same, as Parquet.")] = None,
     answers: Annotated[
         Path | None,
         typer.Option(
@@ -460,18 +459,12 @@ def export(
     """
     with one_line_errors():
         from ..search.results.answers import export_answers
-        from ..search.results.export import check_new, export_csv, export_parquet
+        from ..search.results.export import check_new, export_csv
 
-        tables = (
-            (csv, export_csv, "trials"),
-            (parquet, export_parquet, "trials"),
-            (answers, export_answers, "answers"),
-        )
+        tables = ((csv, export_csv, "trials"), (answers, export_answers, "answers"))
         wanted = [(file, write, what) for file, write, what in tables if file is not None]
         if not wanted:
-            raise EvoMergeError(
-                "export: nothing to write; name a file with --csv, --parquet or --answers"
-            )
+            raise EvoMergeError("export: nothing to write; name a file with --csv or --answers")
         if len({file for file, _, _ in wanted}) < len(wanted):
             raise EvoMergeError(
                 "export: two tables would be written to one file; name a file for each"

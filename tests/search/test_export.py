@@ -12,7 +12,7 @@ from searches import minimal, write_lines
 from hf_evomerge import FlowPart, MergePart, Recipe, Scores, Trial
 from hf_evomerge.errors import SearchError
 from hf_evomerge.search.results.answers import Answer, export_answers
-from hf_evomerge.search.results.export import export_csv, export_parquet, trial_rows
+from hf_evomerge.search.results.export import export_csv, trial_rows, write_parquet
 from hf_evomerge.search.study.study import Study
 
 SOURCES = [{"model": "me/one"}, {"model": "me/two"}]
@@ -60,7 +60,8 @@ def test_files_hold_the_rows(folder, tmp_path):
     from pyarrow import parquet
 
     rows = trial_rows(folder)
-    assert export_parquet(folder, tmp_path / "x") == export_csv(folder, tmp_path / "y") == 3
+    write_parquet(rows, tmp_path / "x")
+    assert export_csv(folder, tmp_path / "y") == 3
     assert parquet.read_table(tmp_path / "x").to_pylist() == rows
     with (tmp_path / "y").open(encoding="utf-8", newline="") as lines:
         texts = [*csv.DictReader(lines)]
@@ -81,14 +82,13 @@ def test_several_objectives(tmp_path):
     assert (row["fitness"], row["objective.hops"]) == (0.5, 3.0)
 
 
-@pytest.mark.parametrize("export", [export_csv, export_parquet])
-def test_nothing_to_export(export, tmp_path):
+def test_nothing_to_export(tmp_path):
     """A study without trials, and a folder without a study, are named."""
     Study.create(tmp_path / "empty", minimal().model_dump(mode="json")).close()
     with refused(SearchError, "empty: no trial is finished yet"):
-        export(tmp_path / "empty", tmp_path / "x")
+        export_csv(tmp_path / "empty", tmp_path / "x")
     with refused(SearchError, r"no study\.db here"):
-        export(tmp_path / "none", tmp_path / "x")
+        export_csv(tmp_path / "none", tmp_path / "x")
 
 
 def test_scores_of_given_answers_are_exported(tmp_path):
@@ -127,10 +127,9 @@ def test_command(folder, tmp_path):
     ("words", "message"),
     [
         (["--csv", "study.db"], "exists already; choose another name"),
-        (["--csv", "new.csv", "--parquet", "study.db"], "exists already; choose another name"),
         (["--csv", "new.csv", "--answers", "study.db"], "exists already; choose another name"),
         (["--csv", "nowhere/x.csv"], "there is no folder"),
-        ([], "nothing to write; name a file with --csv, --parquet or --answers"),
+        ([], "nothing to write; name a file with --csv or --answers"),
     ],
 )
 def test_what_the_command_refuses(words, message, folder, monkeypatch):
@@ -154,7 +153,7 @@ def _room(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet", "answers"])
+@pytest.mark.parametrize("kind", ["csv", "answers"])
 def test_a_full_disk_leaves_no_half_of_a_table(folder, tmp_path, monkeypatch, kind):
     """What cannot be written whole is not there, and the line says what is full."""
     text = "".join(map(chr, np.random.default_rng(0).integers(48, 122, 200_000)))

@@ -1,4 +1,4 @@
-"""The trials of a study for other programs, one row each: CSV and Parquet.
+"""The trials of a study for other programs, one row each: as CSV, and as the Hub has them.
 
 A trial's numbers are the values of its merge, by source, parameter and group, or the genome's own
 (``x000``) where it has a path.
@@ -90,12 +90,6 @@ def export_csv(folder: str | Path, file: str | Path) -> int:
         writer = csv.DictWriter(out, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    return len(rows)
-
-
-def export_parquet(folder: str | Path, file: str | Path) -> int:
-    """Write the trials as Parquet; returns how many there are."""
-    write_parquet(rows := trial_rows(folder), file)
     return len(rows)
 
 
