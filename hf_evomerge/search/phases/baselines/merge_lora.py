@@ -45,7 +45,7 @@ SHARE_RATE = 1e-3  # its rate
 
 @dataclass(frozen=True)
 class Begin:
-    """Where a training begins.
+    """Beginning of a training.
 
     Attributes:
         key: Short name, for the study.
