@@ -303,7 +303,7 @@ def test_the_command_replaces_no_file_unasked(pair, base, tmp_path, monkeypatch)
     done = invoke(*words)
     assert done.exit_code == 0, done.output
     assert (
-        "81 problems in my problems.jsonl: 40 for search, 41 for test\neach search" in done.stdout
+        "81 problems in my problems.jsonl: 40 for search, 41 for test\nmore search" in done.stdout
     )
     assert "hf-evomerge search search.yaml --out my-search --dry-run" in done.stdout
     assert SearchConfig.load("search.yaml").data["search"].jsonl == data
@@ -339,7 +339,7 @@ def test_how_problems_are_split(count, choices, sizes, pair, base, tmp_path):
     assert slices == [*zip(starts, sizes, strict=True)]
     why = next(line for line in draft.found if "the test tells an accuracy" in line)
     more = "more search examples may help (count)"
-    assert why.startswith(more if sizes[0] == 128 else "each search example helps;")
+    assert why.startswith(more if sizes[0] == 128 else "more search examples mostly help;")
     error = 0.98 / sizes[-1] ** 0.5
     assert f"the test tells an accuracy to ± {error:.2f}; " in why
     assert ("validation guards against luck" in why) == (len(sizes) == 3)

@@ -113,7 +113,8 @@ def test_parents_that_complement_each_other():
     other = Scores([-1.0] * N, correct=np.arange(N) >= 0.75 * N)
     assert about_parents({"a": one, "b": other}, 100) == (
         [
-            "search examples solved by a alone 50%, by b alone 25%, by all 0%, by none 25%",
+            "search examples solved by a only 50%, by b only 25%, by every source 0%, "
+            "by no source 25%",
             "100 test examples tell an accuracy to ± 0.10",
         ],
         None,
@@ -223,7 +224,8 @@ def _search(retained=None, **shares):
     return rows
 
 
-SINGLE = "A single source does as well: take maths as its own search rescaled it; it has "
+RESCALED = "take maths as its own search rescaled it"
+SINGLE = f"A single source, maths, does as well: {RESCALED}; it has "
 SEARCHES = yaml.safe_load("""
 both needed:
   shares: {average: 0.3, random: 0.4, alone_maths: 0.21, alone_japanese: 0.13, noise: 0.1}
@@ -244,13 +246,13 @@ a loss:
 a source that is noise:
   shares: {japanese: 0.0, alone_maths: 0.8, alone_japanese: 0.05, ps: 0.805}
   said:
-  - 'A single source does as well: take maths as its own search rescaled it; it has '
+  - 'A single source, maths, does as well: take maths as its own search rescaled it; it has '
   - Evolved PS is better than its best parent, maths, by 0.605 of accuracy (
   advice: take maths as its own search rescaled it
 a source twice:
   shares: {japanese: 0.2, average: 0.2, alone_maths: 0.7, alone_japanese: 0.7, ps: 0.7}
   said:
-  - 'A single source does as well: take maths as its own search rescaled it; it has '
+  - 'A single source, maths, does as well: take maths as its own search rescaled it; it has '
   advice: take maths as its own search rescaled it
 a task that the base solves:
   shares: {base: 0.9, average: 0.9, alone_maths: 0.9, lora: 0.9, ps: 0.905}
@@ -258,7 +260,7 @@ a task that the base solves:
   - 'The base (tiny) does as well: keep the base (tiny) as it is; it has 0.900 and evolved PS
     0.905, which 200 examples do not tell apart: +0.005 of accuracy ('
   - 'The plain average does as well; it has '
-  - 'A single source does as well; it has '
+  - 'A single source, maths, does as well; it has '
   - 'The best of several LoRAs, each at this cost, is as good; it has '
   advice: keep the base (tiny) as it is
 a task that nobody solves:
@@ -345,8 +347,7 @@ all level:
   - 'The base (tiny) does as well: keep the base (tiny) as it is; '
   - 'The plain average does as well; it has '
   - 'The prompt does as well; it has '
-  - 'A single source does as well; it has '
-  - 'Random changes do as well as the sources; it has '
+  - 'A single source, maths, does as well; it has '
   - 'The best of several LoRAs, each at this cost, is as good; '
   advice: keep the base (tiny) as it is
 LoRA is level with a level average, and better than it:
@@ -437,8 +438,8 @@ def test_a_row_that_the_test_chose_is_told():
     """Where the test split chose among trainings, the sentence on it says for which row."""
     rows = _rows(0.5, together=0.9)
     rows = [replace(row, favoured=row.stage == "together") for row in rows]
-    assert "and chose among several for" in verdict(rows, "test")[-1]
-    assert "chose among" not in " ".join(verdict(_rows(0.5, together=0.9), "test"))
+    assert "; it also chose the best training for" in verdict(rows, "test")[-1]
+    assert "also chose" not in " ".join(verdict(_rows(0.5, together=0.9), "test"))
 
 
 def test_one_answer_for_all_hides_no_wrong_form(caplog):
@@ -466,6 +467,30 @@ def test_equal_answers_are_as_good_whatever_their_likelihood(right):
     text = " ".join(verdict(rows, "test", "nats"))
     assert (SINGLE in text) == ("p = 1; but better in fitness (nats): +0.400 (" in text)
     assert (SINGLE in text) == (instead(rows) is not None) == (right > 0)
+
+
+def test_differences_that_are_nothing_are_not_called_worse():
+    """Of as many right answers a difference of a thousandth of a nat is no loss, however sure."""
+    correct = np.arange(N) < 0.9 * N
+    noise = np.random.default_rng(0).normal(0, 0.1, N)
+    for lead, word in ((0.001, "not distinguishable from"), (0.2, "WORSE than")):
+        won, better = (Scores(noise - more, correct=correct) for more in (lead, 0.0))
+        rows = [
+            Row("together", "both", better, against=Against("itself with LoRA", "")),
+            Row("ps", "evolved PS", won, winner=True),
+        ]
+        said = verdict(rows, "test", "nats")[0]
+        assert said.startswith(f"Evolved PS is {word} itself with LoRA,")
+        assert ("WORSE" in said) == (lead > 0.1)
+
+
+def test_a_fitness_that_rose_while_the_accuracy_fell_is_told():
+    """Where some answers cannot be known a search by likelihood may lose right ones."""
+    rows = _rows(0.4, maths=0.8)
+    won = rows[-1].scores
+    rows[-1] = replace(rows[-1], scores=won.replace(values=np.full(N, -0.1)))
+    said = next(each for each in verdict(rows, "test") if "best parent" in each)
+    assert "the fitness rose and the accuracy fell: use that one instead" in said
 
 
 @pytest.mark.parametrize(

@@ -421,7 +421,7 @@ class _Problems:
         """Say how many examples each split has, and why."""
         sizes = ", ".join(f"{count} for {split}" for split, count in self.sizes.items())
         error = 0.98 / math.sqrt(self.sizes["test"])  # 95 %, at most
-        helped = "each search example helps"
+        helped = "more search examples mostly help"
         if self.sizes["search"] == MOST["search"]:
             helped = "more search examples may help (count), and take longer"
         chosen = "validation guards against luck"

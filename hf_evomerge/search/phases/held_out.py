@@ -107,7 +107,7 @@ def _learned_by_heart(run: SearchRun, held_out: Scores) -> list[str]:
         return []
     return [
         f"It solves {searched:.3f} of the search examples and {solved:.3f} of the others: it has "
-        "learned some by heart; more search examples help, and more evaluations alone do not"
+        "learned some by heart; more search examples may help, more evaluations alone do not"
     ]
 
 

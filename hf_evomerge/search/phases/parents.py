@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ...fitness.scores import Scores
 from ...fitness.tasks.classification import ClassificationSpec, label_names
@@ -19,6 +20,7 @@ from .phase import Findings, Phase, PhasePlan, Planner, SearchRun, parents_once
 
 logger = logging.getLogger(__name__)
 
+_END = 3  # characters; a brace and a quote end many
 _FREQUENT = 0.5  # of the search examples, that have one answer
 
 
@@ -99,21 +101,28 @@ def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:
     for note in notes:
         logger.info(note)
     chance = 0.0
-    frequent = None
+    frequent = end = None
     if run.evaluator is not None:
         chance = _chance(run.evaluator)
         examples = run.evaluator.tasks.examples("search")
         constant = Constant.of(examples, examples)
         if constant is not None and constant.accuracy >= _FREQUENT:
             frequent = f"{constant} of them: does the task ask for more?"
-    for line in (
-        warning,
-        frequent,
-        no_better_than_chance(list(scores.values()), chance),
-        *blind(config, sources.values()),
-    ):
+        end = _common_end([each.answer for each in examples])
+    none = no_better_than_chance(list(scores.values()), chance)
+    for line in (warning, frequent, none, end if none else None, *blind(config, sources.values())):
         if line is not None:
             logger.warning(line)
+
+
+def _common_end(answers: Sequence[str]) -> str | None:
+    """Say in what all answers end, which no model may know; None where they end in nothing, or are
+    one answer."""
+    turned = [each[::-1] for each in answers]
+    end = os.path.commonprefix(turned)[::-1]  # noqa: RUF071 - of characters
+    if len(end) < _END or len(set(answers)) < 2:
+        return None
+    return f"all {len(answers)} answers end with {end!r:.40}: a model that leaves it out is wrong"
 
 
 def _chance(evaluator: Evaluator) -> float:

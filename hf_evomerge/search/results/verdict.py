@@ -37,6 +37,7 @@ RULE = (
 )
 FEW = 30  # test examples; that fewer do not tell two models apart is no news
 DIFFERENCE = 0.05  # of accuracy; what a reader would call better
+LEAST = 0.005  # of fitness; what is printed as 0.00
 FORM = "do separator, chat template and end of the answer suit the models?"
 
 
@@ -69,8 +70,9 @@ def verdict(
             row for row in others if row.stage in PARENTS or (row.scores.accuracy or 0.0) >= LITTLE
         ]
     simpler = judged.simplest(others)
-    if simpler is not None and simpler.stage == "noise":
-        others = [row for row in others if row.stage != "alone"]  # no source is needed
+    if simpler is not None:  # which needs no source, or not both
+        needless = "alone" if simpler.stage == "noise" else "noise"
+        others = [row for row in others if row.stage != needless]
     advised = judged.beside(others, simpler) or simpler
     if constant is not None and constant.suffices:
         has = f"{judged.winner.model} in {constant.solved:.3f}"
@@ -96,7 +98,7 @@ def verdict(
         )
         once = "once, after the winner was chosen" if looks == 1 else often
         if favoured := [row.model for row in rows if row.favoured]:
-            once += f", and chose among several for {favoured[0].partition(' (')[0]}"
+            once += f"; it also chose the best training for {favoured[0].partition(' (')[0]}"
         sentences.append(
             f"the test split was scored {once}; p values are not corrected for their number"
         )
@@ -125,8 +127,8 @@ def no_better_than_chance(models: Sequence[Scores], chance: float = 0.0) -> str 
     look = "`hf-evomerge eval MODEL --search FILE --show 3`"
     count = models[0].values.size
     none = f"of {count} search examples no model answers {right}"
-    normal = "which is as it should be where a task needs the skills of several"
-    return f"{none}, {normal}; if one alone should, look at {look}: {FORM}"
+    why = "the task needs the skills of several, is too hard, or has another form than they answer"
+    return f"{none}: {why}; look at {look}: {FORM}"
 
 
 def instead(rows: Sequence[Row]) -> Row | None:
@@ -292,9 +294,13 @@ class _Judged:
     # they come first, unless the simpler model has no right answer. LoRA is trained, and not
     # simpler in this sense: one that is as right, and far less sure of it, has learned its examples
     # by heart.
+    #
+    # Of equally many right answers a difference that is 0.00 tells nothing, however sure it is.
     def _compared(self, row: Row, other: Row) -> list[Comparison]:
         """Comparisons of two rows, the one that decides first."""
         compared = compare_all(row.scores, other.scores, self.by)
+        if len(compared) == 2 and not compared[1].difference and is_nothing(compared[0]):
+            return compared[::-1]
         if (
             other.stage not in SIMPLER
             or other.stage == "lora"
@@ -337,6 +343,8 @@ class _Judged:
         is_simpler = other.stage in SIMPLER
         forgets = self._forgets(other) if is_simpler else ""
         if first.is_better:
+            if self.nothing_right():
+                return ""  # which reads as success
             better = against.better or f"{winner} is better than {against.name},"
             if other.stage == "alone":
                 better = self._needs(first)
@@ -347,6 +355,8 @@ class _Judged:
                 more = f", but the latter {forgets}"
             elif advise or not (is_simpler or other.stage == "together"):
                 more = f": {against.worse}"
+            if first.measure == "accuracy" and compared[-1].difference > 0:
+                more = f"; the fitness rose and the accuracy fell{more}"
             has = f"which has {column(other.scores, first.measure).mean():.3f}"
             return (
                 f"{winner} is WORSE than {against.name}, {has}, {by_how_much} ({-first.high:.3f} "
@@ -363,6 +373,8 @@ class _Judged:
                 return ""  # to be level with nothing is no advice
             hardly = "hardly tell" if first.is_close else "do not tell"
             of_other, of_winner = (self._column(row).mean() for row in (other, self.winner))
+            if np.allclose(other.scores.values, self.winner.scores.values, atol=1e-4):
+                return f"{level}; it has {of_other:.3f} and scores the same on all {size}"
             has = f"it has {of_other:.3f} and {winner} {of_winner:.3f}"
             return f"{level}; {has}, which {size} {hardly} apart: {figures}"
         if against.undecided is not None:
@@ -402,6 +414,8 @@ class _Judged:
         for other in others:
             word = "but WORSE " if other.is_worse and not first.is_worse else ""
             word = "but better " if other.is_better and not first.is_better else word
+            if is_nothing(other):
+                word = ""
             measured_in = f" ({self.unit})" if self.unit and other.measure == "fitness" else ""
             said += f"; {word}in {other.measure}{measured_in}: {other}"
         return said
@@ -444,6 +458,11 @@ def _means(scores: Scores, by: Sequence[Measure]) -> tuple[float, ...]:
     return tuple(float(column(scores, measure).mean()) for measure in by)
 
 
+def is_nothing(comparison: Comparison) -> bool:
+    """Tell whether a difference of fitness is too small to speak of."""
+    return comparison.measure == "fitness" and abs(comparison.difference) < LEAST
+
+
 def _not(comparison: Comparison) -> str:
     return "hardly" if comparison.is_close else "not"
 
@@ -482,27 +501,28 @@ def about_parents(
     solved = np.array([column(scores, measure) > 0 for scores in whole.values()])
     by_one = solved.sum(0) == 1
     alone = [
-        f"{name} alone {float((row & by_one).mean()):.0%}"
+        f"{name} only {float((row & by_one).mean()):.0%}"
         for name, row in zip(whole, solved, strict=True)
     ]
     none = float((~solved.any(0)).mean())
     everyone = float(solved.all(0).mean())
     error = 0.98 / max(1, test_examples) ** 0.5  # 95 %, at most
     notes = [
-        f"search examples solved by {', by '.join(alone)}, by all {everyone:.0%}, by "
-        f"none {none:.0%}",
+        f"search examples solved by {', by '.join(alone)}, by every source {everyone:.0%}, by "
+        f"no source {none:.0%}",
         f"{test_examples} test examples tell an accuracy to ± {error:.2f}",
     ]
     warning = None
     best = max(whole, key=lambda name: (whole[name].accuracy or 0.0, whole[name].mean or 0.0))
     values = np.array([scores.values for scores in whole.values()])
     most = whole[best].values
+    is_binary = set(most) <= {0.0, 1.0}
     if (values == most).all():
-        warning = (
-            "every source scores the same on every search example: this fitness sees nothing to "
-            "combine; try likelihood"
-        )
-    elif not (values > most).any() and measure == "fitness" and set(most) <= {0.0, 1.0}:
+        why = "this fitness sees nothing to combine; try likelihood"
+        if not is_binary:
+            why = "they may be one model, and there is nothing to combine"
+        warning = f"every source scores the same on every search example: {why}"
+    elif not (values > most).any() and measure == "fitness" and is_binary:
         warning = (
             f"no other source solves a search example that {best} does not: a merge is "
             "better only where it solves what none "

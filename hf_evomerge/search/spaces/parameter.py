@@ -29,7 +29,7 @@ from ..optimizers.ask_tell import Start, Vector
 # names of starts
 SUM = "sum of the task vectors"
 BASE = "the base"
-ALONE = " alone"  # the end of a name
+ALONE = " as it is"  # the end of a name
 _ROWS = 64
 _MOST_RUNS = 20_000  # runs of all sources together
 _MOST = MAX_NODES - 2_000  # numbers and groups: the rest of a recipe has room beside them
@@ -135,6 +135,8 @@ class ParameterSpace:
                 )
             for name, parameter in declared.items():
                 self._add(parameter, given.get(name), f"merge.{key}.{name}")
+        if not self.coordinates and self.idle:
+            raise SearchError("the sources equal the base: they have no change to weigh")
         if not self.coordinates:
             raise SearchError(
                 f"merge.parameters: every parameter of {method.name} is fixed; give at least "

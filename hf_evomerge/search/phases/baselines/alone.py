@@ -50,8 +50,8 @@ def against(source: str, space: str) -> Against:
     if space != "ps":
         kept = f"a path through {source} alone"
     return Against(
-        f"{source} alone",
+        f"{source} alone, {'rescaled' if space == 'ps' else 'by a path'}",
         worse=f"take {kept}",
-        level=f"a single source does as well: take {kept}",
+        level=f"a single source, {source}, does as well: take {kept}",
         keep=f"take {kept}",
     )

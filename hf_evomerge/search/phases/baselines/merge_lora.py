@@ -59,7 +59,7 @@ class Begin:
 
     def __str__(self) -> str:
         if self.still:
-            return f" beside {self.name}, which stands still"
+            return f" beside {self.name}"
         return f" from the {self.name}" if self.name else ""
 
 

@@ -99,10 +99,10 @@ class Prompt(Phase):
         best = max(fitness, key=fitness.__getitem__)
         share = run.sizes[run.sizes.chosen_on] / run.sizes["search"]
         against = Against(
-            "the same examples in the prompt",
+            names[best],
             f"use {names[best]} instead",
-            better="beats the same examples in the prompt",
-            level=f"the same examples in the prompt do as well: use {names[best]}",
+            better=f"beats {names[best]}",
+            level=f"examples in the prompt do as well: use {names[best]}",
             keep=f"use {names[best]}, and no merge",
         )
         run.rows.append(
