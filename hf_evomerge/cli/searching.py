@@ -478,12 +478,16 @@ def export(
 def _next(result: Result, out: Path, *, build: bool) -> list[str]:
     """Say what to do with a result: keep what is simpler and does as well, or look and publish."""
     from ..recipes.recipe import SourceRef
-    from ..search.results.verdict import FORM, solves_nothing
+    from ..search.results.verdict import FORM, lost_skills, solves_nothing
     from ..search.study.files import INSTEAD_FILE, TOGETHER_FOLDER
 
     name = shlex.quote(str(out))
-    ask_lora = "; does a LoRA alone do better? compare: {baselines: [lora]}"
+    ask_lora = "; does a LoRA alone do better? add lora to the baselines, and search again"
     simpler = result.instead
+    best = simpler or next(row for row in result.rows if row.winner)
+    if lost := lost_skills(result.rows, best):
+        has = f"{best.model.partition(' (')[0]} keeps {', '.join(map(str, lost))}"
+        return [f"next:   keep the models: the best, {has}; give more prompts or examples of each"]
     if simpler is not None and simpler.against is not None:
         lines = [f"next:   {simpler.against.keep or f'keep {simpler.against.name}'}"]
         if (out / INSTEAD_FILE).exists():

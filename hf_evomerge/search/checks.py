@@ -85,19 +85,35 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     return findings
 
 
-def wrong_order(evaluator: Evaluator) -> list[str]:
-    """Warn where two sources look as if each had the other's prompts; runs them on a few."""
+def doubts_of_prompts(evaluator: Evaluator) -> list[str]:
+    """Warn where a source leaves prompts of its own unanswered, and where two sources look as if
+    each had the other's prompts; runs them on a few.
+
+    Raises:
+        SearchError: A source answers none: to agree with it is to answer nothing.
+    """
     task = evaluator.tasks.prepared(evaluator.config.sources[0])
     if not isinstance(task, AgreementTask):
         return []
+    doubts = list[str]()
+    unanswered = task.unanswered()
     pair = task.swapped()
     evaluator.models.forget()  # where workers run the models, none stays here
-    if pair is None:
-        return []
-    return [
-        f"{' and '.join(pair)} are each surer of their answers to the other's prompts: are the "
-        "files of prompts in the order of the sources?"
-    ]
+    for name, (silent, count) in unanswered.items():
+        if silent:
+            of = f"{len(silent)} of {count} prompts, such as {silent[0].prompt!r:.60}"
+            doubts.append(
+                f"{name} answers nothing to {of}; end them as it was trained, with 'Answer:' or a "
+                "new line"
+            )
+            if len(silent) == count:
+                raise SearchError(f"agreement: {doubts[-1]}")
+    if pair is not None:
+        doubts.append(
+            f"{' and '.join(pair)} are each surer of their answers to the other's prompts: are the "
+            "files of prompts in the order of the sources?"
+        )
+    return doubts
 
 
 def _varied(examples: Sequence[Example]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import SearchError
 from .answer_form import doubts_of_form
-from .checks import check_search, wrong_order
+from .checks import check_search, doubts_of_prompts
 from .evaluation.devices import check_devices, device_memory, devices_of, on_device
 from .evaluation.evaluator import Evaluator
 from .evaluation.memory import default_workers, worker_memory
@@ -113,7 +113,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
     planner.plan(phases_of(config))
     doubts = list[str]()
     if evaluator.sources.weights:
-        doubts = doubts_of_form(evaluator) + wrong_order(evaluator)
+        doubts = doubts_of_form(evaluator) + doubts_of_prompts(evaluator)
     warnings += [
         *checked.warnings,
         *_of_splits(planner.sizes),

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..checkpoints.model_folder import check_place
 from ..fitness import Example, Task
 from .callbacks import SearchCallback
-from .checks import check_search, wrong_order
+from .checks import check_search, doubts_of_prompts
 from .evaluation.devices import device_kind, devices_of, note_kind
 from .evaluation.evaluator import Evaluator
 from .evaluation.memory import default_workers, worker_memory
@@ -98,7 +98,7 @@ def run_search(
         check_same_grounds(study, evaluator, task_factory)
         study.set_meta("unmerged", evaluator.sources.runs_unmerged(config.merge.part()))
         if not any(study.trials(stage.name) for stage in config.stages):
-            exchanged = [] if ray else wrong_order(evaluator)
+            exchanged = [] if ray else doubts_of_prompts(evaluator)
             for line in checked.warnings + exchanged:
                 logger.warning(line)
         with closing(_runner(config, evaluator, study, workers, make, ray=ray)) as runner:

@@ -195,4 +195,4 @@ def test_parents_in_folders_of_one_name_are_told_apart(tmp_path, caplog):
         _, result = toy_search(tmp_path, ToyRunner(scores=scores), sources=sources, base=base)
     assert [row.model for row in result.rows][:3] == ["base (base/final)", "m/final", "j/final"]
     assert any("its best parent, m/final" in sentence for sentence in result.verdict)
-    assert "by m/final alone" in caplog.text or "ahead of m/final, the best" in caplog.text
+    assert "by m/final only" in caplog.text or "ahead of m/final, the best" in caplog.text

@@ -118,7 +118,7 @@ def test_nothing_is_cut_in_80_columns():
         seconds=60.0,
         left=34355.0,
     )
-    lines = _table(PARENTS, row)
+    lines = _table(PARENTS, row, fails=True)
     assert max(map(len, lines)) <= 80
     assert lines[2].endswith("1033/20000 9999 -0.000123    0.969 -1.23e+03      33 9:32:35")
 
@@ -129,7 +129,8 @@ def test_nothing_is_cut_in_80_columns():
 def test_the_time_that_is_left(fresh, left, text):
     """It is that of the whole search, in hours where it takes hours; a phase whose trials were all
     stored before says so."""
-    assert _table(replace(ROW, fresh=fresh, left=left))[1].split()[-1] == text
+    table = _table(replace(ROW, fresh=fresh, left=left), fails=True)
+    assert table[1].split()[-1] == text
 
 
 @pytest.mark.parametrize("terminal", [False, True])

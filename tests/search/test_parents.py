@@ -1,8 +1,11 @@
 """What the scores of parents say before a search begins."""
 
+import numpy as np
 import pytest
 
-from hf_evomerge.search.phases.parents import _common_end
+from hf_evomerge import Scores, SearchConfig
+from hf_evomerge.search.phases.parents import _common_end, _tell
+from hf_evomerge.search.phases.phase import SearchRun
 
 
 @pytest.mark.parametrize(
@@ -19,3 +22,25 @@ def test_a_common_end_of_the_answers_is_told(answers, said):
     found = _common_end(answers)
     assert (found is None) == (said is None)
     assert (found or "").startswith(said or "")
+
+
+@pytest.mark.parametrize(("least", "said"), [(19, True), (10, False)])
+def test_a_task_that_every_model_solves_is_told(least, said, caplog):
+    """Where base and sources have nearly all search examples right, there is little to gain."""
+    config = SearchConfig.model_validate(
+        {
+            "space": "ps",
+            "sources": [{"model": "a"}, {"model": "b"}],
+            "base": {"model": "base"},
+            "fitness": {"task": "likelihood"},
+            "data": {"search": {"jsonl": "x.jsonl"}},
+        }
+    )
+    solved = dict(zip(config.parents, (20, least, 20), strict=True))
+    scores = {
+        label: Scores(np.linspace(-2, -1, 20) - count, correct=np.arange(20) < count)
+        for label, count in solved.items()
+    }
+    run = SearchRun(config, None, None, None, {"search": 20})
+    _tell(run, scores)
+    assert ("every model has 95% right" in caplog.text) == said

@@ -157,6 +157,38 @@ def test_prompts_of_the_other_source(search_config, tmp_path):
         assert ("in the order of the sources?" in str(plan_search(config))) is asked
 
 
+@pytest.mark.parametrize("ended", [3, 8])
+def test_prompts_that_are_not_answered(ended, search_config, tmp_path):
+    """Where a source answers nothing to its prompts, to agree with it would be to answer nothing:
+    some such prompts are told before the search, and none that are answered end it."""
+    rng = random.Random(0)
+    data = {}
+    for name, kind in (
+        ("maths", TextKind("solve", "en", "en", "en")),
+        ("japanese", TextKind("recall", "ja", "ja", "ja", 20)),
+    ):
+        solved = [write(kind, rng) for _ in range(8)]
+        count = ended if name == "maths" else 0  # whose answer is in the prompt already
+        texts = [f"{each.prompt} {each.answer}" for each in solved[:count]]
+        texts += [each.prompt for each in solved[count:]]
+        file = write_lines(tmp_path / f"{name}.jsonl", *({"prompt": text} for text in texts))
+        data[name] = {"jsonl": str(file)}
+    config = search_config(
+        sources=[{"model": str(SPECIALISTS / name)} for name in data],
+        base={"model": str(SPECIALISTS / "base")},
+        fitness={"task": "agreement"},
+        data={"search": {"sources": data}},
+    )
+    said = rf"maths answers nothing to {ended} of 8 prompts, such as '.*; end them as it was"
+    if ended < 8:
+        assert re.search(said, str(plan_search(config)))
+    else:
+        with refused(SearchError, said):
+            plan_search(config)
+        with refused(SearchError, said):
+            run_search(config, tmp_path / "study", build=False)
+
+
 def test_agreement_with_the_base_is_an_objective(search_config, tmp_path):
     """How far a model is from the base on the search's own answers may be traded against the
     likelihood."""

@@ -534,6 +534,28 @@ def test_the_next_step_is_to_publish_what_nothing_simpler_equals(rows, lines):
     assert (_next(result, Path("mine"), build=False) == []) == ("eval" in lines[0])
 
 
+@pytest.mark.parametrize("kept", [0.3, 0.8])
+def test_a_model_that_loses_a_skill_is_no_advice(kept):
+    """Where the best model keeps less than half of a skill that was searched for, the next step is
+    to keep the models."""
+    rows = []
+    for stage, name, shares in (
+        ("source", "a", (1.0, 0.0)),
+        ("source", "b", (0.0, 1.0)),
+        ("ps", "evolved PS", (0.8, kept)),
+    ):
+        skills = {skill: _row(stage, name, share) for skill, share in zip("ab", shares)}
+        each = {skill: row.scores for skill, row in skills.items()}
+        whole = Scores(
+            np.concatenate([scores.values for scores in each.values()]),
+            correct=np.concatenate([scores.correct for scores in each.values()]),
+        )
+        rows.append(Row(stage, name, whole, retained=each, winner=stage == "ps"))
+    (first, *_) = _next(Result(None, "test", rows), Path("mine"), build=True)
+    advice = "next:   keep the models: the best, evolved PS keeps 0.30 ("
+    assert first.startswith(advice if kept < 0.5 else "next:   hf-evomerge eval mine")
+
+
 @pytest.mark.parametrize(
     ("searched", "solved", "said"), [(90, 60, True), (90, 170, False), (66, 120, False)]
 )

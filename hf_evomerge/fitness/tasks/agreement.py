@@ -218,10 +218,7 @@ class AgreementTask(GradientTask):
     def swapped(self) -> tuple[str, str] | None:
         """Names of two sources that are each surer of their answers to the other's prompts than the
         other is; None where there are none."""
-        asked = dict[str, list[Example]]()
-        for name, own in self._by_source(self._examples):
-            without_answer = (each for each in own if not (each.answer or each.made))
-            asked[name] = list(islice(without_answer, _ASKED))
+        asked = self._asked()
         if len(asked) > _MOST_SOURCES or not all(asked.values()):
             return None
         for one, other in combinations(asked, 2):
@@ -234,10 +231,33 @@ class AgreementTask(GradientTask):
                 return one, other
         return None
 
+    def unanswered(self) -> dict[str, tuple[list[Example], int]]:
+        """Prompts to which a source answers nothing, among the first of its own, by its name; and
+        how many were asked."""
+        found = {}
+        for name, own in self._asked().items():
+            tokenizer = self.references[name].tokenizer()
+            answers = [each.answer for each in self._read(name, own)]
+            texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+            silent = [each for each, text in zip(own, texts, strict=True) if not text.strip()]
+            found[name] = (silent, len(own))
+        return found
+
+    def _asked(self) -> dict[str, list[Example]]:
+        """The first prompts of each source that it has to answer itself."""
+        asked = dict[str, list[Example]]()
+        for name, own in self._by_source(self._examples):
+            without_answer = (each for each in own if not (each.answer or each.made))
+            asked[name] = list(islice(without_answer, _ASKED))
+        return asked
+
+    def _read(self, name: str, own: Sequence[Example]) -> list[Reading]:
+        """Readings of a source at its own temperature."""
+        return self.references[name].read(own, self.spec.model_copy(update={"temperature": 1.0}))
+
     def _sure(self, asked: Mapping[str, Sequence[Example]]) -> Scores:
         """Log-probabilities of sources' own answers to some examples each, means over tokens."""
-        spec = self.spec.model_copy(update={"temperature": 1.0})
-        found = [self.references[name].read(own, spec) for name, own in asked.items()]
+        found = [self._read(name, own) for name, own in asked.items()]
         # the likeliest token stands first, and is the one that the source wrote
         return Scores(
             [float(each.log_probabilities[:, 0].mean()) for readings in found for each in readings]

@@ -21,6 +21,8 @@ from .phase import Findings, Phase, PhasePlan, Planner, SearchRun, parents_once
 logger = logging.getLogger(__name__)
 
 _END = 3  # characters; a brace and a quote end many
+_EASY = 0.9  # of the search examples, that every model has right
+_ASK = "does the task ask for more?"
 _FREQUENT = 0.5  # of the search examples, that have one answer
 
 
@@ -107,8 +109,11 @@ def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:
         examples = run.evaluator.tasks.examples("search")
         constant = Constant.of(examples, examples)
         if constant is not None and constant.accuracy >= _FREQUENT:
-            frequent = f"{constant} of them: does the task ask for more?"
+            frequent = f"{constant} of them: {_ASK}"
         end = _common_end([each.answer for each in examples])
+    least = min(each.accuracy or 0.0 for each in scores.values())
+    if least >= _EASY:
+        frequent = f"every model has {least:.0%} right, so that there is little to gain: {_ASK}"
     none = no_better_than_chance(list(scores.values()), chance)
     for line in (warning, frequent, none, end if none else None, *blind(config, sources.values())):
         if line is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ...fitness.comparison import share_interval
 from ...fitness.scores import Scores
 
-_LOST = 0.5  # of a skill
+HALF = 0.5  # of a skill
 Skills = Mapping[str, Scores]
 """Scores of one model by the name of the skill."""
 
@@ -98,7 +98,7 @@ def what_is_kept(shares: Sequence[Kept], name: str = "") -> list[str]:
     if len(shares) > 1:
         least = min(each.share for each in shares)
         text += f": {mean_kept(shares)} on average, {least:.2f} at least"
-    lost = [each.skill for each in shares if each.share < _LOST]
+    lost = [each.skill for each in shares if each.share < HALF]
     if lost:
         text += f"; MORE THAN HALF IS LOST of {' and '.join(lost)}"
         text += "" if name else ": give more examples of it"

@@ -25,7 +25,8 @@ from ...fitness.comparison import (
 from ...fitness.scores import Scores
 from ..file.stages import STAGES
 from .constant import LITTLE, Constant
-from .table import Against, Row
+from .kept import HALF, Kept
+from .table import Against, Row, kept_by
 
 PARENTS = ("base", "source")
 SIMPLER = ("base", "source", "average", "prompt", "alone", "noise", "lora")
@@ -149,6 +150,14 @@ def solves_nothing(rows: Sequence[Row]) -> bool:
     is nothing to publish."""
     judged = _judged(rows)
     return judged is None or bool(judged.nothing_right())
+
+
+def lost_skills(rows: Sequence[Row], row: Row) -> list[Kept]:
+    """Skills that a search was for, and of which a model keeps less than half."""
+    judged = _judged(rows)
+    if judged is None or not judged.is_for_skills:
+        return []
+    return [each for each in kept_by(row, rows) if each.share < HALF]
 
 
 class _Judged:
