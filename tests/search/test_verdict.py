@@ -544,8 +544,8 @@ def test_a_model_that_loses_a_skill_is_no_advice(kept):
         ("source", "b", (0.0, 1.0)),
         ("ps", "evolved PS", (0.8, kept)),
     ):
-        skills = {skill: _row(stage, name, share) for skill, share in zip("ab", shares)}
-        each = {skill: row.scores for skill, row in skills.items()}
+        skills = zip("ab", shares, strict=True)
+        each = {skill: _row(stage, name, share).scores for skill, share in skills}
         whole = Scores(
             np.concatenate([scores.values for scores in each.values()]),
             correct=np.concatenate([scores.correct for scores in each.values()]),
