@@ -1,5 +1,5 @@
-"""Measures in which form models know the answers: with or without a space, in or outside a
-template.
+"""Measures in which form models know the answers: behind a space, a new line or nothing, in or
+outside a template.
 
 The form is part of the text that is scored: with one space too many, a model that is always right
 may score no answer right. The models of a search score the right answers to a few of its examples
@@ -143,7 +143,7 @@ def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> dict[AnswerForm, 
     """Score the right answers to a few search examples by base and sources, in every form.
 
     The form that the search has comes first. A chat template is compared where every model has one,
-    and a space where the answers do not begin with one.
+    and a space and a new line where the answers begin with none.
 
     Args:
         evaluator: The search's evaluator.
@@ -157,7 +157,7 @@ def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> dict[AnswerForm, 
     examples = _first(evaluator)
     own = AnswerForm(spec.separator, examples[0].chat)
     with_space = sum(example.answer[:1].isspace() for example in examples)
-    separators = [""] if 2 * with_space > len(examples) else ["", " "]
+    separators = [""] if 2 * with_space > len(examples) else ["", " ", "\n"]
     tokenizers = [tasks.tokenizer(ref) for ref in parents.values()]
     has_template = all(getattr(each, "chat_template", None) for each in tokenizers)
     chats = [False, True] if has_template else [own.chat]

@@ -116,7 +116,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
         doubts = doubts_of_form(evaluator) + doubts_of_prompts(evaluator)
     warnings += [
         *checked.warnings,
-        *_of_splits(planner.sizes),
+        *_of_splits(planner.sizes, all(step.by == "gradient" for step in config.optimize)),
         *doubts,
         *planner.warnings,
         *crowded,
@@ -126,12 +126,14 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
     )
 
 
-def _of_splits(examples: dict[str, int]) -> list[str]:
-    """Splits that are missing, or too small to tell models apart."""
-    lost = {
-        "validation": "the winner is the trial that scored best in the search, by luck in part",
-        "test": "the table is measured on what the winner was chosen on, and flatters it",
-    }
+def _of_splits(examples: dict[str, int], by_gradient: bool) -> list[str]:
+    """Splits that are missing, or too small to tell models apart; a search by gradient ends at one
+    point, which needs no choosing."""
+    lost = {"test": "the table is measured on what the winner was chosen on, and flatters it"}
+    if not by_gradient:
+        lost["validation"] = (
+            "the winner is the trial that scored best in the search, by luck in part"
+        )
     missing = [
         f"data.{split}: not given: {what}" for split, what in lost.items() if split not in examples
     ]

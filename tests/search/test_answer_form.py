@@ -41,9 +41,17 @@ def test_the_form_that_the_models_know_is_written(kind, separator, trained, tmp_
         return
     assert config.fitness.separator == separator
     (line,) = lines
-    said, others = "right answers are likeliest with", {"": " ", " ": ""}
-    pattern = f'{said} separator: "{separator}": -.* nats by (upper|twice) with separator: "{{}}"'
-    assert re.fullmatch(pattern.format(others[separator]), line)
+    said = f'right answers are likeliest with separator: "{separator}": -'
+    worse = {"", " ", r"\n"} - {separator}
+    assert line.startswith(said)
+    assert set(re.findall('nats by (?:upper|twice) with separator: "(.*?)"', line)) == worse
+
+
+def test_a_new_line_before_the_answers_is_measured(trained, tmp_path):
+    """Models that write their answers on a line of their own are asked so."""
+    config, (line,) = measured(trained("\n", "byte pairs"), tmp_path / "problems.jsonl")
+    assert config.fitness.separator == "\n"
+    assert line.startswith(r'right answers are likeliest with separator: "\n": -')
 
 
 @pytest.mark.parametrize("chat", [True, False])
