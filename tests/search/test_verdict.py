@@ -225,7 +225,7 @@ def _search(retained=None, **shares):
 
 
 RESCALED = "take maths as its own search rescaled it"
-SINGLE = f"A single source, maths, does as well: {RESCALED}; it has "
+SINGLE = f"A single source, maths rescaled, does as well: {RESCALED}; it has "
 SEARCHES = yaml.safe_load("""
 both needed:
   shares: {average: 0.3, random: 0.4, alone_maths: 0.21, alone_japanese: 0.13, noise: 0.1}
@@ -246,13 +246,13 @@ a loss:
 a source that is noise:
   shares: {japanese: 0.0, alone_maths: 0.8, alone_japanese: 0.05, ps: 0.805}
   said:
-  - 'A single source, maths, does as well: take maths as its own search rescaled it; it has '
+  - 'A single source, maths rescaled, does as well: take maths as its own search rescaled it; it has '
   - Evolved PS is better than its best parent, maths, by 0.605 of accuracy (
   advice: take maths as its own search rescaled it
 a source twice:
   shares: {japanese: 0.2, average: 0.2, alone_maths: 0.7, alone_japanese: 0.7, ps: 0.7}
   said:
-  - 'A single source, maths, does as well: take maths as its own search rescaled it; it has '
+  - 'A single source, maths rescaled, does as well: take maths as its own search rescaled it; it has '
   advice: take maths as its own search rescaled it
 a task that the base solves:
   shares: {base: 0.9, average: 0.9, alone_maths: 0.9, lora: 0.9, ps: 0.905}
@@ -260,7 +260,7 @@ a task that the base solves:
   - 'The base (tiny) does as well: keep the base (tiny) as it is; it has 0.900 and evolved PS
     0.905, which 200 examples do not tell apart: +0.005 of accuracy ('
   - 'The plain average does as well; it has '
-  - 'A single source, maths, does as well; it has '
+  - 'A single source, maths rescaled, does as well; it has '
   - 'The best of several LoRAs, each at this cost, is as good; it has '
   advice: keep the base (tiny) as it is
 a task that nobody solves:
@@ -347,7 +347,7 @@ all level:
   - 'The base (tiny) does as well: keep the base (tiny) as it is; '
   - 'The plain average does as well; it has '
   - 'The prompt does as well; it has '
-  - 'A single source, maths, does as well; it has '
+  - 'A single source, maths rescaled, does as well; it has '
   - 'The best of several LoRAs, each at this cost, is as good; '
   advice: keep the base (tiny) as it is
 LoRA is level with a level average, and better than it:

@@ -49,9 +49,10 @@ def against(source: str, space: str) -> Against:
     kept = f"{source} as its own search rescaled it"
     if space != "ps":
         kept = f"a path through {source} alone"
+    how = "rescaled" if space == "ps" else "by a path"
     return Against(
-        f"{source} alone, {'rescaled' if space == 'ps' else 'by a path'}",
+        f"{source} alone, {how}",
         worse=f"take {kept}",
-        level=f"a single source, {source}, does as well: take {kept}",
+        level=f"a single source, {source} {how}, does as well: take {kept}",
         keep=f"take {kept}",
     )
