@@ -246,13 +246,13 @@ a loss:
 a source that is noise:
   shares: {japanese: 0.0, alone_maths: 0.8, alone_japanese: 0.05, ps: 0.805}
   said:
-  - 'A single source, maths rescaled, does as well: take maths as its own search rescaled it; it has '
+  - 'A single source, maths rescaled, does as well: take maths as its own search rescaled it; '
   - Evolved PS is better than its best parent, maths, by 0.605 of accuracy (
   advice: take maths as its own search rescaled it
 a source twice:
   shares: {japanese: 0.2, average: 0.2, alone_maths: 0.7, alone_japanese: 0.7, ps: 0.7}
   said:
-  - 'A single source, maths rescaled, does as well: take maths as its own search rescaled it; it has '
+  - 'A single source, maths rescaled, does as well: take maths as its own search rescaled it; '
   advice: take maths as its own search rescaled it
 a task that the base solves:
   shares: {base: 0.9, average: 0.9, alone_maths: 0.9, lora: 0.9, ps: 0.905}
