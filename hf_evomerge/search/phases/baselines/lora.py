@@ -213,7 +213,14 @@ def fine_tuned(
 
 
 def tune(evaluator: Evaluator, model: Target, settings: Lora, told: Callable[[float], None]) -> Any:
-    """Fine-tune a model with LoRA on the search examples; `told` gets the share of the steps."""
+    """Train LoRA adapters of a model on the search examples.
+
+    Args:
+        evaluator: The search's evaluator.
+        model: The model, which is read or merged.
+        settings: Settings of the training.
+        told: Called after each step with the share of the steps that are done.
+    """
     tasks = evaluator.tasks
     tasks.prepared(model, fitness=evaluator.config.stages[0].fitness)  # runs what it compares with
     return fine_tune(

@@ -148,14 +148,14 @@ class MergeWithLora(Phase):
 
         for begin in starts:
             helps(begin, RATES[0])
+        if max(ranks.values()) == -math.inf:
+            return  # none could be trained
         begin, rate = max(ranks, key=ranks.__getitem__)
         rate = climb(begin, rate)
         if parents:
             parent = max(parents, key=lambda each: trained(each, SHARE_RATE, SHARE * cost))
             if helps(parent, rate):
                 begin, rate = parent, climb(parent, rate)
-        if ranks[begin, rate] == -math.inf:
-            return
         trainings.total = trainings.done
         trainings.tell(before=trainings.done)
         name = name_of(begin, rate)
