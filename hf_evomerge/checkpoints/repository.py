@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import HubError, SourceError, one_line
 from ..recipes.names import is_folder, looked_in, named_folder
-from .client import T, ask, is_passing, status_of
+from .client import T, ask
 from .hashes import file_sha256
 from .headers import StoredTensor
 from .model_folder import MODULES
@@ -155,8 +155,7 @@ class Repository:
         }
         for file in missing:
             read = partial(hf_hub_download, self.name, file, revision=self.commit)
-            # The Hub was there just now, so that it is worth to wait for it.
-            path = Path(_asked(f"{self.name}: {file}", read, is_passing))
+            path = Path(_asked(f"{self.name}: {file}", read))
             # In the Hub's cache a snapshot's file is a link to a blob. Both go: a blob that stays
             # would be linked again.
             if file in expected and (digest := file_sha256(path)) != expected[file]:
@@ -169,23 +168,12 @@ class Repository:
                 )
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Tell whether to wait: the Hub is there, and in trouble. Without a network the cache has to
-    do."""
-    from huggingface_hub.utils import httpx
-
-    answered = status_of(error) is not None and is_passing(error)
-    return answered or isinstance(error, (httpx.ReadError, httpx.RemoteProtocolError))
-
-
-def _asked(
-    name: str, call: Callable[[], T], may_pass: Callable[[BaseException], bool] = _may_pass
-) -> T:
+def _asked(name: str, call: Callable[[], T]) -> T:
     """Call the client; raises `SourceError` with one line that says what to do."""
     from huggingface_hub import errors
 
     try:
-        return ask(name, call, may_pass=may_pass)
+        return ask(name, call)
     except HubError as error:
         known = error.__context__
         if isinstance(known, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):

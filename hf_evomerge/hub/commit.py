@@ -1,7 +1,8 @@
-"""Commits files to a repository on the Hub: all of them or none, once or not at all.
+"""Commits files to a repository on the Hub: all of them or none.
 
-Each commit names its parent, so the Hub refuses it when the branch has moved: by somebody else, or
-by the same commit whose answer was lost. After an error the branch tells which it was.
+Each commit names its parent, so that the Hub refuses it where the branch has moved. Large files go
+first, by their sha256, and files that the Hub has are not sent: a push that is run again goes on
+where it was, and commits nothing twice.
 """
 
 from __future__ import annotations
@@ -10,17 +11,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.client import ask, repo_info
-from ..checkpoints.hashes import file_sha256
-from ..errors import HubError
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.hf_api import RepoSibling
+    from huggingface_hub import HfApi
 
 Content = Path | bytes
 
@@ -57,15 +54,6 @@ def make_repo(api: HfApi, target: Target, *, private: bool = False, **how: Any) 
     )
 
 
-# Exactly once, over a network that may lose an answer. A commit names its parent h, the head that
-# was read before. The Hub takes it only while the branch is at h. So sending it twice can do no
-# harm: if the first was taken, the branch has moved, and the second is refused. After an error the
-# head says what happened:
-#   head = h                     nothing was committed; push again
-#   head != h, with our files    ours was taken, and only the answer was lost
-#   head != h, without them      somebody else has committed; nothing of theirs is overwritten
-# Large files go first, outside of any commit, and are addressed by their
-# sha256: a push that is tried again does not send them again.
 def commit_files(
     api: HfApi,
     target: Target,
@@ -78,107 +66,37 @@ def commit_files(
     of its other files go.
 
     Raises:
-        HubError: It did not work, or somebody else changed the repository meanwhile. Says what is
-            there and what is not.
+        HubError: It did not work, or somebody else changed the repository meanwhile.
     """
-    from huggingface_hub import CommitOperationDelete
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    look = partial(repo_info, api, target.repo_id, target.revision, repo_type=target.repo_type)
-    before = look()
-    if _holds(before, files, remove):
-        return Commit(target.repo_id, str(before.sha), _url(api, target), changed=False)
-    head = str(before.sha)
-    additions = _upload(api, target, files, head)
+    before = repo_info(api, target.repo_id, target.revision, repo_type=target.repo_type)
     names = [file.rfilename for file in before.siblings or []]
+    additions = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+        for name, content in files.items()
+    ]
     deletions = [
         CommitOperationDelete(path_in_repo=name)
         for name in names
         if name not in files and remove(name)
     ]
-    operations = [*additions, *deletions]
-    where: dict[str, Any] = {
-        "repo_type": target.repo_type,
-        "revision": target.revision,
-        "parent_commit": head,
-    }
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*commit a data file.*"
-            )  # the record belongs there
-            send = partial(
-                api.create_commit, target.repo_id, operations, commit_message=message, **where
-            )
-            made = ask(f"{target.repo_id}: the Hub did not take the commit", send)
-    except HubError as cause:
-        now = look(
-            complaint="cannot be read, so it is not known whether the commit was taken; push again"
-        )
-        sha = str(now.sha)
-        if sha == head:
-            left = (
-                "all files are uploaded, but nothing is committed and the branch is still at "
-                f"{head[:12]}"
-            )
-            raise HubError(f"{cause}; {left}; push again later") from cause
-        if not _holds(now, files, remove):
-            meanwhile = f"somebody else has committed ({sha[:12]}) while this was being pushed"
-            raise HubError(f"{target.repo_id}: {meanwhile}; push again") from cause
-        return Commit(target.repo_id, sha, _url(api, target))
-    return Commit(target.repo_id, made.oid, _url(api, target))
-
-
-def _holds(info: Any, files: Mapping[str, Content], remove: Callable[[str], bool]) -> bool:
-    """Tell whether a commit has every file with this content, and no file that goes."""
-    stored = {file.rfilename: file for file in info.siblings or []}
-    return not any(remove(name) for name in stored.keys() - files.keys()) and all(
-        name in stored and _is_same(stored[name], content) for name, content in files.items()
+    send = partial(
+        api.create_commit,
+        target.repo_id,
+        [*additions, *deletions],
+        commit_message=message,
+        repo_type=target.repo_type,
+        revision=target.revision,
+        parent_commit=before.sha,
+        num_threads=1,
     )
-
-
-def _upload(
-    api: HfApi, target: Target, files: Mapping[str, Content], head: str
-) -> list[CommitOperationAdd]:
-    """Upload the large files, one after the other; files that the Hub has already are not sent."""
-    from huggingface_hub import CommitOperationAdd
-
-    additions = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-        for name, content in files.items()
-    ]
-    where: dict[str, Any] = {
-        "repo_type": target.repo_type,
-        "revision": target.revision,
-        "num_threads": 1,
-    }
-    for done, addition in enumerate(additions):
-        left = (
-            f"nothing is committed, and the branch is still at {head[:12]}; {done} of "
-            f"{len(additions)} files are uploaded"
-        )
-        what = (
-            f"{target.repo_id}: {addition.path_in_repo} cannot be uploaded ({left}; push again "
-            "to go on)"
-        )
-        ask(what, partial(api.preupload_lfs_files, target.repo_id, [addition], **where))
-    return additions
-
-
-# The Hub keeps large files in LFS, by the sha256 of their content, and small ones as git blobs,
-# whose id is the sha1 of a header and the content. Sizes are compared first, since hashing reads
-# the file.
-def _is_same(stored: RepoSibling, content: Content) -> bool:
-    from huggingface_hub.utils.sha import git_hash
-
-    if stored.size != size_of(content):
-        return False
-    if stored.lfs is not None:
-        return stored.lfs.sha256 == (
-            sha256(content).hexdigest() if isinstance(content, bytes) else file_sha256(content)
-        )
-    return stored.blob_id == git_hash(
-        content if isinstance(content, bytes) else content.read_bytes()
-    )
+    with warnings.catch_warnings():
+        # the record belongs there
+        warnings.filterwarnings("ignore", message=".*commit a data file.*")
+        what = "no answer says that the commit was made; push again to go on"
+        made = ask(f"{target.repo_id}: {what}", send)
+    return Commit(target.repo_id, made.oid, _url(api, target), changed=made.oid != before.sha)
 
 
 def size_of(content: Content) -> int:

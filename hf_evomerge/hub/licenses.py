@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import yaml
 
-from ..checkpoints.client import ask, is_passing
+from ..checkpoints.client import ask, status_of
 from ..errors import HubError, one_line
 from ..pictures.scene import listed
 from ..recipes.names import hidden, is_folder, named_folder
@@ -57,6 +57,7 @@ _SHARE_ALIKE = (
 UNKNOWN = "unknown"
 OTHER = "other"
 NOT_ASKED = "its card was not looked up"
+_NO_CARD = (401, 403, 404)  # statuses of a repository that is not there, or closed
 _LANGUAGES = 4  # more say little of a merge
 _OF_THE_PARENTS = "licenses-of-the-parents"  # the Hub wants a name where the license is `other`
 
@@ -232,7 +233,7 @@ def license_of(ref: SourceRef, api: HfApi | None) -> ParentLicense:
             data = card.to_dict() if card is not None else {}
     except (HubError, OSError, ValueError, yaml.YAMLError) as error:
         cause = error.__cause__ or error
-        if is_passing(cause):
+        if isinstance(error, HubError) and status_of(cause) not in _NO_CARD:
             raise HubError(f"{error}; try again later") from cause
         return ParentLicense(name, note=f"its card cannot be read: {one_line(cause, 120)}")
     stated = data.get("language")

@@ -175,6 +175,14 @@ def known_pins(out: Path) -> Pins:
         return (study.has_scores and study.meta("pins")) or {}
 
 
+def is_begun(out: Path) -> bool:
+    """Tell whether a folder has a study with scores."""
+    if not (out / STUDY_FILE).exists():
+        return False
+    with Study.open(out) as study:
+        return study.has_scores
+
+
 def resumed(folder: str | Path) -> SearchConfig:
     """Return the search of a folder; warn of what its search file says and does not count.
 

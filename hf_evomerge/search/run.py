@@ -19,7 +19,7 @@ from .evaluation.memory import default_workers, worker_memory
 from .evaluation.provenance import check_same_grounds, files
 from .file.config import SearchConfig
 from .file.sections import LimitsConfig
-from .folder import build_winner, pinned, resumed, save_results
+from .folder import build_winner, is_begun, pinned, resumed, save_results
 from .phases import phases_of
 from .phases.forecast import Forecast
 from .phases.phase import Planner, SearchRun
@@ -93,13 +93,16 @@ def run_search(
     # weights that it began with.
     config, open_study = pinned(config, Path(out))
     evaluator = make(config)
-    checked = check_search(config, evaluator, here=not ray)
+    warnings = check_search(config, evaluator, here=not ray).warnings
+    begins = not is_begun(Path(out))
+    if begins and not ray:
+        warnings += doubts_of_prompts(evaluator)
     with open_study() as study:
         check_same_grounds(study, evaluator, task_factory)
         study.set_meta("unmerged", evaluator.sources.runs_unmerged(config.merge.part()))
-        if not any(study.trials(stage.name) for stage in config.stages):
-            exchanged = [] if ray else doubts_of_prompts(evaluator)
-            for line in checked.warnings + exchanged:
+        if begins:
+            study.set_meta("warnings", warnings)
+            for line in warnings:
                 logger.warning(line)
         with closing(_runner(config, evaluator, study, workers, make, ray=ray)) as runner:
             sources = evaluator.sources.summary

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hub_fixtures import command, connect, hub, lfs_api, program, waits  # noqa: F401
+from hub_fixtures import command, connect, hub, lfs_api, no_waiting, program  # noqa: F401
 from recipes import merge_of
 
 from hf_evomerge import PushOptions, build_model, preview_push, push_model

@@ -74,7 +74,7 @@ def test_an_identifier_needs_no_name():
 
 
 @pytest.mark.parametrize("status", [503, 429, 404])
-def test_a_hub_that_does_not_answer_is_no_license(waits, status):
+def test_a_hub_that_does_not_answer_is_no_license(status):
     """A passing fault must not turn a known license into an unknown one; a repository that is not
     there has none."""
     response = httpx.Response(status, request=httpx.Request("GET", "http://127.0.0.1/api"))

@@ -184,7 +184,7 @@ def test_a_dry_run_lists_everything_and_changes_nothing(hybrid_search, hub, lfs_
 
 @pytest.mark.parametrize("offline", [False, True])
 def test_a_dry_run_without_the_hub_names_what_it_did_not_ask(
-    offline, plain, tiny, lfs_api, waits, monkeypatch, push, preview
+    offline, plain, tiny, lfs_api, monkeypatch, push, preview
 ):
     """Without a connection the plan lists the files and one warning says what was not looked up; a
     push is one error."""
@@ -198,7 +198,6 @@ def test_a_dry_run_without_the_hub_names_what_it_did_not_ask(
     said = "not asked: what local/merge holds; whether the Hub takes the card; licenses of the "
     assert plan.warnings[0].startswith(f"{said}parents local/a; the Hub cannot be reached (")
     assert plan.warnings[1:] == known.warnings[:1]  # the other one judges the licenses
-    assert not waits
     with refused(HubError, "cannot be used"):
         push(plain, published=published, api=nowhere)
 

@@ -182,11 +182,14 @@ def test_prompts_that_are_not_answered(ended, search_config, tmp_path):
     said = rf"maths answers nothing to {ended} of 8 prompts, such as '.*; end them as it was"
     if ended < 8:
         assert re.search(said, str(plan_search(config)))
+        result = run_search(config, tmp_path / "study", build=False)
+        assert re.search(f"Warned before the search: {said}", str(result))
     else:
         with refused(SearchError, said):
             plan_search(config)
         with refused(SearchError, said):
             run_search(config, tmp_path / "study", build=False)
+        assert not (tmp_path / "study").exists()
 
 
 def test_agreement_with_the_base_is_an_objective(search_config, tmp_path):

@@ -126,17 +126,8 @@ def commit_titles(api, repo_id="local/merge", **more):
     return [commit.title for commit in api.list_repo_commits(repo_id, **more)]
 
 
-def no_waiting(patch):
-    """Nothing waits between attempts, neither the program nor the client; gives how long the
-    program meant to."""
-    waited = []
-    clock = SimpleNamespace(sleep=waited.append, monotonic=lambda: sum(waited))
-    patch.setattr("hf_evomerge.checkpoints.client.time", clock)
-    patch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
-    return waited
-
-
 @pytest.fixture
-def waits(monkeypatch):
-    """How long the program meant to wait between attempts; it does not."""
-    return no_waiting(monkeypatch)
+def no_waiting(monkeypatch):
+    """The client does not wait between attempts."""
+    clock = SimpleNamespace(sleep=lambda _: None)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", clock)

@@ -79,6 +79,7 @@ class HeldOut(Phase):
             unit=config.fitness.unit if run.evaluator is None else run.evaluator.tasks.unit,
             looks=run.study.meta("looks") or 1,
             notes=run.notes,
+            warnings=run.study.meta("warnings") or [],
             contributions=run.contributions,
             constant=constant,
             by_heart=bool(heart),

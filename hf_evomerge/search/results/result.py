@@ -31,6 +31,7 @@ class Result:
         looks: How often the test split was scored: again where the search was given more
             evaluations, or its table more rows, after its results.
         notes: Sentences after those of the comparison, such as what a source gives the winner.
+        warnings: What was warned of before the search.
         contributions: What each source gives the winner, where that was asked for.
         constant: What one answer scores for all examples, or for a skill of which the winner is no
             better; None where answers are neither right nor wrong.
@@ -44,6 +45,7 @@ class Result:
     unit: str = ""
     looks: int = 1
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     contributions: list[Contribution] = field(default_factory=list)
     constant: Constant | None = None
     by_heart: bool = False
@@ -104,6 +106,7 @@ class Result:
         caption += f"\n{RULE}" if self.verdict else ""
         more = ["", self.front.table(self.split)] if self.front else []
         more += ["", contributions_table(self.contributions)] if self.contributions else []
+        said = [*self.verdict, *(f"Warned before the search: {each}" for each in self.warnings)]
         return "\n".join(
-            [rows_table(self.rows, caption), *more, "", *(f"- {each}" for each in self.verdict)]
+            [rows_table(self.rows, caption), *more, "", *(f"- {each}" for each in said)]
         )

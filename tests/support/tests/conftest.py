@@ -5,7 +5,7 @@ from pathlib import Path
 
 import local_hub
 import pytest
-from hub_fixtures import connect, hub, waits  # noqa: F401
+from hub_fixtures import connect, hub, no_waiting  # noqa: F401
 from hub_fixtures import lfs_api as api  # noqa: F401
 
 

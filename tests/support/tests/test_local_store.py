@@ -60,7 +60,7 @@ def test_commits_at_the_same_time(api):
         assert answers == [200, *[412] * 7]
 
 
-@pytest.mark.usefixtures("waits")
+@pytest.mark.usefixtures("no_waiting")
 def test_an_upload_that_is_cut_is_sent_again(api, hub):
     """A reset in the middle of an LFS upload is retried, and nothing of the first attempt stays."""
     api.create_repo("acme/m")

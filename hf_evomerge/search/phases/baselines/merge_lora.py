@@ -278,8 +278,6 @@ def learn_together(
         FitnessError: A score is not finite.
     """
     config = evaluator.config
-    base = config.base
-    assert base is not None  # `together_stage` has looked
     examples = evaluator.tasks.examples("search")
     space = make_space(config, stage, evaluator.sources.summary)
     count = len(examples)
@@ -292,9 +290,7 @@ def learn_together(
         start = replace(start, mean=point, candidates=(), names=())
     if begin.still:
         recipe = space.decode(start.mean)
-        tuned = tune(evaluator, recipe, lora, lambda share: after_step(budget * share))
-        tuned.peft_config["default"].base_model_name_or_path = str(base.model)
-        return recipe, tuned
+        return recipe, tune(evaluator, recipe, lora, lambda share: after_step(budget * share))
     optimizer = GradientOptimizer(
         start, price=space.price, budget=budget, share=size / count, examples=count
     )
@@ -327,7 +323,6 @@ def learn_together(
                 )
         optimizer.tell([float(scores.values.mean()) for scores in scored], slopes)
         after_step(optimizer.spent)
-    ascent.tuned.peft_config["default"].base_model_name_or_path = str(base.model)
     return recipe, ascent.tuned
 
 

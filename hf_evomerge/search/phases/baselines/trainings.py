@@ -129,10 +129,12 @@ class Trainings:
 
 
 def save_adapter(tuned: Any, out: Path, recipe: Recipe | None = None) -> None:
-    """Write the adapters of a model, and a recipe beside them, as a folder that is there when it is
-    whole."""
+    """Write the adapters of a model as a folder that is there when it is whole; those that were
+    trained inside a merge as adapters of its base, with its recipe."""
     unfinished = out.with_name(f".{out.name}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
+    if recipe is not None and recipe.base is not None:
+        tuned.peft_config["default"].base_model_name_or_path = str(recipe.base.model)
     # embeddings are the model's, whatever their size
     tuned.save_pretrained(unfinished, save_embedding_layers=False)
     # peft's README.md names a folder as base model, which the Hub refuses
