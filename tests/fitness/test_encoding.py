@@ -72,7 +72,7 @@ def test_chat(tokenizer):
     with refused("no chat template"):
         render_prompt(example, tokenizer)
     chatty.chat_template = "{{ raise_exception('System role not supported') }}"
-    with refused("refuses e: TemplateError: System role not supported"):
+    with refused("refuses e: System role not supported"):
         render_prompt(example, chatty)
 
 

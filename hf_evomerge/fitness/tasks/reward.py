@@ -23,8 +23,7 @@ from ...recipes.strict_yaml import Count, Number, StrictModel
 from ..example import Example
 from ..registry import register_task
 from ..scores import Scores
-from ..text.chat import ChatError, render_chat
-from ..text.encoding import device_of, messages_of
+from ..text.encoding import device_of, messages_of, render_chat
 from .function import numbers
 from .writing import WritingSpec, WritingTask
 
@@ -201,7 +200,7 @@ def _whole(example: Example, text: str, tokenizer: Any) -> str:
     if not example.chat:
         return example.prompt + text
     answer = {"role": "assistant", "content": text}
-    with told(FitnessError, ChatError, "fitness.model: its chat template: "):
+    with told(FitnessError, Exception, "fitness.model: its chat template: "):
         return render_chat(tokenizer, [*messages_of(example), answer], open_ended=False)
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ...errors import FitnessError, told
 from ..example import Example
 from ..pictures import SeeingTokenizer
-from .chat import ChatError, render_chat
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +28,7 @@ def render_prompt(example: Example, tokenizer: Any) -> str:
 
     Raises:
         FitnessError: The example is a chat and the tokenizer has no chat template, or the template
-            refuses the chat, or takes more time, memory or text for it than templates do.
+            refuses the chat.
     """
     if example.pictures and not isinstance(tokenizer, SeeingTokenizer):
         raise FitnessError(
@@ -52,8 +51,23 @@ def render_prompt(example: Example, tokenizer: Any) -> str:
         ]
         messages[-1]["content"] = [*parts, *messages[-1]["content"]]
     refuses = f"data.chat: the tokenizer's chat template refuses {example.id}: "
-    with told(FitnessError, ChatError, refuses):
+    with told(FitnessError, Exception, refuses):  # a template is somebody else's program
         return render_chat(tokenizer, messages)
+
+
+def render_chat(
+    tokenizer: Any, messages: Sequence[dict[str, Any]], *, open_ended: bool = True
+) -> str:
+    """Render messages by the tokenizer's chat template, as text.
+
+    Args:
+        tokenizer: The tokenizer, or a processor's.
+        messages: Each with ``role`` and ``content``.
+        open_ended: Whether an answer follows; otherwise the last message is one.
+    """
+    return str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_ended)
+    )
 
 
 def messages_of(example: Example) -> list[dict[str, Any]]:
