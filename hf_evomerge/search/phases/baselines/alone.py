@@ -52,7 +52,7 @@ def against(source: str, space: str) -> Against:
     how = "rescaled" if space == "ps" else "by a path"
     return Against(
         f"{source} alone, {how}",
-        worse=f"the search got stuck below a part of its own space: take {kept}",
+        worse=f"the search got stuck below a part of its own space; take {kept}",
         level=f"a single source, {source} {how}, does as well: take {kept}",
         keep=f"take {kept}",
     )
