@@ -3,29 +3,30 @@ gives new ones."""
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import edits
 import gradio as gr
-import mixing
 import seeing
 import views
+from edits import Route
 from model_pictures import path_picture
 from published import as_float
-from showcase import UNCHANGED, Edit, Showcase
+from showcase import UNCHANGED, Showcase
 from texts import SpaceError, cards, counted, message, number
 
 from hf_evomerge.errors import EvoMergeError
 from hf_evomerge.pictures.path import hop_words
 
-MIXED = 4  # parents that have a slider
 FRAME_SECONDS = 0.35
 Shown = list[dict[str, Any]] | None  # what a gallery holds: files, each with its caption
 Undo = tuple[
-    tuple[object, Edit], ...
-]  # what was shown before each edit, and the slider that made the edit
+    tuple[int | None, Route], ...
+]  # what was shown before each edit, and the hop whose slider made the edit
 
 
 class Actions:
@@ -101,7 +102,7 @@ class Actions:
         yield from self.answer(prompt, shown, others, tokens, request)
 
     async def rehearsed(
-        self, prompt: str, shown: Shown, edit: Edit, request: gr.Request
+        self, prompt: str, shown: Shown, way: Route, request: gr.Request
     ) -> list[Any]:
         """The answers that are known before anybody asks, once they are, for both tabs; what was
         asked meanwhile stays."""
@@ -109,7 +110,7 @@ class Actions:
             await asyncio.sleep(0.2)
         if self.show.published is None or self.show.has_asked(str(request.session_hash)):
             return [gr.skip()] * 3
-        first = "" if edit.changes(self.show.published) else self._known(prompt, UNCHANGED)
+        first = "" if way.changes(self.show.published) else self._known(prompt, UNCHANGED)
         return [
             cards(self.show.in_advance(prompt, seeing.of_gallery(shown))),
             first or gr.skip(),
@@ -127,12 +128,10 @@ class Actions:
             return ""
         return cards([replace(card, name="as published", role="", note=note, solved=None)])
 
-    def follow_link(self, edit: Edit) -> Any:
+    def follow_link(self, way: Route) -> Any:
         """1 where the page was opened with an edit, which then is answered."""
         return (
-            1
-            if self.show.published is not None and edit.changes(self.show.published)
-            else gr.skip()
+            1 if self.show.published is not None and way.changes(self.show.published) else gr.skip()
         )
 
     def gloss(self, prompt: str) -> list[str]:
@@ -165,7 +164,7 @@ class Actions:
         )
 
     def answer_changed(
-        self, prompt: str, shown: Shown, edit: Edit, tokens: float, request: gr.Request
+        self, prompt: str, shown: Shown, way: Route, tokens: float, request: gr.Request
     ) -> Iterator[str]:
         """The published answer and the changed one, to a problem where answers are judged, else to
         the prompt."""
@@ -180,118 +179,79 @@ class Actions:
                 else (example.prompt, example.pictures)
             )
             for answers in self.show.ask_changed(
-                asked[0], edit, tokens, str(request.session_hash), asked[1]
+                asked[0], way, tokens, str(request.session_hash), asked[1]
             ):
                 yield cards(answers)
         except EvoMergeError as error:
             yield message(str(error), "error")
 
-    def score(self, edit: Edit, request: gr.Request) -> Iterator[Any]:
-        """Count how many of the examples the changed model answers right, beside the published
+    def score(self, way: Route, request: gr.Request) -> Iterator[Any]:
+        """Count how many of the examples the changed path answers right, beside the published
         one."""
         self.show.begin(str(request.session_hash))
-        yield from self.score_new(edit, request, pressed=True)
+        yield from self.score_new(way, request, pressed=True)
 
-    def score_new(self, edit: Edit, request: gr.Request, *, pressed: bool = False) -> Iterator[Any]:
+    def score_new(self, way: Route, request: gr.Request, *, pressed: bool = False) -> Iterator[Any]:
         """The same after an edit, where the model is quick."""
         published, host = self.show.need()
-        if published.judge is None or not published.examples or not edit.changes(published):
+        if published.judge is None or not published.examples or not way.changes(published):
             yield message(UNCHANGED if pressed else "")
         elif pressed or host.quick:
             if pressed:
                 yield message(f"Answering {counted(len(published.examples), 'problem')} …", "busy")
             try:
-                for counts in self.show.score(edit, str(request.session_hash)):
+                for counts in self.show.score(way, str(request.session_hash)):
                     yield views.scores(published, *counts)
             except EvoMergeError as error:
                 yield message(str(error), "error")
 
-    def edit(
-        self,
-        action: str,
-        edit: Edit,
-        undo: Undo,
-        count: int,
-        scale: float,
-        group: str,
-        *values: float | None,
-    ) -> list[Any]:
-        """Make one edit: the new model and everything that shows it. A refused edit says why and
+    def edit(self, action: str, way: Route, undo: Undo, count: int, scale: float) -> list[Any]:
+        """Make one edit: the new path and everything that shows it. A refused edit says why and
         changes nothing."""
-        mixes = action.startswith("mix")
-        slider = None
-        if mixes or action == "scale":
-            slider = (action, group if edit.way is None else edit.way.selected)
+        slider = way.selected if action == "scale" else None
         try:
             if action == "undo":
-                now, undo = (undo[-1][1], undo[:-1]) if undo else (edit, ())
+                now, undo = (undo[-1][1], undo[:-1]) if undo else (way, ())
             else:
-                now = self._after(action, edit, scale, group, values)
+                now = self._after(action, way, scale)
                 # A slider sends many values on its way. Those of one slider, one after the other,
                 # are one edit for undo: what was shown before the first of them is kept.
-                # on its way: one edit in all
                 slides = slider is not None and bool(undo) and undo[-1][0] == slider
-                undo = (*undo[-19:], (slider, edit)) if now != edit and not slides else undo
+                undo = (*undo[-19:], (slider, way)) if now != way and not slides else undo
         except EvoMergeError as error:
-            return [*self.shown(edit, group, str(error), moves=mixes), undo, count]
-        return [*self.shown(now, group, moves=mixes), undo, count + 1]
+            return [*self.shown(way, str(error)), undo, count]
+        return [*self.shown(now), undo, count + 1]
 
-    def _after(
-        self, action: str, edit: Edit, scale: float, group: str, values: tuple[float | None, ...]
-    ) -> Edit:
+    def _after(self, action: str, way: Route, scale: float) -> Route:
         published, _ = self.show.need()
         if action == "reset":
-            return Edit.of(published)
-        if action.startswith("mix"):
-            given = [as_float(value) for value in values[: len(published.sources)]]
-            factors = [
-                round(value, 3)
-                for value in given
-                if value is not None and 0 <= value <= mixing.MAX_FACTOR
-            ]
-            if len(factors) < len(given):
-                raise SpaceError(
-                    f"A weight is multiplied by a number from 0 to {mixing.MAX_FACTOR:g}."
-                )
-            if group not in mixing.groups(published.mixes):
-                raise SpaceError("There are no such layers here.")
-            return Edit(factors=mixing.with_factors(edit.factors, group, factors))
-        if (way := edit.way) is None:
-            raise SpaceError(views.NO_PATH)
-        steps: dict[str, Any] = {
+            return Route.of(published)
+        if not way.hops:
+            raise SpaceError("This model has no path to change.")
+        steps: dict[str, Callable[[], Route]] = {
             "drop": way.drop,
             "repeat": way.repeat,
             "scale": partial(way.scale, scale),
             "earlier": partial(way.move, -1),
             "later": partial(way.move, 1),
         }
-        return Edit(steps[action]())
+        return steps[action]()
 
-    def shown(self, edit: Edit, group: str, problem: str = "", *, moves: bool = False) -> list[Any]:
-        """The edit and what shows it: picture, list and scale of hops, weights, a line about what
-        was changed, link and recipe.
+    def shown(self, way: Route, problem: str = "") -> list[Any]:
+        """The path and what shows it: picture, list and scale of hops, a line about what was
+        changed, link and recipe.
 
-        `problem` says what is wrong, where something is. With `moves` a weight is being moved, and
-        is left alone.
+        `problem` says what is wrong, where something is.
         """
         published = self.show.published
-        way = edit.way
-        if published is None:
-            return [edit, "", *[gr.skip()] * (2 + MIXED), "", ""]
-        said = message(problem or edit.said(published), "error" if problem else "info")
-        kept = views.share(edit.link, edit.recipe(published)) if edit.changes(published) else ""
-        if way is None:
-            turned = next((values for name, values in edit.factors if name == group), ())
-            parts = [gr.skip()] * MIXED if moves else [*turned, *[1.0] * MIXED][:MIXED]
-            return [
-                edit,
-                views.merge_view(published, edit.factors),
-                gr.skip(),
-                gr.skip(),
-                *parts,
-                said,
-                kept,
-            ]
+        if published is None or not way.hops:
+            return [way, "", gr.skip(), gr.skip(), "", ""]
+        difference = edits.difference(Route.of(published), way, published.labels)
+        said = message(problem or difference, "error" if problem else "info")
+        recipe = ""
+        with suppress(EvoMergeError):
+            recipe = edits.changed_recipe(published, way).to_yaml()
+        kept = views.share(way.link, recipe) if way.changes(published) else ""
         words = (
             f"{hop_words(hop, published.labels)}, scale {number(hop.scale)}"
             for hop in way.path.hops
@@ -308,29 +268,18 @@ class Actions:
             maximum=math.ceil(10 * high) / 10,
             value=round(scale, 3),
         )
-        return [
-            edit,
-            picture,
-            gr.Dropdown(choices=names, value=way.selected),
-            slider,
-            *[gr.skip()] * MIXED,
-            said,
-            kept,
-        ]
+        return [way, picture, gr.Dropdown(choices=names, value=way.selected), slider, said, kept]
 
-    def choose(self, edit: Edit, event: gr.SelectData) -> list[Any]:
+    def choose(self, way: Route, event: gr.SelectData) -> list[Any]:
         """A hop was pressed in the picture."""
-        return self.choose_listed(edit, event.index)
+        return self.choose_listed(way, event.index)
 
-    def choose_listed(self, edit: Edit, index: Any) -> list[Any]:
+    def choose_listed(self, way: Route, index: Any) -> list[Any]:
         """A hop was chosen in the list."""
         try:
-            return self.shown(
-                replace(edit, way=edit.way.select(index)) if edit.way is not None else edit,
-                mixing.ALL,
-            )
+            return self.shown(way.select(index))
         except EvoMergeError as error:
-            return self.shown(edit, mixing.ALL, str(error))
+            return self.shown(way, str(error))
 
     def turn(self, at: float) -> tuple[str, str]:
         """Show one moment of the film, from 1."""

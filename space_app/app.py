@@ -20,17 +20,18 @@ with contextlib.suppress(ImportError):
     import spaces  # noqa: F401  # before torch: on ZeroGPU it decides when CUDA begins
 
 import drawing  # noqa: E402
+import edits  # noqa: E402
 import gradio as gr  # noqa: E402
-import mixing  # noqa: E402
 import seeing  # noqa: E402
 import views  # noqa: E402
-from actions import MIXED, Actions  # noqa: E402
+from actions import Actions  # noqa: E402
+from edits import Route  # noqa: E402
 from endpoints import endpoints, friendly  # noqa: E402
 from gradio.state_holder import SessionState  # noqa: E402
 from models import MAX_TOKENS, choices  # noqa: E402
 from published import TO_TRY, Published  # noqa: E402
 from reading import settings  # noqa: E402
-from showcase import Edit, Showcase  # noqa: E402
+from showcase import Showcase  # noqa: E402
 from texts import cards, message  # noqa: E402
 
 from hf_evomerge.errors import EvoMergeError  # noqa: E402
@@ -106,7 +107,7 @@ class Page:
                     self._try_tab()
                 with gr.Tab("Path", id="path") as self.path_tab:
                     self.path = gr.HTML(message("Reading …"))
-                with gr.Tab("Change it", id="change") as self.change_tab:
+                with gr.Tab("Change it", id="change", visible=False) as self.change_tab:
                     self._change_tab()
                 with gr.Tab("Evolution", id="evolution") as self.evolution:
                     self._evolution_tab()
@@ -180,50 +181,30 @@ class Page:
             )
 
     def _change_tab(self) -> None:
-        self.no_path = gr.HTML(message("Reading …"))
-        self.edit = gr.State(Edit())  # each visitor has their own
+        self.edit = gr.State(Route())  # each visitor has their own
         self.undo = gr.State(())
         self.count = gr.State(0)
-        with gr.Column(visible=False) as self.editor:
-            self.dare = gr.HTML("")
-            with gr.Row(elem_id="ev-sides"):
-                with gr.Column(scale=3, min_width=340):
-                    self.picture = gr.HTML("", js_on_load=SELECT_HOP, elem_id="ev-edit")
-                    self.problem = gr.HTML("")
-                with gr.Column(scale=2, min_width=320):
-                    with gr.Column(visible=False) as self.of_path:
-                        self._path_controls()
-                    with gr.Column(visible=False) as self.of_weights:
-                        self._weight_controls()
-                    self._edit_buttons()
-                    self.said = gr.HTML("", js_on_load=LIVE)
-                    self.scored = gr.HTML("", js_on_load=LIVE)
-                    self.answers2 = gr.HTML("", min_height=120, js_on_load=LIVE)
-                    self.scoring = gr.Button("Score it", visible=False, size="md")
-                    self.stop2 = gr.Button("Stop", size="md")
-                    self.share = gr.HTML("")
-        self.shows = [
-            self.edit,
-            self.picture,
-            self.hop,
-            self.scale,
-            *self.parts,
-            self.said,
-            self.share,
-        ]
-
-    def _path_controls(self) -> None:
-        self.hop = gr.Dropdown([], label="Hop (or choose it in the picture)", filterable=False)
-        self.scale = gr.Slider(-2, 2, value=1, step=0.01, label="Scale on the way into this hop")
-
-    def _weight_controls(self) -> None:
-        self.group = gr.Dropdown([mixing.ALL], value=mixing.ALL, label="Where", filterable=False)
-        self.parts = [
-            gr.Slider(
-                0, mixing.MAX_FACTOR, elem_id=f"ev-part-{at}", value=1, step=0.05, visible=False
-            )
-            for at in range(MIXED)
-        ]
+        self.dare = gr.HTML("")
+        with gr.Row(elem_id="ev-sides"):
+            with gr.Column(scale=3, min_width=340):
+                self.picture = gr.HTML("", js_on_load=SELECT_HOP, elem_id="ev-edit")
+                self.problem = gr.HTML("")
+            with gr.Column(scale=2, min_width=320):
+                with gr.Column() as self.of_hop:
+                    self.hop = gr.Dropdown(
+                        [], label="Hop (or choose it in the picture)", filterable=False
+                    )
+                    self.scale = gr.Slider(
+                        -2, 2, value=1, step=0.01, label="Scale on the way into this hop"
+                    )
+                self._edit_buttons()
+                self.said = gr.HTML("", js_on_load=LIVE)
+                self.scored = gr.HTML("", js_on_load=LIVE)
+                self.answers2 = gr.HTML("", min_height=120, js_on_load=LIVE)
+                self.scoring = gr.Button("Score it", visible=False, size="md")
+                self.stop2 = gr.Button("Stop", size="md")
+                self.share = gr.HTML("")
+        self.shows = [self.edit, self.picture, self.hop, self.scale, self.said, self.share]
 
     def _edit_buttons(self) -> None:
         names = {
@@ -271,8 +252,7 @@ class Page:
     def _events(self, blocks: gr.Blocks) -> None:
         watched = blocks.load(self.do.watch, outputs=self.status, **FREE)
         watched.failure(self.do.state, outputs=self.status, **AT_ONCE)
-        parts = (*vars(self).values(), *self.parts, *self.buttons.values())
-        filled = [part for part in parts if isinstance(part, gr.blocks.Block)]
+        filled = [part for part in vars(self).values() if isinstance(part, gr.blocks.Block)]
         opened = blocks.load(self.fill, outputs=filled, **AT_ONCE)
         known = [self.answers, self.answers2]
         opened.then(
@@ -310,15 +290,11 @@ class Page:
             *((button.click, action) for action, button in self.buttons.items()),
             (self.scale.input, "scale"),
         ]
-        for event, action in (
-            *events,
-            *((part.input, f"mix {at}") for at, part in enumerate(self.parts)),
-        ):
-            changed = [self.edit, self.undo, self.count, self.scale, self.group, *self.parts]
+        for event, action in events:
             # `count.change` needs the queue, where a refusal is no HTTP error
             made = event(
                 partial(self.do.edit, action),
-                changed,
+                [self.edit, self.undo, self.count, self.scale],
                 [*self.shows, self.undo, self.count],
                 **LATEST,
                 **FREE,
@@ -326,7 +302,6 @@ class Page:
             made.failure(self.do.turned_away, outputs=self.said, **AT_ONCE)
         self.picture.select(self.do.choose, self.edit, self.shows, **AT_ONCE)
         self.hop.input(self.do.choose_listed, [self.edit, self.hop], self.shows, **AT_ONCE)
-        self.group.input(self.do.shown, [self.edit, self.group], self.shows, **AT_ONCE)
         asked = [self.prompt, self.pictures, self.edit, self.tokens]
         made = self.count.change(self.do.begin_edit, self.count, self.scored, **FREE)
         made = made.success(self.do.answer_changed, asked, self.answers2, **LATEST, **ASKING)
@@ -349,7 +324,7 @@ class Page:
         published = self.show.published
         if published is None:
             said = message("There is nothing to show until a model is set; see above.")
-            return {self.path: said, self.no_path: said, self.fitness: said}
+            return {self.path: said, self.fitness: said}
         return {
             **self._filled(published),
             **self._editing(published, request),
@@ -386,13 +361,6 @@ class Page:
             self.path: views.path_view(published),
             self.gloss: views.gloss(published, first),
             self.problem: views.asked(published, first),
-            self.change_tab: gr.Tab(
-                label="Beat evolution" if published.judge and examples else "Change it"
-            ),
-            self.dare: views.dare(published),
-            self.scoring: gr.Button(
-                f"Score it on {len(examples)} problems", visible=bool(published.judge and examples)
-            ),
             self.fitness: views.fitness_view(published),
             self.kept: views.share("", published.recipe_text),
             self.recipe: published.recipe_text or "# the repository has no recipe.yaml",
@@ -401,36 +369,30 @@ class Page:
         }
 
     def _editing(self, published: Published, request: gr.Request) -> dict[Any, Any]:
-        """The tab for changes, with the edit that the page's address carries."""
-        editable = bool(published.path or published.mixes)
+        """The tab for changes of a path, with the edit that the page's address carries."""
+        if not published.path:
+            return {}
+        examples = published.examples
+        judged = bool(published.judge and examples)
         text = request.query_params.get("edit")
         problem = ""
-        edit = Edit.of(published)
-        self.edit.value = edit  # a visitor who was forgotten begins with it
+        way = Route.of(published)
+        self.edit.value = way  # a visitor who was forgotten begins with it
         if text is not None:
             try:
-                edit = Edit.of_link(text, published)
+                way = edits.of_link(text, published)
             except EvoMergeError as error:
                 problem = str(error)
         shown: dict[Any, Any] = {
-            self.no_path: gr.HTML(message(views.NO_PATH), visible=not editable),
-            self.editor: gr.Column(visible=editable),
-            self.of_path: gr.Column(visible=bool(published.path)),
-            self.of_weights: gr.Column(visible=bool(published.mixes)),
+            self.change_tab: gr.Tab(
+                label="Beat evolution" if judged else "Change it", visible=True
+            ),
+            self.dare: views.dare(published),
+            self.scoring: gr.Button(f"Score it on {len(examples)} problems", visible=judged),
+            **dict(zip(self.shows, self.do.shown(way, problem), strict=True)),
         }
-        for key in ("drop", "repeat", "earlier", "later"):
-            shown[self.buttons[key]] = gr.Button(visible=bool(published.path))
-        if text is not None and editable:
-            shown |= {self.tabs: gr.Tabs(selected="change")}
-        if not editable:
-            return shown
-        shown |= dict(zip(self.shows, self.do.shown(edit, mixing.ALL, problem), strict=True))
-        shown |= {self.group: gr.Dropdown(choices=mixing.groups(published.mixes))}
-        for part, label in zip(
-            self.parts, published.sources[:MIXED] if published.mixes else (), strict=False
-        ):
-            name = f"Weight of {label} \N{MULTIPLICATION SIGN}"
-            shown[part] = gr.Slider(label=name, value=shown[part], visible=True)
+        if text is not None:
+            shown[self.tabs] = gr.Tabs(selected="change")
         return shown
 
     def _replayed(self, published: Published) -> dict[Any, Any]:

@@ -1,13 +1,14 @@
-"""Edits of a path as pure functions: drop a hop, repeat one, scale one; and the changed recipe as
-YAML. Knows no tensors."""
+"""Edits of a path as pure functions: drop a hop, repeat one, scale one; and the changed recipe and
+a link. Knows no tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import cached_property
-from typing import Any
+from urllib.parse import urlencode
 
 from published import Published, as_float
 from texts import SpaceError, counted, number
@@ -20,16 +21,22 @@ from hf_evomerge.recipes.strict_yaml import validate
 
 MAX_HOPS = 512  # and as many layers to run: a hop of several terms runs several
 MAX_SCALE = 10.0
+_MOST_LINK = 30_000  # characters of an edit in a link
 
 
 @dataclass(frozen=True)
 class Route:
     """A path with a scale per hop, and the hop, from 0, that the next edit changes; a hop is a text
-    such as ``0:3``."""
+    such as ``0:3``. Without hops it is of a model that has no path."""
 
-    hops: tuple[str, ...]
-    scales: tuple[float, ...]
+    hops: tuple[str, ...] = ()
+    scales: tuple[float, ...] = ()
     selected: int = 0
+
+    @classmethod
+    def of(cls, published: Published) -> Route:
+        """The published path."""
+        return cls(published.path, published.scales)
 
     def __len__(self) -> int:
         return len(self.hops)
@@ -38,6 +45,16 @@ class Route:
     def path(self) -> LayerPath:
         """The hops with their scales, as the package has them."""
         return LayerPath.parse(self.hops, self.scales)
+
+    @property
+    def link(self) -> str:
+        """Link to it, as a part of the page's address."""
+        plain = json.dumps([self.hops, self.scales], separators=(",", ":"))
+        return "?" + urlencode({"edit": plain})
+
+    def changes(self, published: Published) -> bool:
+        """Tell whether it is another path than the published one."""
+        return (self.hops, self.scales) != (published.path, published.scales)
 
     def select(self, index: object) -> Route:
         """The same route, looking at another hop; raises `SpaceError` where there is no such
@@ -115,6 +132,33 @@ def route(hops: object, scales: object = None, *, holds: Sequence[str] = ()) -> 
     return Route(texts, tuple(_scale(value, at) for at, value in enumerate(scales)))
 
 
+def of_link(text: str, published: Published) -> Route:
+    """Read what `Route.link` wrote; raises `EvoMergeError` where that is no path of this model."""
+    try:
+        if len(text) > _MOST_LINK:
+            raise ValueError
+        hops, scales = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as cause:
+        raise SpaceError("The link's edit cannot be read.") from cause
+    return route(hops, scales, holds=published.path)
+
+
+def by_share(published: Published) -> list[Route]:
+    """The published path looking at each hop, what adds most first; none where it has one hop."""
+    way = Route.of(published)
+    if len(way) < 2:
+        return []
+    added = [sum(map(abs, shares)) for shares in way.path.added(gated=published.gated)]
+    order = sorted(range(len(way)), key=lambda at: (-added[at], -at))
+    return [way.select(at) for at in order]
+
+
+def ideas(published: Published) -> list[Route]:
+    """Two edits that change little, to begin with; none where the path has one hop."""
+    least = by_share(published)[-1:]
+    return [edit for way in least for edit in (way.drop(), way.repeat())]
+
+
 def _layers_run(path: LayerPath) -> int:
     return sum(len(hop.terms) for hop in path.hops)
 
@@ -170,24 +214,21 @@ def _hop_words(way: Route, at: int, labels: Sequence[str]) -> str:
     return f"hop {at + 1} ({hop_words(way.path.hops[at], labels)})"
 
 
-def changed_recipe(
-    published: Published, changed: Route | None, merge: Mapping[str, Any] | None = None
-) -> Recipe:
-    """The recipe of a model with another path, or another merge of weights.
+def changed_recipe(published: Published, changed: Route) -> Recipe:
+    """The recipe of a model with another path.
 
     Where the model has no recipe, its configuration names the sources. Raises `RecipeError`.
     """
-    part = {"merge": merge}
-    if changed is not None:
-        config = {
-            key: published.config[key]
-            for key in ("scale_target", "embedding_source")
-            if key in published.config
-        }
-        part = {"flow": {**config, "path": list(changed.hops), "scales": list(changed.scales)}}
+    config = {
+        key: published.config[key]
+        for key in ("scale_target", "embedding_source")
+        if key in published.config
+    }
+    flow = {**config, "path": list(changed.hops), "scales": list(changed.scales)}
     kept = (
-        published.recipe.model_dump(exclude={*part, "built"})
+        published.recipe.model_dump(exclude={"flow", "built"})
         if published.recipe is not None
         else {}
     )
-    return validate(Recipe, {"sources": published.sources_of_config, **kept, **part}, RecipeError)
+    fields = {"sources": published.sources_of_config, **kept, "flow": flow}
+    return validate(Recipe, fields, RecipeError)

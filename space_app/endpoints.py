@@ -46,11 +46,7 @@ def endpoints(show: Showcase) -> list[tuple[Callable[..., Any], bool]]:
         """
         published, host = show.need()
         chosen([model], [EVOLVED, *choices(published.parents)])
-        way = (
-            edits.route(path, scales, holds=published.path)
-            if path is not None
-            else edits.Route((), ())
-        )
+        way = edits.route(path, scales, holds=published.path) if path is not None else edits.Route()
         words = show.question(prompt)
         job = AnswerJob(
             model,

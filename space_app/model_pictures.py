@@ -45,17 +45,16 @@ def path_picture(
 
 
 def weights_picture(
-    weights: Weights, *, wide: int = WIDE, listed: bool = True, among: dict[str, Spot] | None = None
+    weights: Weights, *, listed: bool = True, among: dict[str, Spot] | None = None
 ) -> str:
     """The weights of a recipe's merge in each layer, on screens of every width (see
     `weights_scene`).
 
-    `wide` is the width for wide screens; with `listed` every number is there on demand; `among`
-    sets the axes.
+    With `listed` every number is there on demand; `among` sets the axes.
     """
     if not weights.rows:
         return f'<p class="ev-faint">This merge has no numbers to draw. {escape(weights.title)}</p>'
-    picture = responsive(lambda width: weights_scene(weights, width, among), wide)
+    picture = responsive(lambda width: weights_scene(weights, width, among), WIDE)
     lines = []
     for group in weights.groups:
         lines.append([group_name(group), *(number(row.at(group)) for row in weights.rows)])

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import edits
 import loading
-import mixing
 import seeing
 from loading import MAX_SECONDS, Loaded
 from published import Published, PublishedParent
@@ -52,7 +50,6 @@ class AnswerJob:
         prompt, pictures: What the visitor has sent, checked.
         max_tokens: At most so many new tokens.
         hops, scales: Another path through the layers of the evolved model.
-        factors: What the parents' weights in a merge are multiplied by.
     """
 
     key: str
@@ -60,7 +57,6 @@ class AnswerJob:
     max_tokens: int = 64
     hops: tuple[str, ...] = ()
     scales: tuple[float, ...] = ()
-    factors: mixing.Factors = ()
     pictures: seeing.Pictures = ()
 
 
@@ -191,17 +187,17 @@ class Host(loading.LoadedInBackground):
                     return
                 loaded = self._loaded(job.key)
                 prompt = encode(job.prompt, loaded, self.published.prompts, job.pictures)
-                with self._changed(loaded.model, job) as model:
-                    news.put(("start", loaded.tokenizer))
-                    begin = time.monotonic()
-                    config = greedy(
-                        model, loaded.tokenizer, min(job.max_tokens, MAX_TOKENS, prompt.room)
-                    )
-                    end = begin + self.max_seconds
-                    begun = _write(
-                        model, prompt, config, news, lambda: stop.is_set() or time.monotonic() > end
-                    )
-                    seconds = time.monotonic() - begin
+                model = _along(loaded.model, job)
+                news.put(("start", loaded.tokenizer))
+                begin = time.monotonic()
+                config = greedy(
+                    model, loaded.tokenizer, min(job.max_tokens, MAX_TOKENS, prompt.room)
+                )
+                end = begin + self.max_seconds
+                begun = _write(
+                    model, prompt, config, news, lambda: stop.is_set() or time.monotonic() > end
+                )
+                seconds = time.monotonic() - begin
                 if not begun and not stop.is_set():
                     raise SpaceError(
                         f"Reading the prompt took longer than {self.max_seconds:.0f} s here. "
@@ -210,31 +206,6 @@ class Host(loading.LoadedInBackground):
                 news.put(("end", seconds))
         except Exception as error:  # shown to the visitor, in one line
             news.put(("error", loading.error_line(error, _NO_ANSWER)))
-
-    # A changed model is never a copy. A path is another list of the same layers. Weights are
-    # changed in place under the lock and put back afterwards, also after an error.
-    @contextmanager
-    def _changed(self, model: Any, job: AnswerJob) -> Iterator[Any]:
-        """The model along another path, or with other weights of its parents, if the job says
-        so."""
-        if job.hops and not hasattr(model, "with_path"):
-            raise SpaceError(
-                "This model has no path to change: its weights are merged, its layers are in "
-                "their usual order."
-            )
-        if job.hops:
-            with told(SpaceError, ValueError, "This path does not work: "):
-                model = model.with_path(list(job.hops), list(job.scales) or None).eval()
-        if not job.factors:
-            yield model
-            return
-        merge = mixing.edited(self.published.merge, job.factors, self.published.mixes)
-        if merge is None:
-            raise SpaceError(
-                "This merge has no weights of its parents, so there is nothing to turn up or down."
-            )
-        with mixing.mixed(model, edits.changed_recipe(self.published, None, merge)):
-            yield model
 
     def score(self, job: AnswerJob, examples: Sequence[Example]) -> list[bool]:
         """Judge a model's answer to each of some examples by the search's own task.
@@ -257,11 +228,8 @@ class Host(loading.LoadedInBackground):
             with self._pass, torch.inference_mode():
                 loaded = self._loaded(job.key)
                 end = time.monotonic() + self.max_seconds
-                with (
-                    self._changed(loaded.model, job) as model,
-                    scoring(model),
-                    _ended_by(model, lambda: time.monotonic() > end),
-                ):
+                model = _along(loaded.model, job)
+                with scoring(model), _ended_by(model, lambda: time.monotonic() > end):
                     return self._judge(loaded, model, examples)
         except _EndedError:
             return f"This takes longer than {self.max_seconds:.0f} s here."
@@ -337,6 +305,20 @@ class Host(loading.LoadedInBackground):
         part, replaced = (Component(open_source(ref), "text") for ref in refs)
         write_part(part, replaced, found.model)
         return found
+
+
+def _along(model: Any, job: AnswerJob) -> Any:
+    """The model along another path, if the job says so: another list of the same layers, no
+    copy."""
+    if not job.hops:
+        return model
+    if not hasattr(model, "with_path"):
+        raise SpaceError(
+            "This model has no path to change: its weights are merged, its layers are in "
+            "their usual order."
+        )
+    with told(SpaceError, ValueError, "This path does not work: "):
+        return model.with_path(list(job.hops), list(job.scales) or None).eval()
 
 
 @dataclass(frozen=True)

@@ -153,16 +153,6 @@ class Published:
         )
 
     @property
-    def mixes(self) -> int:
-        """The layers of a merge whose weights can be turned up and down; 0 of a path or an adapter,
-        or without a parent."""
-        count = self._text.get("num_hidden_layers", self._text.get("n_layer"))
-        missing = not self.parents or any(parent.missing for parent in self.parents)
-        if missing or self.base is not None or self.path or not self.merge:
-            return 0
-        return count if isinstance(count, int) and 0 < count < 999 else 0
-
-    @property
     def layers(self) -> tuple[int, ...]:
         """The number of layers of each source, as far as the configuration says it."""
         found = [mapping(item).get("layers") for item in listing(self.config.get("sources"))]

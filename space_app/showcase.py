@@ -3,24 +3,22 @@ wait."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import edits
-import mixing
 import seeing
+from edits import Route
 from loading import LoadedInBackground, zero_gpu
 from models import MAX_TOKENS, AnswerJob, Host, Piece, choices
-from published import TO_TRY, Published, as_float, listing
+from published import TO_TRY, Published, as_float
 from reading import read
 from texts import Card, SpaceError, clean_prompt, counted
 
@@ -32,108 +30,8 @@ _MOST_TRIED = 16  # edits, for one that changes an answer
 _AT_ONCE = 25  # examples that are scored in one pass
 _REDRAW = 0.1  # seconds between two pictures of a growing answer
 _MAX_SESSIONS = 10_000
-_MOST_LINK = 30_000  # characters of an edit in a link
 Asked = tuple[str, seeing.Pictures]
 UNCHANGED = "Change something to see another answer beside this one."
-
-
-@dataclass(frozen=True)
-class Edit:
-    """Edit by a visitor: the path, or how much of each parent is in a merge."""
-
-    way: edits.Route | None = None
-    factors: mixing.Factors = ()
-
-    def changes(self, published: Published) -> bool:
-        """Tell whether it is another model than the published one."""
-        return bool(self.factors) or (
-            self.way is not None
-            and (self.way.hops, self.way.scales) != (published.path, published.scales)
-        )
-
-    @classmethod
-    def of(cls, published: Published) -> Edit:
-        """Nothing changed yet."""
-        return cls(edits.Route(published.path, published.scales) if published.path else None)
-
-    @classmethod
-    def without(cls, published: Published) -> list[Edit]:
-        """Edits that leave out one hop each, what adds most first; or a parent each."""
-        if published.path:
-            return [cls(way.drop()) for way in _by_share(published)]
-        count = len(published.sources) if published.mixes else 0
-        off = [(1.0,) * at + (0.0,) + (1.0,) * (count - at - 1) for at in range(count)]
-        return [cls(factors=((mixing.ALL, factors),)) for factors in off]
-
-    @classmethod
-    def ideas(cls, published: Published) -> list[Edit]:
-        """Two edits that change little, to begin with; none where nothing can be changed."""
-        if published.path:
-            least = _by_share(published)[-1:]
-            return [cls(change) for way in least for change in (way.drop(), way.repeat())]
-        parents = range(len(published.sources) if published.mixes else 0)
-        changed = []
-        for raised in parents[:2]:
-            factors = tuple(1.1 if at == raised else 1.0 for at in parents)
-            changed.append(cls(factors=((mixing.ALL, factors),)))
-        return changed
-
-    def said(self, published: Published) -> str:
-        """Say what was changed, in one line."""
-        if self.way is None:
-            return mixing.describe(self.factors, published.labels)
-        return edits.difference(
-            edits.Route(published.path, published.scales), self.way, published.labels
-        )
-
-    def recipe(self, published: Published) -> str:
-        """The changed model's recipe, as YAML; empty where the merge has no numbers that could be
-        changed."""
-        with suppress(EvoMergeError):
-            if self.way is not None:
-                return edits.changed_recipe(published, self.way).to_yaml()
-            if merge := mixing.edited(published.merge, self.factors, published.mixes):
-                return edits.changed_recipe(published, None, merge).to_yaml()
-        return ""
-
-    def job(self, prompt: str, tokens: int, pictures: seeing.Pictures = ()) -> AnswerJob:
-        """The same question to the changed model."""
-        hops, scales = (self.way.hops, self.way.scales) if self.way is not None else ((), ())
-        return AnswerJob(EVOLVED, prompt, tokens, hops, scales, self.factors, pictures)
-
-    @property
-    def link(self) -> str:
-        """Link to it, as a part of the page's address."""
-        plain = (
-            [list(self.way.hops), list(self.way.scales)]
-            if self.way is not None
-            else [list(self.factors)]
-        )
-        return "?" + urlencode({"edit": json.dumps(plain, separators=(",", ":"))})
-
-    @classmethod
-    def of_link(cls, text: object, published: Published) -> Edit:
-        """Read what `link` wrote; raises `SpaceError` where that is not of this model."""
-        if not isinstance(text, str) or len(text) > _MOST_LINK:
-            raise SpaceError("The link's edit cannot be read.")
-        try:
-            plain = json.loads(text)
-        except (ValueError, RecursionError) as cause:
-            raise SpaceError("The link's edit cannot be read.") from cause
-        parts = listing(plain)
-        if published.path and len(parts) == 2:
-            return cls(edits.route(*parts, holds=published.path))
-        if published.mixes and len(parts) == 1:
-            return cls(factors=mixing.checked(parts[0], published.mixes, len(published.sources)))
-        raise SpaceError("The link's edit is not one of this model.")
-
-
-def _by_share(published: Published) -> list[edits.Route]:
-    """The path looking at each hop, what adds most first; none where it has one hop."""
-    way = edits.Route(published.path, published.scales)
-    added = [sum(map(abs, shares)) for shares in way.path.added(gated=published.gated)]
-    order = sorted(range(len(way)), key=lambda at: (-added[at], -at))
-    return [way.select(at) for at in order] if len(way) > 1 else []
 
 
 class Showcase(LoadedInBackground):
@@ -151,7 +49,7 @@ class Showcase(LoadedInBackground):
             Asked, dict[str, Piece]
         ] = {}  # the answers to examples, by what is asked and by model
         self._right: list[bool] = []  # whether the published model answers each example right
-        self.telling: Edit | None = None  # one that changes the answer to the first example
+        self.telling: Route | None = None  # one that changes the answer to the first example
         self.ready_for = threading.Event()  # set when there will be no more of them
         # how often a visitor has asked or stopped, and which
         self._marks: OrderedDict[str, tuple[int, bool]] = OrderedDict()
@@ -201,8 +99,9 @@ class Showcase(LoadedInBackground):
         if own is None or not self.verdict(asked, own.text):
             return
         with suppress(EvoMergeError):  # a visitor who tries it is told
-            for edit in Edit.without(published)[:_MOST_TRIED]:
-                job = edit.job(asked[0], MAX_TOKENS, asked[1])
+            for way in edits.by_share(published)[:_MOST_TRIED]:
+                edit = way.drop()
+                job = AnswerJob(EVOLVED, asked[0], MAX_TOKENS, edit.hops, edit.scales, asked[1])
                 if self.verdict(asked, host.whole_answer(job).text) is False:
                     self.telling = edit
                     return
@@ -325,49 +224,47 @@ class Showcase(LoadedInBackground):
     def ask_changed(
         self,
         prompt: object,
-        edit: Edit,
+        way: Route,
         tokens: object,
         session: str,
         pictures: seeing.Pictures = (),
     ) -> Iterator[list[Card]]:
-        """Let the published model, unless it has answered this, and the changed one answer; raises
+        """Let the published path, unless it has answered this, and the changed one answer; raises
         `SpaceError`."""
         published, _ = self.need()
         words = self.question(prompt)
         bound = token_bound(tokens)
-        first = Card("as published", counted(len(published.path), "hop") if published.path else "")
+        first = Card("as published", counted(len(published.path), "hop"))
         jobs = {0: AnswerJob(EVOLVED, words, bound, pictures=pictures)}
         answered = self.rehearsed.get((words, pictures), {})
         if EVOLVED in answered:
             first = self._card(first, answered[EVOLVED], (words, pictures))
             jobs = {}
         answers = [replace(first, note=UNCHANGED)]
-        if edit.changes(published):
-            answers = [
-                first,
-                Card("changed", counted(len(edit.way), "hop") if edit.way is not None else ""),
-            ]
-            jobs[1] = edit.job(words, bound, pictures)
+        if way.changes(published):
+            answers = [first, Card("changed", counted(len(way), "hop"))]
+            jobs[1] = AnswerJob(EVOLVED, words, bound, way.hops, way.scales, pictures)
         yield from self._answers(answers, jobs, session)
 
-    def score(self, edit: Edit, session: str) -> Iterator[tuple[int, int, int]]:
-        """Let the changed model answer all examples, and the published one where that is not known;
+    def score(self, way: Route, session: str) -> Iterator[tuple[int, int, int]]:
+        """Let the changed path answer all examples, and the published one where that is not known;
         raises `SpaceError`.
 
-        Yields how many were answered, how many of these the changed model gets right, and how many
+        Yields how many were answered, how many of these the changed path gets right, and how many
         the published one does.
         """
         published, host = self.need()
         stopped = self.stopper(session)
         right = []
         plain = AnswerJob(EVOLVED, "")
+        changed = replace(plain, hops=way.hops, scales=way.scales)
         for at in range(0, len(published.examples), _AT_ONCE):
             if stopped():
                 return
             part = published.examples[at : at + _AT_ONCE]
             if len(self._right) <= at:
                 self._right[at:] = host.score(plain, part)
-            right += host.score(edit.job("", 1), part)
+            right += host.score(changed, part)
             yield len(right), sum(right), sum(self._right[: len(right)])
 
     # Models answer one after the other; each yield is the whole list of cards. A new state is shown

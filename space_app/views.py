@@ -10,10 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 import edits
-import mixing
+from edits import Route
 from model_pictures import path_picture, weights_picture
 from published import Published, merge_of
-from showcase import Edit
 from texts import bar, counted, details, escape, message, table
 
 from hf_evomerge.errors import EvoMergeError
@@ -21,7 +20,7 @@ from hf_evomerge.fitness import Example
 from hf_evomerge.pictures.climb import climb_scene, score_text
 from hf_evomerge.pictures.fitness import fitness_scene
 from hf_evomerge.pictures.front import front_scene
-from hf_evomerge.pictures.scene import MIDDLE, listed
+from hf_evomerge.pictures.scene import listed
 from hf_evomerge.pictures.svg import responsive
 from hf_evomerge.pictures.trials import FITNESS, Metric, accurate, of_stage, whole, without_first
 from hf_evomerge.pictures.weights import spans, weights_of
@@ -39,12 +38,6 @@ CITATION = """@article{akiba2025evolutionary,
   year    = {2025},
   note    = {arXiv:2403.13187}
 }"""
-NO_PATH = (
-    "Nothing can be changed here: the layers of this model are in their usual order, so "
-    "there is no path to change, and not "
-    "all of its parents can be loaded to merge them anew. The Weights tab shows how much of "
-    "each went into each layer."
-)
 NO_STUDY = (
     "The repository has no record of a search: the recipe was written by hand, or the record was "
     "not published."
@@ -108,13 +101,9 @@ def share(link: str, recipe: str) -> str:
     return f'<div class="ev-facts">{copied if link else ""}{kept if recipe else ""}</div>'
 
 
-def dare(published: Published, telling: Edit | None = None) -> str:
-    """Say what a visitor can do with the model, with edits to try, the telling one first."""
-    can = (
-        "drop, repeat, move or scale its hops"
-        if published.path
-        else "turn its parents up and down, layer by layer"
-    )
+def dare(published: Published, telling: Route | None = None) -> str:
+    """Say what a visitor can do with the path, with edits to try, the telling one first."""
+    can = "drop, repeat, move or scale its hops"
     if published.judge is None or not published.examples:
         return f'<p class="ev-faint">You can {can}; the answer follows.</p>'
     many = f"{len(published.examples)} {published.tested_on}"
@@ -122,9 +111,10 @@ def dare(published: Published, telling: Edit | None = None) -> str:
     solved = published.solved(EVOLVED)
     ask = "" if solved is not None and solved[0] == solved[1] else " Can you do better?"
     said = f"{found} found this model.{ask} You can {can}; {escape(many)} judge it."
+    own = Route.of(published)
     ideas = [
-        (edit.link, edit.said(published).removeprefix("Changed: "))
-        for edit in [*([telling] if telling else []), *Edit.ideas(published)]
+        (edit.link, edits.difference(own, edit, published.labels))
+        for edit in [*([telling] if telling else []), *edits.ideas(published)]
     ]
     links = " ".join(f'<a href="{escape(link)}">{escape(words)}</a>' for link, words in ideas)
     return f'<p class="ev-faint">{said} {f"Try: {links}" if links else ""}</p>'
@@ -186,7 +176,7 @@ def path_view(published: Published) -> str:
     """The path, and the weights of a merge."""
     parts = []
     if published.path:
-        way = edits.Route(published.path, published.scales)
+        way = Route.of(published)
         target = published.config.get("scale_target", "stream")
         scaled = (
             "what the MLP of the hop before adds" if target == "mlp_delta" else "the hidden state"
@@ -219,22 +209,6 @@ def path_view(published: Published) -> str:
         )
         parts.append(weights_picture(weights_of(published.merge, published.sources)))
     return "".join(parts) or message("The repository has no recipe; there is nothing to draw.")
-
-
-def merge_view(published: Published, factors: mixing.Factors) -> str:
-    """The weights of a merge as factors change them, where it has one per parent; empty where there
-    is no merge."""
-    if not published.merge:
-        return ""
-    changed = mixing.edited(published.merge, factors, published.mixes)
-    note = (
-        '<p class="ev-faint">The picture shows the merge as published.</p>'
-        if factors and changed is None
-        else ""
-    )
-    return note + weights_picture(
-        weights_of(changed or published.merge, published.sources), wide=MIDDLE, listed=False
-    )
 
 
 def fitness_view(published: Published) -> str:
@@ -368,7 +342,7 @@ def film_view(published: Published, at: int, *, runs: bool = False) -> tuple[str
     on = which if trial.examples else "the"
     said = f"<p><b>{name}</b>: {read} read so far, {of}; {value} on {on} search problems.</p>"
     if trial.path:
-        way = edits.Route(trial.path, trial.scales)
+        way = Route(trial.path, trial.scales)
         drawn = path_picture(
             way, published.labels, published.layers, gated=published.gated, listed=False
         )

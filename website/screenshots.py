@@ -71,11 +71,16 @@ def opened(browser: Any, url: str, tab: str, *, width: int, theme: str) -> Any:
     return page
 
 
+def handle(page: Any, tab: str) -> Any:
+    """What is pressed for a tab of a page."""
+    name, _ = TABS[tab]
+    return page.get_by_role("tab", name=name, exact=isinstance(name, str))
+
+
 def turn_to(page: Any, tab: str) -> None:
     """Another tab of a page."""
-    name, shown = TABS[tab]
-    page.get_by_role("tab", name=name, exact=isinstance(name, str)).click()
-    page.wait_for_selector(shown)
+    handle(page, tab).click()
+    page.wait_for_selector(TABS[tab][1])
     page.wait_for_timeout(700)
 
 
@@ -114,7 +119,8 @@ def look(browser: Any, folders: list[Path], out: Path | None) -> int:
     for folder in folders:
         page = opened(browser, serve(folder), "try", width=WIDTHS[0], theme="light")
         page.evaluate(axe)
-        for tab, width, theme in product(TABS, WIDTHS, THEMES):
+        tabs = [tab for tab in TABS if handle(page, tab).count()]
+        for tab, width, theme in product(tabs, WIDTHS, THEMES):
             page.evaluate(f"document.body.classList.toggle('dark', {str(theme == 'dark').lower()})")
             page.set_viewport_size({"width": width, "height": 900})
             turn_to(page, tab)
@@ -144,13 +150,6 @@ def drop_a_hop(page: Any) -> None:
     page.wait_for_selector("#ev-scored >> text=/of \\d+ unseen/")
 
 
-def turn_down(page: Any) -> None:
-    """On the tab for changes, halve a parent, and wait for the answer and the score."""
-    page.locator("#ev-part-0 input[type=number]").fill("0.5")
-    page.wait_for_selector("#ev-answers2 .ev-done:nth-child(2)")
-    page.wait_for_selector("#ev-scored >> text=/of \\d+ unseen/")
-
-
 def seeing(browser: Any, seeds: Path, hub: Any) -> None:
     """The picture of a merge that sees, of the first family with pictures."""
     publish(seeds / "vlm-0" / "ps", seeds / "family-0", "demo/evolved-seeing", hub)
@@ -168,7 +167,6 @@ def pictures(browser: Any) -> None:
             ("space-try", dfs, "try", None),
             ("space-path", dfs, "path", None),
             ("space-change", dfs, "change", drop_a_hop),
-            ("space-mix", ps, "change", turn_down),
             ("space-evolution", ps, "evolution", None),
             ("space-recipe", dfs, "recipe", None),
         ]

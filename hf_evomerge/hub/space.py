@@ -34,7 +34,18 @@ REQUIREMENTS = "requirements.txt"
 PREVIEWS = tuple(f"{IMAGES_FOLDER}/{name}.png" for name in ("path", "weights", "fitness"))
 _PACKAGE = Path(__file__).parents[1]
 LEFT_OUT = frozenset(
-    {"__main__.py", "lines.py", "_bundled", "cli", "demo", "hub", "mergekit", "search"}
+    {
+        "__main__.py",
+        "lines.py",
+        "_bundled",
+        "building",
+        "cli",
+        "demo",
+        "hub",
+        "mergekit",
+        "routing",
+        "search",
+    }
 )
 """The rooms of the package that the app does without. All others are uploaded beside it, so that it
 needs no release."""

@@ -69,7 +69,7 @@ def test_the_app_goes_up_as_it_stands(model, lfs_api, tmp_path):
         "app_file": "app.py",
         "models": [model],
         "title": "merge space",
-        "short_description": "Try an evolved merge and change it",
+        "short_description": "Try an evolved merge and replay its evolution",
         "thumbnail": "https://huggingface.co/local/merge/resolve/main/images/weights.png",
     }
     assert {key: card.data[key] for key in expected} == expected

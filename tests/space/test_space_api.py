@@ -5,10 +5,10 @@ import threading
 
 import httpx
 import pytest
+from edits import Route
 from gradio_client.exceptions import AppError
 from refusals import refused
 from served import greedy
-from showcase import Edit
 
 from hf_evomerge.record import MADE_WITH
 
@@ -97,7 +97,7 @@ def test_what_visitors_sent_and_saw_is_not_kept(served):
 def test_what_is_asked_beside_an_edit_is_not_kept(served):
     """Neither a prompt nor its pictures are kept."""
     prompt = "w3 w1 w4 w1 5 9"
-    *_, answers = served.show.ask_changed(prompt, Edit.of(served.show.published), 4, "visitor")
+    *_, answers = served.show.ask_changed(prompt, Route.of(served.show.published), 4, "visitor")
     assert answers[0].state == "done"
     assert prompt not in repr(vars(served.show))
 
@@ -120,8 +120,8 @@ def test_a_visitor_who_was_forgotten_edits_the_published_path(served):
     inputs = served.blocks.fns[_number(served, "partial_1")].inputs
     values = [1.0 if part.get_block_name() == "slider" else None for part in inputs]
     _call(served, "partial_1", values, "gone")
-    edit = served.blocks.state_holder["gone"][inputs[0]._id]
-    assert len(edit.way) == len(served.show.published.path) + 1
+    way = served.blocks.state_holder["gone"][inputs[0]._id]
+    assert len(way) == len(served.show.published.path) + 1
 
 
 @pytest.mark.parametrize("value", [None, 1.5, "x", [0], {"a": 1}, 10**30, -1, True])

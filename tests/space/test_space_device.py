@@ -2,7 +2,6 @@
 
 from contextlib import contextmanager
 
-import mixing
 import pytest
 import torch
 from models import EVOLVED, AnswerJob, Host
@@ -54,15 +53,3 @@ def test_a_path_answers_there(dfs):
         assert {host.evolved.model.device, host._parents["a"].model.device} == {
             torch.device(DEVICE)
         }
-
-
-def test_weights_are_turned_there(ps):
-    """A merge answers as on the processor with a parent's weight turned down, and after that."""
-    jobs = [
-        AnswerJob(EVOLVED, PROMPT, 8),
-        AnswerJob(EVOLVED, PROMPT, 8, factors=((mixing.ALL, (0.0, 1.0)),)),
-    ]
-    wanted = answers(hosted(ps), jobs)
-    with models_there():
-        assert answers(host := hosted(ps), jobs) == wanted
-        assert host.whole_answer(jobs[0]).text == wanted[0][0]

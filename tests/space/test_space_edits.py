@@ -4,15 +4,12 @@ package reads."""
 from urllib.parse import parse_qs, unquote
 
 import edits
-import mixing
 import pytest
 from actions import Actions
 from edits import Route
-from published import Published, PublishedParent
-from recipes import merge_of
+from published import Published
 from refusals import refused
 from served import shown
-from showcase import Edit
 from texts import SpaceError
 
 from hf_evomerge import EvoMergeError, Recipe
@@ -20,22 +17,16 @@ from hf_evomerge import EvoMergeError, Recipe
 WAY = Route(("0:0", "0:1", "1:1", "0:2*0.5 + 1:2*-1.5"), (1.0, 0.9, 1.1, -0.5))
 SOURCES = [{"model": "user/a"}, {"model": "user/b"}]
 RECIPE = {"sources": SOURCES, "flow": {"path": list(WAY.hops)}, "seed": 7}
-
-
 PATH = Published(
-    "m", "m", config={"model_type": "evo_merged", "path": ["0:0", "1:1"], "scales": [1.0, 0.5]}
+    "m",
+    "m",
+    config={
+        "model_type": "evo_merged",
+        "sources": SOURCES,
+        "path": ["0:0", "1:1"],
+        "scales": [1.0, 0.5],
+    },
 )
-
-
-def _merge(**fields):
-    """A merge of two parents of two layers."""
-    return Published(
-        "m",
-        "m",
-        config={"num_hidden_layers": 2},
-        recipe=merge_of(*SOURCES, **fields),
-        parents=(PublishedParent("a", "a"), PublishedParent("b", "b")),
-    )
 
 
 def test_each_edit_changes_one_hop():
@@ -150,122 +141,49 @@ def test_a_path_may_be_written_in_ranges():
         edits.route(["0:0-99999999 x99999"])
 
 
-@pytest.mark.parametrize(
-    ("group", "value", "said"),
-    [
-        (mixing.ALL, 99.0, "a number from 0 to 3."),
-        (mixing.ALL, -3.0, "a number from 0 to 3."),
-        (mixing.ALL, None, "a number from 0 to 3."),
-        ("layer 2", 0.5, "no such layers"),
-        (None, 0.5, "no such layers"),
-        ({"a": 1}, 0.5, "no such layers"),
-    ],
-)
-def test_weights_that_cannot_be_are_explained(group, value, said):
-    """A number that no weight is multiplied by, or what is no group of this model's layers, is one
-    line, and nothing else changes."""
-    edit = Edit(factors=(("layer 1", (0.5, 2.0)),))
-    do = Actions(shown(_merge()))
-    kept, *_, words, _, undo, count = do.edit("mix 1", edit, (), 4, 1.0, group, 1.0, value)
-    assert (kept, undo, count) == (edit, (), 4)
-    assert said in words
-
-
-def test_weights_are_undone_like_hops():
-    """A slider on its way is one step to undo, another one a second; reset can be undone, and what
-    is kept is a recipe."""
-    do = Actions(shown(_merge(weights=[1, 2])))
-    edit = Edit()
+def test_edits_are_undone():
+    """A slider on its way is one step to undo, that of another hop a second one; reset can be
+    undone, and what is kept is a recipe."""
+    do = Actions(shown(PATH))
+    way = Route.of(PATH)
     undo = ()
     count = 0
-    for at, values in ((0, (0.5, 1.0)), (0, (0.25, 1.0)), (1, (0.25, 2.0))):
-        state = (edit, undo, count, 1.0, mixing.ALL)
-        edit, *_, kept, undo, count = do.edit(f"mix {at}", *state, *values)
-    assert edit.factors == ((mixing.ALL, (0.25, 2.0)),)
+    for hop, scale in ((0, 0.5), (0, 0.25), (1, 2.0)):
+        way, *_, kept, undo, count = do.edit("scale", way.select(hop), undo, count, scale)
     assert count == 3
     (text,) = [unquote(part) for part in kept.split('"') if part.startswith("data:text/yaml")]
     recipe = Recipe.from_yaml(text.partition(",")[2])
-    assert [part["weight"] for part in recipe.merge.parameters] == [0.25, 4.0]
+    assert tuple(recipe.flow.scales) == way.scales == (0.25, 2.0)
     seen = []
     for action in ("reset", *["undo"] * 4):
-        state = (edit, undo, count, 1.0, mixing.ALL)
-        edit, _, _, _, *parts, _, _, undo, count = do.edit(action, *state, 1.0, 1.0)
-        assert parts[:2] == list(dict(edit.factors).get(mixing.ALL, (1.0, 1.0)))
-        seen.append(parts[:2])
-    assert seen == [[1.0, 1.0], [0.25, 2.0], [0.25, 1.0], [1.0, 1.0], [1.0, 1.0]]
+        way, *_, undo, count = do.edit(action, way, undo, count, 1.0)
+        seen.append(way.scales)
+    assert seen == [(1.0, 0.5), (0.25, 2.0), (0.25, 0.5), (1.0, 0.5), (1.0, 0.5)]
 
 
-NO_LINKS = ["", "{", "[1,2]", "[[],[]]", '[["0:0"],["x"]]', '[["7:7"],[1]]', "[" * 99, None]
-NO_FACTORS = ['["layer 2",[1,2]]', '["layer 1",[1]]', '["layer 1",[1,99]]', '["layer 1",[1,true]]']
+def test_a_model_without_a_path_is_not_edited():
+    """Whatever is pressed, nothing changes."""
+    do = Actions(shown(Published("m", "m")))
+    for action in ("drop", "repeat", "earlier", "later", "scale", "undo", "reset"):
+        assert do.edit(action, Route(), (), 0, 1.0)[0] == Route()
+    assert do.choose_listed(Route(), 0)[0] == Route()
 
 
-@pytest.mark.parametrize(
-    ("text", "published"),
-    [
-        *((text, PATH) for text in (*NO_LINKS, "x" * 40_000, '[[["layer 0",[1,1]]]]')),
-        *((f"[[{text}]]", _merge()) for text in (*NO_FACTORS, "5")),
-    ],
-)
-def test_a_link_of_somebody_else_is_checked(text, published):
+NO_LINKS = ["", "{", "5", "[1,2]", "[[],[]]", '[["0:0"],["x"]]', '[["7:7"],[1]]', "[" * 99]
+
+
+@pytest.mark.parametrize("text", [*NO_LINKS, "x" * 40_000, '[[["layer 0",[1,1]]]]'])
+def test_a_link_of_somebody_else_is_checked(text):
     """What is no edit of this model is one friendly line."""
     with pytest.raises(EvoMergeError):
-        Edit.of_link(text, published)
+        edits.of_link(text, PATH)
 
 
-@pytest.mark.parametrize(
-    ("edit", "published"),
-    [
-        (Edit(Route(("1:1", "0:0", "0:0"), (1 / 3, -1.5, 1.0))), PATH),
-        (Edit(factors=(("layer 1", (0.5, 2.0)),)), _merge()),
-    ],
-)
-def test_a_link_carries_an_edit(edit, published):
-    """What a link says is what was edited, of a path and of a merge; so are those to begin with."""
-    ideas = Edit.ideas(published)
+def test_a_link_carries_an_edit():
+    """What a link says is what was edited; so are the edits to begin with."""
+    ideas = edits.ideas(PATH)
     assert len(ideas) == 2
-    for each in (edit, *ideas):
+    for each in (Route(("1:1", "0:0", "0:0"), (1 / 3, -1.5, 1.0)), *ideas):
         (text,) = parse_qs(each.link[1:])["edit"]
-        assert Edit.of_link(text, published).link == each.link
-        assert each.changes(published)
-
-
-def _edited(weights, *factors):
-    """The weights of parents in a merge of three layers, times factors; None where it has none."""
-    merge = {"method": "linear", "parameters": [{"weight": weight} for weight in weights]}
-    changed = mixing.edited(merge, factors, 3)
-    return changed and [item["weight"] for item in changed["parameters"]]
-
-
-def test_the_picture_of_weights_follows_what_a_visitor_changes():
-    """Factors multiply the weights of their parent and layers, whatever groups a recipe has;
-    without any nothing changes."""
-    names = ("model.layers.1.mlp.up_proj", "model.layers.2.mlp.up_proj", "lm_head")
-    tensor = {f"{name}.weight": value for name, value in zip(names, (-0.5, 2.0, 1.0), strict=True)}
-    weights = [tensor, {"blocks.0-2": 0.5, "head": 1}, 0.25]
-    assert _edited(weights) == weights
-    every = (mixing.ALL, (0.0, 2.0, 2.0))
-    assert _edited(weights, every) == [
-        dict.fromkeys(tensor, 0.0),
-        {"blocks.0-2": 1.0, "head": 2},
-        0.5,
-    ]
-    layer = ("layer 2", (3.0, 0.5, 0.0))
-    first, second, third = _edited(weights, (mixing.ALL, (1.0, 2.0, 1.0)), layer)
-    assert list(first.values()) == [-0.5, 6.0, 1.0]
-    assert second == {"blocks.0": 1.0, "blocks.1": 1.0, "blocks.2": 0.5, "head": 2.0}
-    assert list(third.items()) == [
-        ("embed", 0.25), ("blocks.0", 0.25), ("blocks.1", 0.25), ("blocks.2", 0.0), ("head", 0.25),
-    ]  # fmt: skip
-    ramp = [[0.0, 1.0], {"default": 2}]
-    assert _edited(ramp, (mixing.ALL, (2.0, 1.0))) == [[0.0, 2.0], {"default": 2.0}]
-    split = _edited(ramp, ("layer 1", (4.0, 0.5)))
-    assert [list(weight.values()) for weight in split] == [
-        [0.0, 0.0, 2.0, 1.0, 0.0],
-        [2.0, 2.0, 1.0, 2.0, 2.0],
-    ]
-
-
-@pytest.mark.parametrize("weights", [[], [{"*": 1.0}], [{"<b>": 1.0}]])
-def test_weights_that_cannot_be_turned(weights):
-    """A merge without weights of its parents, and keys that name more than some layers."""
-    assert _edited(weights, ("layer 1", (2.0,))) is None
+        assert edits.of_link(text, PATH).link == each.link
+        assert each.changes(PATH)

@@ -125,15 +125,15 @@ def test_what_the_modules_import_is_uploaded():
 
 
 def test_nothing_is_uploaded_that_the_space_does_without():
-    """No demo, no weights, no Hub on loopback, no search, no command line: fewer than 180 files,
-    less than 1.5 MB."""
+    """No demo, no weights, no Hub on loopback, no build, no search, no command line: fewer than 160
+    files, less than 1.2 MB."""
     files = space_files("user/model")
     rooms = {name.split("/")[1] for name in files if name.startswith("hf_evomerge/")}
-    assert not rooms & {"cli", "demo", "hub", "mergekit", "search", "_bundled", "__main__.py"}
+    assert not rooms & LEFT_OUT
     there = {file.name for file in (ROOT / "hf_evomerge").iterdir()}
     assert LEFT_OUT - {"_bundled"} <= there, "a room that is gone"
-    assert len(files) < 180
-    assert sum(map(size_of, files.values())) < 1.5e6
+    assert len(files) < 160
+    assert sum(map(size_of, files.values())) < 1.2e6
 
 
 def test_no_module_hides_one_of_the_standard_library():

@@ -7,29 +7,28 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
+import edits
 import loading
-import mixing
 import models
 import pytest
 import showcase
 import torch
 import views
 from classes import edit_json
-from edits import changed_recipe
+from edits import Route
 from models import EVOLVED, AnswerJob, Host
 from published import PublishedParent
 from reading import read
 from recipes import merge_of
 from refusals import refused
 from served import greedy
-from showcase import Edit, Showcase
+from showcase import Showcase
 from texts import SpaceError, escape
 from tiny_adapters import save_adapter
 from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
-from hf_evomerge import Recipe, build_model
+from hf_evomerge import build_model
 from hf_evomerge.record import Data
 
 PROMPT = "t0 w3 w4 5"
@@ -106,7 +105,6 @@ def test_an_adapter_and_its_parents_share_the_base(tiny, tmp_path, monkeypatch):
         wholes[f"base+{name}"] = whole
     monkeypatch.setattr(loading, "load", None)
     assert [parent.label for parent in host.published.parents] == ["base+x", "base+y", "base"]
-    assert host.published.mixes == 0
     answers = {key: greedy(folder, PROMPT) for key, folder in wholes.items()}
     assert len(set(answers.values())) == 4
     for key in [*answers, *reversed(answers)]:
@@ -239,50 +237,6 @@ def test_a_chat_template_is_used_unless_the_search_did_without(host, data, text,
     assert models.encode("w1", replace(host.evolved, tokenizer=tokenizer), data).ids == ids
 
 
-def test_weights_of_a_merge_are_turned_down_and_put_back(ps, tmp_path):
-    """With a parent's weight at 0 the answer is that of the merge without it; afterwards every bit
-    is as it was."""
-    host = _host(ps)
-    published = _ask(host).text
-    recipe = Recipe.load(ps / "recipe.yaml").model_dump(exclude_none=True, exclude={"built"})
-    recipe["merge"]["parameters"][0]["weight"] = 0.0
-    without = build_model(Recipe.model_validate(recipe), tmp_path / "without")
-    answer = _ask(host, factors=((mixing.ALL, (0.0, 1.0)),)).text
-    assert answer == greedy(Path(without), PROMPT) != published
-    assert _ask(host).text == published
-
-
-@pytest.mark.parametrize("weight", [0.75, [0.0, 1.0]], ids=["number", "over the layers"])
-def test_any_merge_with_weights_is_turned_down_to_the_bit(tiny, tmp_path, weight):
-    """With a parent turned down a model holds what the changed recipe builds, also of a merge that
-    drops elements; afterwards every bit is as it was."""
-    merge = {"parameters": [{"weight": weight, "density": 0.5}] * 2}
-    fields = {"method": "dare_ties", "base": tiny / "base", "merge": merge}
-    published = read(str(build_model(merge_of(tiny / "a", tiny / "b", **fields), tmp_path / "m")))
-    factors = ((mixing.ALL, (0.5, 1.0)), ("layer 1", (0.0, 2.0)))
-    changed = changed_recipe(published, None, mixing.edited(published.merge, factors, 2))
-    built = AutoModelForCausalLM.from_pretrained(build_model(changed, tmp_path / "changed"))
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
-    before = copy.deepcopy(model.state_dict())
-    with torch.inference_mode(), mixing.mixed(model, changed):
-        _assert_equal(model, built.state_dict())
-        assert any(not tensor.equal(before[name]) for name, tensor in model.state_dict().items())
-    _assert_equal(model, before)
-
-
-def _assert_equal(model, wanted):
-    for name, tensor in model.state_dict().items():
-        assert tensor.equal(wanted[name]), name
-
-
-def test_a_merge_without_weights_is_not_turned(tiny, tmp_path):
-    """slerp has no weight of each parent; the page says so."""
-    recipe = merge_of(tiny / "a", tiny / "b", method="slerp", merge={"options": {"t": 0.5}})
-    host = _host(build_model(recipe, tmp_path / "model"))
-    with refused(SpaceError, "no weights of its parents"):
-        _ask(host, factors=((mixing.ALL, (0.0, 1.0)),))
-
-
 @pytest.fixture(scope="module")
 def show(dfs):
     """The model with a path, on show."""
@@ -316,10 +270,11 @@ def test_the_first_edit_to_try_changes_the_answer(show):
     """The page offers first an edit after which the example that is shown is no longer solved."""
     prompt = show.published.examples[0].prompt
     assert show.verdict((prompt, ()), show.in_advance(prompt)[0].text)
-    piece = show.host.whole_answer(show.telling.job(prompt, 64))
+    telling = show.telling
+    piece = show.host.whole_answer(AnswerJob(EVOLVED, prompt, 64, telling.hops, telling.scales))
     assert not show.verdict((prompt, ()), piece.text)
-    said = views.dare(show.published, show.telling)
-    first, other = (escape(edit.link) for edit in (show.telling, Edit.ideas(show.published)[0]))
+    said = views.dare(show.published, telling)
+    first, other = (escape(way.link) for way in (telling, edits.ideas(show.published)[0]))
     assert said.index(first) < said.index(other)
 
 
@@ -327,7 +282,7 @@ def test_a_changed_model_is_scored_as_the_search_scores(dfs, show, monkeypatch):
     """The examples are judged by the search's own task: as each answer by itself is, for the
     published and a changed path."""
     monkeypatch.setattr(showcase, "_AT_ONCE", 2)
-    own = Edit.of(show.published).way
+    own = Route.of(show.published)
     examples = show.published.examples
 
     def right(way):
@@ -337,5 +292,5 @@ def test_a_changed_model_is_scored_as_the_search_scores(dfs, show, monkeypatch):
     wanted = right(own)
     changed = right(own.drop())
     assert wanted[0]
-    scored = list(show.score(Edit(own.drop()), "me"))
+    scored = list(show.score(own.drop(), "me"))
     assert scored == [(done, sum(changed[:done]), sum(wanted[:done])) for done in (2, 3)]
