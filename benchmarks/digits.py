@@ -23,6 +23,7 @@ import torch
 from hf_evomerge import Example, FunctionTask, Recipe, SearchConfig, Study, run_search
 from hf_evomerge.fitness import draw
 from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.results.result import Result
 
 HALVES = {"low": (0, 1, 2, 3, 4), "high": (5, 6, 7, 8, 9)}
 SIGMA_DATA = 0.5
@@ -159,16 +160,16 @@ def asked(split: str, count: int) -> list[Example]:
     ]
 
 
-def settings(folder: Path, size: Size, seed: int) -> SearchConfig:
-    """One weight for each fine-tune and block."""
+def settings(folder: Path, size: Size, seed: int, **step: Any) -> SearchConfig:
+    """One weight for each fine-tune and block, searched by an optimizer."""
     sources = [{"model": str(folder / name), "component": "unet"} for name in HALVES]
     weight = {"low": 0.0, "high": 1.5, "start": 0.75}
     return SearchConfig.model_validate({
         "space": "ps", "sources": sources, "base": {"model": str(folder / "base")},
         "merge": {"method": "task_arithmetic", "parameters": {"weight": weight}},
-        "optimize": [{"by": "cma", "evaluations": size.evaluations, "sigma": 0.15, "batch": "all"}],
+        "optimize": [{"evaluations": size.evaluations, **step}],
         "fitness": {"task": "likelihood"}, "compute": {"seed": seed},
-        "compare": {"baselines": ["average", "random"], "finalists": 1},
+        "compare": {"baselines": ["average"], "finalists": 1},
     })  # fmt: skip
 
 
@@ -193,18 +194,22 @@ def run(out: Path, seed: int, size: Size, width: int = 16) -> dict[str, np.ndarr
         make_family(out / "family", seed, size, width)
     print(f"seed {seed}: trained in {time.process_time() - begin:.0f} CPU-seconds", file=sys.stderr)
     judge = Judge(size.steps)
-    config = settings(out / "family", size, seed)
+    config = settings(out / "family", size, seed, by="cma", sigma=0.15, batch="all")
+    by_chance = settings(out / "family", size, seed, by="random")
     splits = {"search": asked("search", size.search), "test": asked("test", size.test)}
-    result = run_search(
-        config,
-        out / "search",
-        task_factory=lambda: FunctionTask(judge),
-        examples=splits,
-        build=False,
-    )
+
+    def task() -> FunctionTask:
+        return FunctionTask(judge)
+
+    def search(config: SearchConfig, folder: str) -> Result:
+        return run_search(config, out / folder, task_factory=task, examples=splits, build=False)
+
+    result = search(config, "search")
+    random = search(by_chance, "random")
     print(f"seed {seed}: {time.process_time() - begin:.0f} CPU-seconds in all", file=sys.stderr)
-    evaluator = Evaluator(config, task_factory=lambda: FunctionTask(judge), examples=splits)
+    evaluator = Evaluator(config, task_factory=task, examples=splits)
     found = {row.model: row.scores.values for row in result.rows}
+    found["random search"] = random.row("ps").scores.values
     found["task arithmetic, both 1"] = evaluator.evaluate(both(config), "test").values
     Study.open(out / "search").close()
     return found

@@ -1,5 +1,5 @@
 """Searches for several objectives: beside pymoo's own driver on ZDT1, and on the demo's specialists
-beside a random search.
+beside a second search, by: random.
 
     pip install "hf-evomerge[objectives]"
     # 20 seconds
@@ -18,7 +18,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -70,31 +71,31 @@ def hypervolume(
     return float(HV(ref_point=np.zeros(points.shape[1])).do(-points))
 
 
-def volumes(config: SearchConfig, study: Study) -> dict[str, list[tuple[float, float]]]:
-    """Per stage: evaluations spent, and the hypervolume of what was found until then, trial by
-    trial.
+def volumes(
+    config: SearchConfig, studies: Mapping[str, Study]
+) -> dict[str, list[tuple[float, float]]]:
+    """Per study: evaluations spent, and the hypervolume of what was found until then, trial by
+    trial, without what ran first.
 
-    The box lies between the worst and the best value of each objective, in the trials of all stages
-    together.
+    The box lies between the worst and the best value of each objective, in the trials of all
+    studies together.
     """
-    trials = {
-        stage.name: study.trials(stage.name) for stage in config.stages if stage.role != "first"
-    }
+    (space,) = config.spaces
     scored = {
-        stage: [trial for trial in found if trial.fitness is not None]
-        for stage, found in trials.items()
+        name: [trial for trial in study.trials(space) if trial.fitness is not None]
+        for name, study in studies.items()
     }
     vectors = {
-        stage: [config.vector(trial.scores) for trial in found] for stage, found in scored.items()
+        name: [config.vector(trial.scores) for trial in found] for name, found in scored.items()
     }
     every = [each for found in vectors.values() for each in found]
     low = np.min(every, axis=0)
     high = np.max(every, axis=0)
     curves = {}
-    for stage, found in scored.items():
+    for name, found in scored.items():
         spent = np.cumsum([trial.cost for trial in found])
-        grown = (hypervolume(vectors[stage][: count + 1], low, high) for count in range(len(found)))
-        curves[stage] = list(zip(spent.tolist(), grown, strict=True))
+        grown = (hypervolume(vectors[name][: count + 1], low, high) for count in range(len(found)))
+        curves[name] = list(zip(spent.tolist(), grown, strict=True))
     return curves
 
 
@@ -152,7 +153,7 @@ def demo_settings(out: Path) -> dict[str, dict[str, Any]]:
         "base": {"model": str(SPECIALISTS / "base")},
         "fitness": WRITES,
         "data": data["ja"],
-        "compare": {"baselines": ["random"], "finalists": 12},
+        "compare": {"baselines": [], "finalists": 12},
         "output": {"dtype": "float32"},
     }
     weights = {"weight": {"low": -0.5, "high": 2.0, "start": 0.5}}
@@ -174,6 +175,26 @@ def demo_settings(out: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def at_random(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same search by chance, with as many evaluations as its steps have together."""
+    evaluations = sum(step["evaluations"] for step in settings["optimize"])
+    step = {"by": "random", "evaluations": evaluations, "population": NSGA["population"]}
+    return {**settings, "optimize": [step]}
+
+
+def run(name: str, settings: dict[str, Any], out: Path) -> dict[str, list[tuple[float, float]]]:
+    """Search twice, and return the curves of `volumes`."""
+    given = {"searched": settings, "random": at_random(settings)}
+    configs = {how: SearchConfig.model_validate(each) for how, each in given.items()}
+    with ExitStack() as opened:
+        studies = {}
+        for how, config in configs.items():
+            folder = out / name / how
+            print(f"{name}, {how}\n{run_search(config, folder, build=False)}\n", flush=True)
+            studies[how] = opened.enter_context(Study.open(folder))
+        return volumes(configs["searched"], studies)
+
+
 def volumes_table(results: dict[str, dict[str, list[tuple[float, float]]]]) -> str:
     """Hypervolume of each search and of its random one, after so many evaluations, as Markdown."""
     rows = [
@@ -182,7 +203,7 @@ def volumes_table(results: dict[str, dict[str, list[tuple[float, float]]]]) -> s
     ]
     for name, curves in results.items():
         random = curves["random"]
-        ((spent, volume),) = (curve[-1] for stage, curve in curves.items() if stage != "random")
+        spent, volume = curves["searched"][-1]
         at = [value for cost, value in random if cost <= spent][-1]
         rows.append(
             f"| {name} | {spent:g} | {volume:.3f} | {random[-1][1]:.3f} with "
@@ -218,10 +239,7 @@ def main() -> None:
     results = {}
     for name, settings in demo_settings(arguments.out).items():
         if name in arguments.only:
-            config = SearchConfig.model_validate(settings)
-            print(f"{name}\n{run_search(config, arguments.out / name, build=False)}\n", flush=True)
-            with Study.open(arguments.out / name) as study:
-                results[name] = volumes(config, study)
+            results[name] = run(name, settings, arguments.out)
     text = volumes_table(results)
     print(text)
     if arguments.into:

@@ -280,7 +280,7 @@ class Published:
     def film(self) -> tuple[str, list[Moment]]:
         """The stage that is replayed, and the moments at which it got better: the winner's, unless
         another moves more."""
-        order = [stage for stage in stages(self.trials) if stage != "random"]
+        order = stages(self.trials)
         films = {stage: climb(of_stage(self.trials, stage), winner=self.winner) for stage in order}
         own = self.winner.stage if self.winner is not None else "".join(order[-1:])
         return max(

@@ -14,21 +14,14 @@ MOST_DOTS = 1500
 
 def stage_colour(stage: str) -> str:
     """The colour of a stage, the same in every picture."""
-    if stage == "random":
-        return "grey"
     return stage if stage in COLOURS else "s3"
 
 
 def fitness_range(trials: Sequence[DrawnTrial], levels: Mapping[str, float]) -> Spot:
     """The fitness that is worth showing: without the far tail of bad trials, which would flatten
-    all others.
-
-    A random search is mostly tail; only its best is sure to be shown.
-    """
-    alive = [(trial.fitness, trial.stage) for trial in trials if trial.fitness is not None]
-    chance = [fitness for fitness, stage in alive if stage == "random"]
-    found = [fitness for fitness, stage in alive if stage != "random"]
-    values = sorted(found or chance or levels.values()) or [0.0, 1.0]
+    all others."""
+    found = [trial.fitness for trial in trials if trial.fitness is not None]
+    values = sorted(found or levels.values()) or [0.0, 1.0]
     # The lower end: as far below the median as the best is above it, but no lower than the worst,
     # and no higher than needed to show nine in ten. Triangles at the edge stand for what is below.
     middle = values[len(values) // 2]
@@ -37,9 +30,8 @@ def fitness_range(trials: Sequence[DrawnTrial], levels: Mapping[str, float]) -> 
         values[0],
         min(middle - (best - middle), values[min((len(values) + 9) // 10, len(values) - 1)]),
     )
-    shown = [*levels.values(), max(chance, default=best)]
-    low = min([low, *shown])
-    high = max([best, *shown])
+    low = min([low, *levels.values()])
+    high = max([best, *levels.values()])
     margin = 0.06 * ((high - low) or 1.0)
     return low - margin, high + margin
 
@@ -75,14 +67,10 @@ def fitness_scene(
     of = {stage: of_stage(trials, stage) for stage in stages(trials)}
     starts = dict[str, float]()
     count = 0.0
-    # a random search has the same budget and stands beside; the other stages follow each other
     for stage, own in of.items():
-        starts[stage] = 0.0
-        if stage != "random":
-            starts[stage] = count
-            count += sum(trial.cost for trial in own)
-    most = max(count, sum(trial.cost for trial in of.get("random", ())), 1.0)
-    axes = chart_axes(width, (0.0, most), fitness_range(trials, levels))
+        starts[stage] = count
+        count += sum(trial.cost for trial in own)
+    axes = chart_axes(width, (0.0, max(count, 1.0)), fitness_range(trials, levels))
     x_name = (
         "evaluations, each a score of all search examples"
         if any(trial.cost != 1 for trial in trials)
@@ -124,7 +112,7 @@ def _trial(axes: Axes, at: float, trial: DrawnTrial) -> Symbol:
 
 def _value(stage: str, line: Line) -> Text:
     """The last value of a line, with the name of its stage."""
-    words = f"{stage if stage == 'random' else stage.upper()} {number(line.points[-1][1])}"
+    words = f"{stage.upper()} {number(line.points[-1][1])}"
     return Text(line.points[-1], words, "value halo", line.colour, anchor="end", shift=(-2, -7))
 
 

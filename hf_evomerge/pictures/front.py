@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from ..recipes.stage_names import STAGES
 from .fitness import MOST_DOTS, chart_axes, dot, fitness_range, stage_colour
@@ -53,8 +52,6 @@ def front_scene(
         said = _listed({up: y, right: x})
         words = f"Trial {trial.number}, generation {trial.generation}: {said}"
         mark = dot(axes, (x, y), words)
-        if trial.stage == "random" and mark.look == "dot":
-            mark = replace(mark, look="failed", shape="cross")  # told apart without colour
         marks.append(Group((mark,), colour=stage_colour(trial.stage)))
     marks += [*_parents(axes, known, names), *_points(axes, points, names)]
     label = f"{up} over {right}: {len(trials)} trials, of which {len(points)} are on the front. "

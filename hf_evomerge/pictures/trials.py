@@ -94,7 +94,7 @@ class Moment:
 
 
 def stages(trials: Sequence[DrawnTrial]) -> list[str]:
-    """The stages that the trials belong to, in the order they ran, the random search last."""
+    """The stages that the trials belong to, in the order they ran."""
     there = list(dict.fromkeys(trial.stage for trial in trials))
     # `STAGES` is in the order in which stages run; `sorted` is stable, so unknown ones keep theirs,
     # at the end.

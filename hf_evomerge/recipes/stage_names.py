@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-StageName = Literal["ps-first", "ps", "dfs-first", "dfs", "random"]
+StageName = Literal["ps-first", "ps", "dfs-first", "dfs"]
 STAGES: dict[str, str] = {
     "ps-first": "parameter space, first",
     "ps": "parameter space",
     "dfs-first": "data flow space, first",
     "dfs": "data flow space",
-    "random": "random search",
 }
 """The titles of all stages that a search may have, by their names, in the order that they run."""

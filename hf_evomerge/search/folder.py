@@ -334,7 +334,7 @@ def _differs(study: Study, out: Path, now: SearchConfig) -> bool:
             )
         later = before.stages[before.stages.index(stage) + 1 :]
         after = next((each for each in later if study.trials(each.name)), None)
-        if stage.searches and after is not None and after.searches:
+        if not stage.control and after is not None and not after.control:
             raise SearchError(
                 f"{out}: {after} was begun at what {stage} had found, so only {after} can be "
                 "given more evaluations; leave "

@@ -42,9 +42,9 @@ def words(scene):
     return [text.words for text in of_kind(scene, Text)]
 
 
-def trials_of(*fitness, stage="ps"):
+def trials_of(*fitness):
     """Trials in generations of two."""
-    return [DrawnTrial(stage, k, k // 2, value) for k, value in enumerate(fitness)]
+    return [DrawnTrial("ps", k, k // 2, value) for k, value in enumerate(fitness)]
 
 
 def test_the_bold_line_is_the_best_so_far():
@@ -56,16 +56,15 @@ def test_the_bold_line_is_the_best_so_far():
     assert list(line.corners) == [(2, -2.0), (5, -2.0), (5, -1.0), (6, -1.0), (6, -1.0)]
 
 
-def test_stages_follow_each_other_and_a_random_search_runs_beside_them():
-    """DFS begins where PS ended, a random search at 0; a trial of half the examples costs half an
-    evaluation."""
+def test_stages_follow_each_other():
+    """DFS begins where PS ended; a trial of half the examples costs half an evaluation."""
     half = DrawnTrial("dfs", 0, 0, -0.5, cost=0.5)
-    trials = [half, *trials_of(-2.0, None), *trials_of(-3.0, stage="random")]
-    lines = [line for line in of_kind(fitness_scene(trials, {}), Line, "best") if line.tip]
+    trials = [half, *trials_of(-2.0, None)]
+    scene = fitness_scene(trials, {"base": -3.0})
+    lines = [line for line in of_kind(scene, Line, "best") if line.tip]
     assert {line.colour: list(line.points) for line in lines} == {
         "ps": [(1, -2.0), (2, -2.0)],
         "dfs": [(2.5, -0.5)] * 2,
-        "grey": [(1, -3.0)] * 2,
     }
 
 
@@ -73,7 +72,7 @@ def test_stages_follow_each_other_and_a_random_search_runs_beside_them():
 def test_every_trial_is_a_mark(width):
     """A trial is a dot at its fitness, a failed one a cross on the axis, one below the picture a
     triangle there."""
-    trials = [*trials_of(-3.0, None, -2.0, -90.0, -2.5), *trials_of(-7.0, stage="random")]
+    trials = trials_of(-3.0, None, -2.0, -90.0, -2.5)
     scene = fitness_scene(trials, {}, width=width)
     low, _ = fitness_range(trials, {})
     marks = of_kind(scene, Symbol)
@@ -83,7 +82,6 @@ def test_every_trial_is_a_mark(width):
         ((3, -2), "dot"),
         ((4, low), "below"),
         ((5, -2.5), "dot"),
-        ((1, -7), "dot"),
     ]
     assert marks[1].tip == "Trial 1: failed"
     assert marks[3].tip == f"Trial 3, generation 1: {MINUS}90"
@@ -149,8 +147,7 @@ def test_the_front_holds_trials_points_and_parents_where_their_values_are(width)
     one place under one name."""
     known = [{"fitness": fitness, "hops": hops} for fitness, hops in VALUES]
     trials = [DrawnTrial("dfs", k, 0, each["fitness"], others=each) for k, each in enumerate(known)]
-    random = DrawnTrial("random", 0, 0, 0.0, others={"hops": 20.0})
-    trials += [random, DrawnTrial("dfs", 4, 1, None), DrawnTrial("dfs", 5, 1, 0.3)]
+    trials += [DrawnTrial("dfs", 4, 1, None), DrawnTrial("dfs", 5, 1, 0.3)]
     points = [
         FrontPoint(0, "dfs", 0, known[0], {}, False),
         FrontPoint(1, "dfs", 1, known[1], {"fitness": 0.25, "hops": 6.0}, True),
@@ -159,8 +156,7 @@ def test_the_front_holds_trials_points_and_parents_where_their_values_are(width)
     scene = front_scene(trials, points, METRICS, parents, width)
     drawn = [mark for mark in of_kind(scene, Symbol) if mark.tip.startswith("Trial")]
     assert [(mark.at, mark.look) for mark in drawn] == [
-        *(((hops, fitness), "dot") for fitness, hops in VALUES),
-        ((20.0, 0.0), "failed"),  # of a random search: a cross
+        ((hops, fitness), "dot") for fitness, hops in VALUES
     ]
     assert drawn[0].tip == "Trial 0, generation 0: fitness 0.9, hops 12"
     first, second = of_kind(scene, Group, "cell")

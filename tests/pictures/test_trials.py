@@ -1,31 +1,20 @@
 """Trials are sorted into stages and moments, and the best of them is one that was scored like the
 others."""
 
-from hf_evomerge.pictures.trials import (
-    DrawnTrial,
-    best_so_far,
-    climb,
-    of_stage,
-    stages,
-    without_first,
-)
+from hf_evomerge.pictures.trials import DrawnTrial, best_so_far, climb, stages, without_first
 
 FITNESS = (-5.0, -4.0, None, -6.0, -3.0, -2.0, -90.0)
 
 
-SEARCH = [
-    *(DrawnTrial("ps", k, k // 4, value) for k, value in enumerate(FITNESS)),
-    *(DrawnTrial("random", k, 0, -7.0 - k) for k in range(3)),
-]
+SEARCH = [DrawnTrial("ps", k, k // 4, value) for k, value in enumerate(FITNESS)]
 
 
 def test_a_search_climbs_where_its_best_rises():
     """Each moment has the best trial so far, its value and what was spent; trials of the first
     generation stand alone."""
-    steps = climb(of_stage(SEARCH, "ps"))
+    steps = climb(SEARCH)
     assert [(step.trial.number, step.evaluations) for step in steps] == [(0, 1), (1, 2), (5, 6)]
     assert [step.value for step in steps] == [-5.0, -4.0, -2.0]
-    assert stages(SEARCH) == ["ps", "random"]
 
 
 def test_a_lucky_batch_is_no_progress():

@@ -94,12 +94,11 @@ def test_the_test_split_is_touched_once(tmp_path):
         ("average", "uniform average", 0),
         ("ps", "evolved PS", 31),
         ("dfs", "evolved PS+DFS", 51),
-        ("random", "random search", 51),
     ]
     assert (result.split, sum(row.winner for row in result.rows)) == ("test", 1)
     tested = [str(job.target) for job in first.jobs if job.split == "test"]
-    assert len(tested) == len(set(tested)) == len(result.rows) == 7
-    assert [job.split for job in first.jobs[-7:]] == ["test"] * 7
+    assert len(tested) == len(set(tested)) == len(result.rows) == 6
+    assert [job.split for job in first.jobs[-6:]] == ["test"] * 6
     assert second.jobs == []
     assert table_rows(again) == table_rows(result)
 
@@ -165,21 +164,6 @@ def test_the_winner_of_what_runs_first_may_win(tmp_path):
     study, result = toy_search(tmp_path, ToyRunner(scores=scores), "first", space="ps")
     assert result.winner.key == study.best("ps-first")[0].recipe_key
     assert [row.stage for row in result.rows if row.winner] == ["ps"]
-
-
-def test_the_random_baseline_has_the_budget_of_all_stages(tmp_path):
-    """The random search makes as many trials as the other stages together, in the space of the
-    first, and cannot win."""
-
-    def scores(job):
-        is_merge = is_recipe(job) and job.target.flow is None
-        return np.full(EXAMPLES, 99.0) if is_merge and job.split != "search" else toy_scores(job)
-
-    study, result = toy_search(tmp_path, ToyRunner(scores=scores), "hybrid")
-    trials = study.trials("random")
-    assert len(trials) == 31 + 20
-    assert {study.recipe(trial.recipe_key).flow for trial in trials} == {None}
-    assert not result.row("random").winner
 
 
 def test_parents_in_folders_of_one_name_are_told_apart(tmp_path, caplog):

@@ -147,7 +147,7 @@ def test_a_person_chooses(example, written, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"compare": "{baselines: [random]}"}, "a person chooses in one step"),
+        ({"optimize": "[{evaluations: 8}, {evaluations: 8}]"}, "a person chooses in one step"),
         ({"fitness": "{task: likelihood}"}, "write task: clip"),
         ({"data": {}}, "data.search: not given"),
         ({"prompts": 17}, "17 prompts; write 16 at most"),

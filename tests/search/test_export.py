@@ -101,14 +101,14 @@ def test_scores_of_given_answers_are_exported(tmp_path):
     for label, values in (("base", [-3.0, -4.5]), ("0123", [-1.0, -2.5])):
         study.add_evaluation(label, "test", Scores(values, correct=[False, True]))
     study.close()
-    rows = [{"label": "0123", "model": "random search", "winner": False}]
+    rows = [{"label": "0123", "model": "evolved PS", "winner": False}]
     (tmp_path / "study" / "results.json").write_text(json.dumps({"rows": rows}))
     assert export_answers(tmp_path / "study", tmp_path / "out.jsonl") == 4
     lines = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     keys = ("model", "prompt", "answer", "score", "right")
     answers = [[line[key] for key in keys] for line in lines]
     assert ["base", "3", None, -4.5, True] in answers
-    assert ["random search", "1", None, -1.0, False] in answers
+    assert ["evolved PS", "1", None, -1.0, False] in answers
 
 
 def test_command(folder, tmp_path):

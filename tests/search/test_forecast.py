@@ -62,17 +62,13 @@ def test_a_search_says_what_is_to_come(by, tmp_path, search_config, tiny):
     test."""
     config = search_config(
         optimize=[{"by": by, "evaluations": 8}],
-        compare={
-            "baselines": ["average", "random"],
-            "contributions": True,
-            "retain": {"old": {"jsonl": str(tiny / "test.jsonl")}},
-        },
+        compare={"contributions": True, "retain": {"old": {"jsonl": str(tiny / "test.jsonl")}}},
     )
     reports = []
     run_search(config, tmp_path, build=False, callbacks=[Watch(reports.append)])
     first, second, *others = reports
     assert (first.phase, first.done, first.left) == ("parents", 0, None)
-    titles = ("parameter space", "random search", "best, validated", "contributions")
+    titles = ("parameter space", "best, validated", "contributions")
     assert second.to_come == (*titles, "held-out test")
     unknown = [each for each in others if each.left is None]
     assert all(each.phase == "parents" or each.fresh < 1 for each in unknown)

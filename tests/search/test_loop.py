@@ -274,13 +274,10 @@ def test_another_seed_is_another_search(tmp_path):
     other's."""
     first = toy_search(tmp_path / "0", ToyRunner(), "hybrid")[0]
     other = toy_search(tmp_path / "1", ToyRunner(), "hybrid", compute="{seed: 1}")[0]
-    for stage in ("ps", "random"):
+    for stage in ("ps", "dfs"):
         assert _genomes(first).isdisjoint(_genomes(other, stage))
-    random = {
-        "optimize": "[{by: random, evaluations: 31, population: 7}]",
-        "compare": "{baselines: [average, random]}",
-    }
-    both = toy_search(tmp_path / "2", ToyRunner(), **random)[0]
+    step = "{by: random, evaluations: 31, population: 7}"
+    both = toy_search(tmp_path / "2", ToyRunner(), optimize=f"[{step}, {step}]")[0]
     assert len(_genomes(both)) == len(both.trials()) == 62
 
 
@@ -367,7 +364,7 @@ def test_callbacks(tmp_path):
     assert again.replayed
     assert not any(each.replayed for each in others)
     assert again.trials[0].fitness == before.trials[0].fitness
-    assert second.stages == ["ps", "dfs", "random"]
+    assert second.stages == ["ps", "dfs"]
     toy_search(tmp_path, ToyRunner(), "hybrid", callbacks=[third])
     assert (third.trials, third.numbers) == ([], second.numbers)
     for each in third.generations:
@@ -387,7 +384,7 @@ def test_a_stage_that_was_stopped_stays_so(tmp_path):
 
     study, *expected = search("whole", ToyRunner())
     stages = [trial.stage for trial in study.trials()]
-    assert [stages.count(stage) for stage in ("ps", "dfs", "random")] == [14, 12, 14]
+    assert [stages.count(stage) for stage in ("ps", "dfs")] == [14, 12]
     # nothing is evaluated, and nobody stops it
     assert [*search("whole", ToyRunner(stop_after=0), None)][1:] == expected
     for stop_after in (2 + 9, 2 + 14, 2 + 14 + 3 + 4):

@@ -24,13 +24,13 @@ def test_a_row_is_added_to_a_finished_search(tmp_path, search_config):
     before = facts(tmp_path)
     recipe = tmp_path / "model" / "recipe.yaml"
     built = recipe.stat().st_mtime_ns
-    more = _config(search_config, "average", "random", contributions=True)
+    more = _config(search_config, "average", "noise", contributions=True)
     check_out(more, tmp_path)
     assert facts(tmp_path) == before
     result = run_search(more, tmp_path)
     assert "scored once" in " ".join(first.verdict)
     assert "test split was scored 2 times, for evaluations or rows" in " ".join(result.verdict)
-    assert [row.stage for row in result.rows if row not in first.rows] == ["random"]
+    assert [row.stage for row in result.rows if row not in first.rows] == ["noise"]
     assert len(result.contributions) == 2
     assert result.winner == first.winner
     for table in ("trials", "evaluations"):
@@ -43,16 +43,16 @@ def test_the_file_beside_a_study_asks_for_rows(tmp_path, search_config):
     """A row that is added or taken out in the folder's own file counts when the folder is gone on
     with, in a dry run too; a row that left takes no trial along, and comes back for nothing."""
     file = tmp_path / "search.yaml"
-    first = run_search(_config(search_config, "average", "random"), tmp_path, build=False)
+    first = run_search(_config(search_config, "average", "noise"), tmp_path, build=False)
     trials = facts(tmp_path)["trials"]
     _config(search_config).save(file)
     fewer = resume_search(tmp_path, build=False)
     assert {row.stage for row in fewer.rows} == {"base", "source", "ps"}
     assert "scored once" in " ".join(fewer.verdict), "nothing new was scored"
-    _config(search_config, "random").save(file)
+    _config(search_config, "noise").save(file)
     shown = CliRunner().invoke(app, ["search", str(tmp_path), "--dry-run"])
-    assert "random: " in shown.output
-    assert resume_search(tmp_path, build=False).row("random") == first.row("random")
+    assert "noise-ps: " in shown.output
+    assert resume_search(tmp_path, build=False).row("noise") == first.row("noise")
     assert facts(tmp_path)["trials"] == trials
 
 
@@ -61,7 +61,7 @@ def test_anything_else_is_another_search(tmp_path, search_config):
     run_search(_config(search_config, "average"), tmp_path, build=False)
     for more in ({"finalists": 5}, {"retain": {"old": {"jsonl": "old.jsonl"}}}):
         with refused(SearchError, r"another search: compare\.(finalists|retain)"):
-            check_out(_config(search_config, "random", **more), tmp_path)
+            check_out(_config(search_config, "noise", **more), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["ps", "hybrid"])
@@ -70,13 +70,17 @@ def test_a_row_asked_for_afterwards_is_the_row_asked_for_at_once(tmp_path, kind)
     was killed while it adds one ends the same."""
 
     def search(folder, *baselines, stop_after=None):
-        compare = {"finalists": 3, "baselines": list(baselines)}
+        settings = {
+            "base": "{model: c}",
+            "merge": "{groups: model}",
+            "compare": {"finalists": 3, "baselines": list(baselines)},
+        }
         runner = ToyRunner(stop_after=stop_after)
-        return table_rows(toy_search(tmp_path / folder, runner, kind, compare=compare)[1])
+        return table_rows(toy_search(tmp_path / folder, runner, kind, **settings)[1])
 
-    expected = search("a", "average", "random")
+    expected = search("a", "average", "alone")
     search("b", "average")
     with pytest.raises(StoppedError):
-        search("b", "average", "random", stop_after=9)
-    assert search("b", "average", "random") == expected
+        search("b", "average", "alone", stop_after=9)
+    assert search("b", "average", "alone") == expected
     assert facts(tmp_path / "b")["trials"] == facts(tmp_path / "a")["trials"]

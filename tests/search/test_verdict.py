@@ -39,7 +39,6 @@ def _row(stage, model, right, **more):
         "prompt": Against(
             "the prompt", "change it", better="beats the prompt", level="the prompt does as well: "
         ),
-        "random": Against("the random search", "random search found the better one"),
         "lora": lora.against(
             model.rpartition(" (")[0], SourceRef(model="tiny", adapter="baselines/lora")
         ),
@@ -52,7 +51,7 @@ def _row(stage, model, right, **more):
 
 
 def _rows(winner, **shares):
-    return _search(**{"average": 0.3, "random": 0.4, "ps": winner, **shares})
+    return _search(**{"average": 0.3, "ps": winner, **shares})
 
 
 def test_nothing_right_and_nothing_chosen():
@@ -200,7 +199,6 @@ NAMES = {
     "average": "uniform average",
     "prompt": "maths, 16 examples in the prompt",
     "noise": "noise",
-    "random": "random search",
     "lora": "LoRA from maths, rate 0.0003 (best of 4)",
     "together": "merge with LoRA beside it",
     "ps": "evolved PS",
@@ -228,11 +226,10 @@ RESCALED = "take maths as its own search rescaled it"
 SINGLE = f"A single source, maths rescaled, does as well: {RESCALED}; it has "
 SEARCHES = yaml.safe_load("""
 both needed:
-  shares: {average: 0.3, random: 0.4, alone_maths: 0.21, alone_japanese: 0.13, noise: 0.1}
+  shares: {average: 0.3, alone_maths: 0.21, alone_japanese: 0.13, noise: 0.1}
   said:
   - Evolved PS is better than its best parent, maths, by 0.600 of accuracy (0.5
   - Evolved PS is better than the plain average, by 0.500 of accuracy (0.4
-  - Evolved PS is better than the random search, by 0.400 of accuracy
   - 'Needs both sources: maths alone has 0.210, japanese alone has 0.130; it beats the best alone
     by 0.590 of accuracy (0.5'
   - 'Needs more than random changes of its sources'' size: it beats them by 0.700 of accuracy (0.6'

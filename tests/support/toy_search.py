@@ -102,7 +102,7 @@ spaces:
     merge: *linear
     path: *paper
     optimize: [{<<: *cma, space: ps}, {evaluations: 20, population: 6, space: dfs}]
-    compare: {baselines: [average, random]}
+    compare: {finalists: 8}
   first:
     space: hybrid
     merge: *linear
@@ -124,7 +124,7 @@ others:
     base: {model: c}
     merge: {groups: model}
     optimize: [*cma]
-    compare: {finalists: 3, baselines: [average, alone, random], contributions: true}
+    compare: {finalists: 3, baselines: [average, alone], contributions: true}
 """)
 OPTIMIZER = TABLES["optimizer"]
 SPACES = TABLES["spaces"]

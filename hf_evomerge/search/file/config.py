@@ -262,9 +262,9 @@ class SearchConfig(StrictModel):
                     "optimize: the last step of a space climbs the search's own fitness; "
                     "leave fitness out there"
                 )
-        for stage in (stage for stage in self.stages if stage.searches):
+        for stage in (stage for stage in self.stages if not stage.control):
             by = _BY["ps" if stage.space == "ps" else self.path.kind]
-            if self.objectives and stage.role == "main":
+            if self.objectives and stage.main:
                 by = ("nsga2", "random") if "cma" in by else ("random",)
             if stage.algorithm not in by:
                 kind = [] if stage.space == "ps" else [f"path.kind: {self.path.kind}"]
@@ -309,15 +309,15 @@ class SearchConfig(StrictModel):
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages in the order they run: the search's own, a random one, and those that are run
-        again to compare with."""
+        """The stages in the order they run: the search's own, and those that are run again to
+        compare with."""
         names = self.source_names
         lone = self.searched_sources if "alone" in self.compare.baselines else []
         controls = [Control(f"alone-{number}", f"{names[number]} alone", number) for number in lone]
         if "noise" in self.compare.baselines:
             controls.append(Control("noise", "noise"))
         steps = {space: self.steps(space) for space in self.spaces}
-        return make_stages(steps, random="random" in self.compare.baselines, controls=controls)
+        return make_stages(steps, controls)
 
     @property
     def searched_sources(self) -> list[int]:

@@ -107,18 +107,18 @@ class CompareConfig(StrictModel):
     """The models of the table of results, beside base and sources, and the data that they are
     scored on."""
 
-    baselines: tuple[
-        Literal["average", "prompt", "random", "alone", "noise", "lora", "merge+lora"], ...
-    ] = ("average",)
+    baselines: tuple[Literal["average", "prompt", "alone", "noise", "lora", "merge+lora"], ...] = (
+        "average",
+    )
     """The plain ``average``; the best ``prompt``, 1, 4, 8 or 16 of the search examples before each
     question, of every parent and of the average; the same search over each source ``alone``, which
     says whether the result needs them all, and costs as much as the search for each; the same
     search over ``noise`` of the size of the sources' changes, which says whether it needs what they
-    have learned; a ``random`` search of the same budget, in the space of the first stage; the best
-    ``lora`` of fine-tunes at four rates, on the search examples, each at the same cost, of the
-    parents and the average, of which short trainings name two (extra ``lora``); ``merge+lora``,
-    merge weights by gradient and a LoRA beside them by the same steps, or beside one parent that
-    stands still, at rates that rise while that helps, the best of which is built."""
+    have learned; the best ``lora`` of fine-tunes at four rates, on the search examples, each at the
+    same cost, of the parents and the average, of which short trainings name two (extra ``lora``);
+    ``merge+lora``, merge weights by gradient and a LoRA beside them by the same steps, or beside
+    one parent that stands still, at rates that rise while that helps, the best of which is
+    built."""
     retain: dict[str, DataSpec] = Field(default_factory=dict)
     """More data, by name, that the result may not forget, such as the sources' own tasks: every
     model of the table of results is scored on it too. Nothing is chosen by it."""

@@ -17,7 +17,6 @@ from ..optimizers.ask_tell import default_population
 
 Algorithm = Literal["cma", "random", "gradient", "sweep", "nsga2"]
 SpaceName = Literal["ps", "dfs"]
-Role = Literal["first", "main", "random"]
 _FIRST: dict[SpaceName, str] = {"ps": "ps-first", "dfs": "dfs-first"}
 _BATCH = 16  # examples of the first generations, where the file does not say it
 _STEP = 8
@@ -74,13 +73,10 @@ class Stage:
         name: Its name in the study.
         title: Its name in tables.
         number: What its random numbers depend on, beside the seed: its place among the search's own
-            stages, from 0. A stage that is run again has the number of the first run, a random
-            search the number after all of them; so no baseline depends on the others.
+            stages, from 0. A stage that is run again has the number of the first run; so no
+            baseline depends on the others.
         space: What it searches.
-        role: ``main``: its winner may be the search's; ``first``: the main stage of the space
-            begins at its winner; ``random``: a random search to compare with, of the budget of all
-            other stages, in the space of the first.
-        step: The settings of its optimizer; a random search has those of the first space.
+        step: The settings of its optimizer.
         evaluations: Its budget, in scores of all search examples.
         minutes: Its budget in minutes; infinite where unbounded.
         begins_at: The stage at whose winner it begins, if it does.
@@ -93,7 +89,6 @@ class Stage:
     title: str
     number: int
     space: SpaceName
-    role: Role
     step: Step
     evaluations: int
     minutes: float
@@ -106,9 +101,10 @@ class Stage:
         return self.name
 
     @property
-    def searches(self) -> bool:
-        """True where it is part of the search itself, and nothing to compare with."""
-        return self.role != "random" and not self.control
+    def main(self) -> bool:
+        """True of the last stage of a space, whose winner may be the search's; what runs before it
+        finds where it begins."""
+        return self.original == self.space
 
     @property
     def original(self) -> str:
@@ -118,7 +114,7 @@ class Stage:
     @property
     def algorithm(self) -> Algorithm:
         """The algorithm that proposes genomes."""
-        return "random" if self.role == "random" else self.step.by
+        return self.step.by
 
     @property
     def fitness(self) -> TaskSpec | None:
@@ -178,41 +174,27 @@ class Control:
 
 
 def make_stages(
-    steps: Mapping[SpaceName, Sequence[Step]], *, random: bool, controls: Sequence[Control]
+    steps: Mapping[SpaceName, Sequence[Step]], controls: Sequence[Control]
 ) -> list[Stage]:
     """Make the stages of a search, in the order that they run.
 
     Args:
         steps: The steps of each space that is searched, one space after the other.
-        random: Whether a random search is to be compared with.
-        controls: What else the search is run again over, to compare with.
+        controls: What the search is run again over, to compare with.
     """
     own: list[Stage] = []
 
-    def add(
-        name: str, space: SpaceName, role: Role, step: Step, begins_at: str | None = None
-    ) -> None:
+    def add(name: str, space: SpaceName, step: Step, begins_at: str | None = None) -> None:
         minutes = math.inf if step.minutes is None else step.minutes
         merged = "ps" if space == "dfs" and "ps" in steps else None
         title = STAGES[name]
         number = len(own)
         own.append(
-            Stage(
-                name, title, number, space, role, step, step.evaluations, minutes, begins_at, merged
-            )
+            Stage(name, title, number, space, step, step.evaluations, minutes, begins_at, merged)
         )
 
     for space, (*before, last) in steps.items():
         for step in before:
-            add(_FIRST[space], space, "first", step)
-        add(space, space, "main", last, _FIRST[space] if before else None)
-    stages = list(own)
-    if random:
-        space, (*_, step) = next(iter(steps.items()))
-        if step.by == "sweep":  # it starts from the full depth: no place for a random search
-            step = Step(by="random")
-        evaluations = sum(stage.evaluations for stage in own)
-        minutes = sum(stage.minutes for stage in own)
-        title = STAGES["random"]
-        stages.append(Stage("random", title, len(own), space, "random", step, evaluations, minutes))
-    return stages + [control.again(stage) for control in controls for stage in own]
+            add(_FIRST[space], space, step)
+        add(space, space, last, _FIRST[space] if before else None)
+    return own + [control.again(stage) for control in controls for stage in own]

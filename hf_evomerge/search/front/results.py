@@ -221,7 +221,7 @@ def front_scenes(
     config: SearchConfig, points: Front, trials: Iterable[Drawn], parents: Mapping[str, Scores]
 ) -> list[Scene]:
     """A front on the search split, over each objective beside the fitness."""
-    shown = [trial for trial in trials if trial.stage in (*config.spaces, "random")]
+    shown = [trial for trial in trials if trial.stage in config.spaces]
     metrics, known = record_parts(config, parents).values()
     drawn = points.published()
     return [front_scene(shown, drawn, (metrics[0], each), known, _PANEL) for each in metrics[1:]]

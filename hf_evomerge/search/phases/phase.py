@@ -162,7 +162,7 @@ class SearchRun:
     @property
     def searched(self) -> float:
         """Cost of the search, without that of searches to compare with."""
-        stages = [stage.name for stage in self.config.stages if stage.searches]
+        stages = [stage.name for stage in self.config.stages if not stage.control]
         costs = (trial.cost for stage in stages for trial in self.study.trials(stage))
         return round(math.fsum(costs), 2)
 
@@ -170,7 +170,7 @@ class SearchRun:
     def main_stages(self) -> list[Stage]:
         """Stages so far whose winners may be a search's: this one's, or one's to compare with."""
         ended = (stage for stage in self.config.stages if stage.name in self.winners)
-        return [stage for stage in ended if stage.role == "main"]
+        return [stage for stage in ended if stage.main]
 
     def recipes(self, keys: Sequence[str]) -> dict[str, Target]:
         """Recipes of the study, by their keys."""

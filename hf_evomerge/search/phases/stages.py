@@ -37,7 +37,6 @@ _WINNER_NAMES: dict[str, str] = {
     "ps": "evolved PS",
     "dfs-first": "first DFS",
     "dfs": "evolved DFS",
-    "random": "random search",
 }
 
 
@@ -58,7 +57,7 @@ class StagePhase(Phase):
         """Refuse a space without a model that could be built, and gradients that are not to be
         had."""
         stage = self.stage
-        if stage.role == "random" or stage.control == "noise":  # as the stage that it repeats
+        if stage.control == "noise":  # as the stage that it repeats
             return
         if not stage.control:
             return self._check(config, evaluator, findings)
@@ -158,7 +157,7 @@ class StagePhase(Phase):
             report=partial(run.report, size=run.sizes["search"]),
         ).run(run.runner)
         keys = _finalists(run, stage)
-        if stage.role == "first":  # what follows it is judged by the search's own fitness
+        if not stage.main:  # what follows it is judged by the search's own fitness
             winner = keys[0]
         else:
             keys += [run.winners[stage.begins_at]] if stage.begins_at is not None else []
@@ -169,7 +168,7 @@ class StagePhase(Phase):
 
 def _finalists(run: SearchRun, stage: Stage) -> list[str]:
     """Keys of the best recipes of a stage; raises `SearchError` where every trial failed."""
-    keys = [] if stage.role == "first" else finalists(run.config, run.study, [stage.name])
+    keys = finalists(run.config, run.study, [stage.name]) if stage.main else []
     if keys:
         return keys
     best = run.study.best(stage.name, most_finalists(run.config, stage, run.sizes["search"]))
@@ -195,12 +194,7 @@ def _row(run: SearchRun, stage: Stage, start: str | None) -> Row:
         name = name.replace("DFS", "PS+DFS")
     if start is not None:
         name = f"start of {name.removeprefix('evolved ')}: {start}"
-    if stage.role == "random":
-        against = Against(
-            "the random search", "random search found the better one", "over random search"
-        )
-    else:
-        against = Against(name, "the validation split chose the other one")
+    against = Against(name, "the validation split chose the other one")
     return winner_row(run, stage, cast(RowStage, stage.name), name, against)
 
 
@@ -230,10 +224,8 @@ def winner_row(
 
 def _spent(run: SearchRun, stage: Stage) -> tuple[float, float]:
     """Evaluations and seconds of a stage and of all that it builds on."""
-    stages = [stage]
-    if stage.role != "random":
-        before = run.config.stages[: run.config.stages.index(stage) + 1]
-        stages = [each for each in before if each.control == stage.control]
+    before = run.config.stages[: run.config.stages.index(stage) + 1]
+    stages = [each for each in before if each.control == stage.control]
     trials = [trial for each in stages for trial in run.study.trials(each.name)]
     return (
         round(math.fsum(trial.cost for trial in trials), 2),
@@ -310,7 +302,7 @@ class _Schedule:
         stage = self.stage
         total = sum(self.rounds.values())
         least, what = (20, "batch") if stage.algorithm == "gradient" else (2, "population")
-        if stage.role == "random" or stage.algorithm == "sweep" or total >= least:
+        if stage.algorithm in ("random", "sweep") or total >= least:
             return None
         return (
             f"{stage}: evaluations: {self.budget} do for {total:.1f} {self.kind}, and fewer than "

@@ -26,7 +26,7 @@ class Winner(Phase):
         if "validation" not in planner.sizes:
             return None
         config = planner.config
-        stages = [stage for stage in config.stages if stage.role != "first"]
+        stages = [stage for stage in config.stages if stage.main]
         count = sum(most_finalists(config, stage, planner.sizes["search"]) for stage in stages)
         size = planner.sizes["validation"]
         text = (
@@ -36,7 +36,7 @@ class Winner(Phase):
 
     def run(self, run: SearchRun) -> None:
         """Choose the winner, and mark its row."""
-        stages = [stage for stage in run.main_stages if stage.searches]
+        stages = [stage for stage in run.main_stages if not stage.control]
         if keys := finalists(run.config, run.study):
             run.winner = choose(run, keys)
         else:

@@ -31,8 +31,6 @@ class Against:
     Attributes:
         name: What the row is called in the sentence.
         worse: Advice where the winner is worse.
-        undecided: What the search added nothing over, where no difference is seen; None says that
-            the two cannot be told apart.
         better: What the winner does where it is better, such as ``beats the prompt``; None says
             that it is better.
         level: Of a simpler model what is said where no difference is seen, with advice behind a
@@ -42,7 +40,6 @@ class Against:
 
     name: str
     worse: str
-    undecided: str | None = None
     better: str | None = None
     level: str | None = None
     keep: str | None = None
@@ -57,7 +54,7 @@ class Row:
             sources, one of these with examples in its ``prompt``, one source ``alone``, ``noise``
             in place of the sources, a ``lora``, the merge
             ``together`` with one, or the stage of the search that it won (``ps``, ``dfs``,
-            ``random``, or ``ps-first`` and ``dfs-first`` before them). A row is found by its stage.
+            or ``ps-first`` and ``dfs-first`` before them). A row is found by its stage.
         model: What the model is called in tables.
         scores: What it scored; failed until it is scored.
         evaluations: What was spent to find it, in scores of all search examples.

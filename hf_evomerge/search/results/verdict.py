@@ -237,8 +237,7 @@ class _Judged:
             against = Against(name, "use that one instead", level=level, keep=keep)
             others.append(replace(best, against=against))
         for row in self.rows:
-            is_stage = row.stage in STAGES and row.stage != "random"
-            is_same = is_stage and row.scores == self.winner.scores
+            is_same = row.stage in STAGES and row.scores == self.winner.scores
             if row.against is not None and not is_same:
                 others.append(row)
         return others
@@ -386,10 +385,6 @@ class _Judged:
                 return f"{level}; it has {of_other:.3f} and scores the same on all {size}"
             has = f"it has {of_other:.3f} and {winner} {of_winner:.3f}"
             return f"{level}; {has}, which {size} {hardly} apart: {figures}"
-        if against.undecided is not None:
-            nothing = "hardly anything" if first.is_close else "nothing"
-            added = f"the search added {nothing} {against.undecided}"
-            return f"{added} that {size} could show: {figures}"
         return (
             f"{winner} is {_not(first)} distinguishable from {against.name}, on {size}: {figures}"
         )

@@ -34,7 +34,7 @@ class Trial:
     """Trial: one genome, its recipe and its scores.
 
     Attributes:
-        stage: ``ps``, ``dfs`` or ``random``, or what ran first: ``ps-first``, ``dfs-first``.
+        stage: ``ps`` or ``dfs``, or what ran first: ``ps-first``, ``dfs-first``.
         number: Number from 0, in the order of `ask`.
         generation: The `ask` it came from.
         genome: The vector, shape (n,).

@@ -68,7 +68,7 @@ class LoraTrainings(Phase):
         planner.rows += 1
         config = planner.config
         sizes = planner.sizes
-        spent = sum(stage.evaluations for stage in config.stages if stage.searches)
+        spent = sum(stage.evaluations for stage in config.stages if not stage.control)
         starts = len(_starts(config, planner.evaluator.sources.layers))
         short, whole = _counts(starts)
         cost = spent * (short * SHARE + whole)
