@@ -1,11 +1,10 @@
 """LoRA adapters as part of a source: what an adapter changes, computed when a tensor is read.
 safetensors only.
 
-Knows an adapter's config and tensors, and nothing of merges. LoRA (arXiv:2106.09685) adds ``scaling
-* B A`` to a weight; DoRA (arXiv:2402.09353) then gives each output a length of its own. The sums
-  over the rank are made in float32 in a fixed order, one
-rounding per multiplication and addition, so that the same adapter gives the same bits on every
-processor.
+Knows an adapter's config and tensors, and nothing of merges. LoRA (arXiv:2106.09685) adds
+``scaling * B A`` to a weight; DoRA (arXiv:2402.09353) then gives each output a length of its own.
+The sums over the rank are made in float32 in a fixed order, one rounding per multiplication and
+addition, so that the same adapter gives the same bits on every processor.
 """
 
 from __future__ import annotations
