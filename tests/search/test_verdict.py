@@ -72,6 +72,19 @@ def test_models_that_know_no_more_than_chance():
     assert no_better_than_chance([Scores([0.0, 0.0])]) is None
 
 
+def test_the_best_source_alone_is_the_one_that_is_compared():
+    """Whichever source alone is best on these examples is named and compared, in any order of the
+    rows; and nothing needs both where a parent as it is does as well."""
+    for lone in ({"alone_a": 0.2, "alone_b": 0.5}, {"alone_b": 0.5, "alone_a": 0.2}):
+        winner = _row("ps", "evolved PS", 0.7, winner=True)
+        rows = [_row("alone", f"{name[6:]} alone", share) for name, share in lone.items()]
+        said = "\n".join(verdict([*rows, winner], "test"))
+        assert "it beats the best alone by 0.200 of accuracy" in said
+        assert said.count("alone has") == 2
+        parents = [_row("source", "a", 0.1), _row("source", "b", 0.7)]
+        assert "Needs both" not in "\n".join(verdict([*parents, *rows, winner], "test"))
+
+
 def test_stages_are_compared_and_the_split_is_named():
     """The stage that lost is compared with the winner; figures of a split that chose the winner are
     called optimistic."""

@@ -226,17 +226,21 @@ class _Judged:
     def _others(self) -> list[Row]:
         others = []
         if self.parents:
-            best = max(self.parents, key=lambda row: _means(row.scores, self.by))
-            name = f"its best parent, {best.model}"
+            parent = max(self.parents, key=lambda row: _means(row.scores, self.by))
+            name = f"its best parent, {parent.model}"
             who = "a parent"
-            kept = best.model
-            if best.stage == "base":
-                name = who = kept = f"the {best.model}"
+            kept = parent.model
+            if parent.stage == "base":
+                name = who = kept = f"the {parent.model}"
             keep = f"keep {kept} as it is"
             level = f"{who} does as well: {keep}"
             against = Against(name, "use that one instead", level=level, keep=keep)
-            others.append(replace(best, against=against))
+            others.append(replace(parent, against=against))
+        lone = [row for row in self.rows if row.stage == "alone" and row.scores.error is None]
+        best = max(lone, key=lambda row: _means(row.scores, self.by), default=None)
         for row in self.rows:
+            if row in lone and row is not best:  # the best alone on these examples counts
+                continue
             is_same = row.stage in STAGES and row.scores == self.winner.scores
             if row.against is not None and not is_same:
                 others.append(row)
@@ -355,7 +359,10 @@ class _Judged:
                 return ""  # which reads as success
             better = against.better or f"{winner} is better than {against.name},"
             if other.stage == "alone":
-                better = self._needs(first)
+                simpler = self.simplest(self.others)
+                if simpler is not None and simpler.stage in PARENTS:
+                    return ""  # one source is enough, as it is
+                better = self._needs(first, other)
             return f"{better} {by_how_much} ({first.interval}){beside}"
         if first.is_worse:
             more = ""
@@ -389,7 +396,7 @@ class _Judged:
             f"{winner} is {_not(first)} distinguishable from {against.name}, on {size}: {figures}"
         )
 
-    def _needs(self, comparison: Comparison) -> str:
+    def _needs(self, comparison: Comparison, beaten: Row) -> str:
         """Say that one source is not enough, with what the best of them have alone."""
         lone = [
             (float(column(row.scores, comparison.measure).mean()), row.model)
@@ -399,7 +406,8 @@ class _Judged:
         lone.sort(key=lambda each: -each[0])
         has = ", ".join(f"{model} has {mean:.3f}" for mean, model in lone[:3])
         what = "both sources" if len(lone) == 2 else "more than one source"
-        return f"needs {what}: {has}; it beats the best alone"
+        best = "the best alone" if lone[0][1] == beaten.model else beaten.model
+        return f"needs {what}: {has}; it beats {best}"
 
     def _figures(self, compared: Sequence[Comparison]) -> str:
         """Figures of all measures, the one that decides first."""

@@ -40,7 +40,7 @@ class Alone(Phase):
         names = run.config.source_names
         for stage in sorted(ended, key=lambda stage: stage is not best):
             name = names[stage.source or 0]
-            said = against(name, run.config.space) if stage is best else None
+            said = against(name, run.config.space)
             run.rows.append(winner_row(run, stage, "alone", f"{name} alone", said, optional=True))
 
 
