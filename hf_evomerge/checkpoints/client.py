@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import HubError, one_line
@@ -107,8 +108,11 @@ def _reason(cause: BaseException) -> str:
     """Say why a call failed, and what to do."""
     from huggingface_hub.utils import httpx
 
-    if not isinstance(cause, (OSError, ValueError, RuntimeError, httpx.HTTPError)):
+    known = isinstance(cause, (OSError, ValueError, RuntimeError, httpx.HTTPError))
+    if not known or isinstance(cause, (JSONDecodeError, httpx.DecodingError)):
         return f"its answer cannot be read ({type(cause).__name__}: {one_line(cause, 120)})"
     # the Hub's own words, without the client's
     said = getattr(cause, "server_message", None) or cause
-    return f"{one_line(said)}{_ADVICE.get(status_of(cause) or 0, '')}"
+    status = status_of(cause) or 0
+    later = status >= 500 or isinstance(cause, httpx.TransportError)
+    return f"{one_line(said)}{_ADVICE.get(status, '; try again later' if later else '')}"

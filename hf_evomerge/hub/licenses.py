@@ -234,7 +234,7 @@ def license_of(ref: SourceRef, api: HfApi | None) -> ParentLicense:
     except (HubError, OSError, ValueError, yaml.YAMLError) as error:
         cause = error.__cause__ or error
         if isinstance(error, HubError) and status_of(cause) not in _NO_CARD:
-            raise HubError(f"{error}; try again later") from cause
+            raise
         return ParentLicense(name, note=f"its card cannot be read: {one_line(cause, 120)}")
     stated = data.get("language")
     if not isinstance(stated, list):

@@ -84,14 +84,14 @@ def push_model(
     check_login(api, repo_id)
     with TemporaryDirectory(prefix="evomerge-push-") as scratch:
         plan = plan_push(folder, repo_id, options, api=api, scratch=Path(scratch))
-        for change in plan.changes:
-            logger.info(f"{repo_id}: {change}")
         target = _open_target(api, repo_id, options)
         what = "Evolved merge" if STUDY_JSON in plan.files else "Merge"
         message = f"{what} by hf_evomerge {version('hf-evomerge')}"
         commit = commit_files(
             api, target, plan.files, message=message, remove=partial(is_ours, parts=plan.parts)
         )
+        for change in plan.changes if commit.changed else ():
+            logger.info(f"{repo_id}: {change}")
         trials = None
         if plan.trials:
             with _beside(commit, "trials"):

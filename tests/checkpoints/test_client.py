@@ -1,5 +1,7 @@
 """One way to call the Hub, and one line where it fails."""
 
+from json import JSONDecodeError
+
 import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -21,16 +23,22 @@ def _wrapped(error):
     return wrapper
 
 
+UNREADABLE = (
+    "x: its answer cannot be read (JSONDecodeError: Expecting value: line 1 column 1 (char 0))"
+)
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
         (_answer(401), "x: status 401; log in with `hf auth login`, or set HF_TOKEN"),
         (_answer(404), "x: status 404; check the name, or log in with `hf auth login`"),
         (_answer(429), "x: status 429; try again later"),
-        (_wrapped(_answer(503)), "x: status 503"),
+        (_wrapped(_answer(503)), "x: status 503; try again later"),
+        (JSONDecodeError("Expecting value", "<html>", 0), UNREADABLE),
         (OfflineModeIsEnabled("offline"), "x: offline"),
         (KeyError("name"), "x: its answer cannot be read (KeyError: 'name')"),
-        (httpx.ConnectError("nobody\nat /a?signature=abc"), "x: nobody at /a"),
+        (httpx.ConnectError("nobody\nat /a?signature=abc"), "x: nobody at /a; try again later"),
     ],
 )
 def test_a_failure_is_one_line(error, line):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_evomerge import Scores, SearchConfig
+from hf_evomerge import Scores, SearchConfig, Study
 from hf_evomerge.search.phases.parents import _common_end, _tell
 from hf_evomerge.search.phases.phase import SearchRun
 
@@ -25,8 +25,9 @@ def test_a_common_end_of_the_answers_is_told(answers, said):
 
 
 @pytest.mark.parametrize(("least", "said"), [(19, True), (10, False)])
-def test_a_task_that_every_model_solves_is_told(least, said, caplog):
-    """Where base and sources have nearly all search examples right, there is little to gain."""
+def test_a_task_that_every_model_solves_is_told(least, said, caplog, tmp_path):
+    """Where base and sources have nearly all search examples right, there is little to gain; the
+    study keeps the line for the results, once."""
     config = SearchConfig.model_validate(
         {
             "space": "ps",
@@ -41,6 +42,10 @@ def test_a_task_that_every_model_solves_is_told(least, said, caplog):
         label: Scores(np.linspace(-2, -1, 20) - count, correct=np.arange(20) < count)
         for label, count in solved.items()
     }
-    run = SearchRun(config, None, None, None, {"search": 20})
-    _tell(run, scores)
+    with Study.create(tmp_path, config.model_dump(mode="json")) as study:
+        run = SearchRun(config, study, None, None, {"search": 20})
+        _tell(run, scores)
+        _tell(run, scores)  # as after a kill
+        kept = [line for line in study.meta("warnings") if "every model has 95% right" in line]
     assert ("every model has 95% right" in caplog.text) == said
+    assert len(kept) == said

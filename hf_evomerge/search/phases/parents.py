@@ -115,9 +115,12 @@ def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:
     if least >= _EASY:
         frequent = f"every model has {least:.0%} right, so that there is little to gain: {_ASK}"
     none = no_better_than_chance(list(scores.values()), chance)
-    for line in (warning, frequent, none, end if none else None, *blind(config, sources.values())):
-        if line is not None:
-            logger.warning(line)
+    doubts = [warning, frequent, end if none else None, *blind(config, sources.values())]
+    lasting = [line for line in doubts if line is not None]
+    told = [*(run.study.meta("warnings") or []), *lasting]
+    run.study.set_meta("warnings", list(dict.fromkeys(told)))  # a killed search tells them again
+    for line in [*([none] if none else []), *lasting]:  # the merge may solve what none of them does
+        logger.warning(line)
 
 
 def _common_end(answers: Sequence[str]) -> str | None:

@@ -95,7 +95,8 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """The comparison for ``results.json``."""
-        return {"unit": self.unit, **self.front.facts, **self.published().to_json()}
+        about = {"unit": self.unit, "warnings": self.warnings}
+        return {**about, **self.front.facts, **self.published().to_json()}
 
     def __str__(self) -> str:
         """The comparison as a table, and what it says."""
