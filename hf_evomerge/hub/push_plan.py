@@ -6,6 +6,7 @@ What the plan does not list does not leave this machine at all.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,7 @@ from .trials import check_trials, trials_card
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+_DOUBTS = re.compile("WORSE|WRONG|HARDLY| as well")  # what a verdict says of such a winner
 _CODE = tuple(
     f"{name}_evo_merged.py" for name in ("blocks", "configuration", "layers", "modeling", "sources")
 )
@@ -286,7 +288,7 @@ def plan_push(
             f"{search}/search.yaml"
         )
     said = facts.record.results.verdict[:1] if facts.record.results else []
-    if said and "WORSE" in said[0] and model.name != TOGETHER_FOLDER:
+    if said and _DOUBTS.search(said[0]) and model.name != TOGETHER_FOLDER:
         warnings.append(said[0])
     if built is None:
         warnings.append(

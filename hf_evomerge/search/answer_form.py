@@ -56,7 +56,7 @@ class ModelScores:
 
 
 FormScores = Mapping[AnswerForm, ModelScores]
-"""The best model in each form; the form that the search has comes first."""
+"""The best model in each form."""
 
 
 def measure_form(config: SearchConfig) -> tuple[AnswerForm, dict[str, float], list[str]]:
@@ -125,8 +125,11 @@ def doubts_of_form(evaluator: Evaluator) -> list[str]:
         return []
     every = score_forms(evaluator, spec)
     scores = _best_models(every)
-    own = next(iter(scores))
+    own = AnswerForm(spec.separator, _first(evaluator)[0].chat)
     best = _likeliest(every)
+    if own not in scores:
+        what = f"no model can be scored with {_in_words(own, [own, best])}"
+        raise SearchError(f"{what}; write {_in_words(best, [own, best])}")
     if _is_better(scores[best], scores[own]):
         better = _in_words(best, scores)
         figures = f"{scores[best]}, against {scores[own]} with {_in_words(own, scores)}"
@@ -142,15 +145,15 @@ def doubts_of_form(evaluator: Evaluator) -> list[str]:
 def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> dict[AnswerForm, list[ModelScores]]:
     """Score the right answers to a few search examples by base and sources, in every form.
 
-    The form that the search has comes first. A chat template is compared where every model has one,
-    and a space and a new line where the answers begin with none.
+    A chat template is compared where every model has one, and a space and a new line where the
+    answers begin with none. A form in which no model can be scored is left out.
 
     Args:
         evaluator: The search's evaluator.
         spec: How a likelihood is scored; its separator is the search's own.
 
     Raises:
-        SearchError: No model can be scored in the search's own form.
+        SearchError: No model can be scored in any form.
     """
     tasks = evaluator.tasks
     parents = evaluator.config.parents
@@ -174,8 +177,8 @@ def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> dict[AnswerForm, 
             if result.error is None:
                 models.append(ModelScores(label, name, result))
             elif form == own:
-                errors.append(result.error)
-    if not scores[own]:
+                errors.append(f"{name}: {result.error}")
+    if not any(scores.values()):
         raise SearchError(f"no model can be evaluated: {errors[0]}")
     return {form: models for form, models in scores.items() if models}
 

@@ -60,5 +60,7 @@ def test_a_template_that_fails_is_one_line(tokenizer, template, message):
     """A template that refuses, is broken, or reaches for what the sandbox keeps from it is one
     error that says so."""
     tokenizer.chat_template = template
-    with refused(f"data.chat: the tokenizer's chat template refuses x: .*{message}", FitnessError):
+    with refused(
+        f"data.chat: set 'chat: false'; the template of .* refuses x: .*{message}", FitnessError
+    ):
         render_prompt(Example("hi", "", "x", chat=True), tokenizer)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from commands import invoke
 from form_pairs import RECORDS, TEMPLATE, TOKENIZERS, make_pair, measured
+from refusals import refused
 from searches import write_lines
 from slowly import slow_beyond
 from transformers import LlamaForCausalLM
 
 from hf_evomerge import Scores, SearchConfig, plan_search
-from hf_evomerge.errors import SearchError
+from hf_evomerge.errors import FitnessError, SearchError
 from hf_evomerge.recipes.strict_yaml import parse_yaml
 from hf_evomerge.search import answer_form
 from hf_evomerge.search.answer_form import ModelScores, _gaps, _likeliest
@@ -94,6 +95,19 @@ def test_a_dry_run_warns_of_the_wrong_form(trained, tmp_path):
         assert line.startswith(f"right answers are likelier with {right}: -")
         assert line.endswith(f"with {form}; write {right}")
     assert not any("separator" in line for line in plan_search(config).warnings)
+
+
+def test_a_template_that_fails_is_not_taken(trained, tmp_path):
+    """`init` writes no chat template that no model can render, and a dry run says what to write in
+    place of it."""
+    broken = "{{ raise_exception('two messages, at least') }}"
+    config, lines = measured(trained("", template=broken), tmp_path / "problems.jsonl")
+    assert not config.data["search"].chat
+    assert not any("guess" in line for line in lines)
+    chats = {split: spec.model_copy(update={"chat": True}) for split, spec in config.data.items()}
+    template = r"the template of .*upper refuses .*: two messages, at least"
+    with refused(FitnessError, rf"data.chat: set 'chat: false'; {template}"):
+        plan_search(config.model_copy(update={"data": chats}))
 
 
 def test_a_search_that_cannot_work_does_not_end_in_a_push(trained, tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ import errno
 import math
 import multiprocessing
 import re
+import subprocess
+import sys
 import time
 from collections import Counter
 from functools import partial
@@ -60,6 +62,35 @@ def process_runner(config):
 def _limits(config, parents=(), seconds=None, **examples):
     given = config.compute.limits.model_copy(update={"seconds": seconds} if seconds else {})
     return Limits(given, examples=examples, layers=2, parents=lambda: list(parents))
+
+
+def test_the_first_worker_never_sees_an_interrupt(config, tmp_path):
+    """Ctrl-C goes to all processes of a terminal. A worker that begins to start has it blocked,
+    also where it is the first process that this one starts."""
+    config.save(tmp_path / "search.yaml")
+    script = tmp_path / "first.py"
+    script.write_text(
+        r"""
+import multiprocessing, pathlib, re, signal
+from hf_evomerge import SearchConfig
+from hf_evomerge.search.evaluation.evaluator import Evaluator
+from hf_evomerge.search.runners.job import Job
+from hf_evomerge.search.runners.limits import Limit
+from hf_evomerge.search.runners.workers import Worker
+
+if __name__ == "__main__":
+    config = SearchConfig.load("search.yaml")
+    worker = Worker(config, Evaluator)
+    worker.begin(0, Job(config.sources[0], "search", (0,)), Limit())
+    (child,) = multiprocessing.active_children()
+    status = pathlib.Path(f"/proc/{child.pid}/status").read_text()
+    print(int(re.search(r"SigBlk:\s+(\w+)", status)[1], 16) >> (signal.SIGINT - 1) & 1)
+    worker.end()
+"""
+    )
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 def test_workers_and_their_deaths(process_runner, config, jobs):

@@ -289,7 +289,7 @@ a parent is better:
 a parent is enough:
   shares: {maths: 0.8, average: 0.3, alone_maths: 0.8, alone_japanese: 0.2, ps: 0.79}
   said:
-  - 'A parent does as well: keep maths as it is; it has '
+  - 'Maths does as well: keep maths as it is; it has '
   advice: keep maths as it is
 the average is enough:
   shares: {average: 0.7, alone_maths: 0.3, alone_japanese: 0.1, ps: 0.7}
@@ -500,7 +500,7 @@ def test_a_fitness_that_rose_while_the_accuracy_fell_is_told():
     won = rows[-1].scores
     rows[-1] = replace(rows[-1], scores=won.replace(values=np.full(N, -0.1)))
     said = next(each for each in verdict(rows, "test") if "best parent" in each)
-    assert "the fitness rose and the accuracy fell: use that one instead" in said
+    assert "the fitness rose and the accuracy fell: use maths instead" in said
 
 
 @pytest.mark.parametrize(

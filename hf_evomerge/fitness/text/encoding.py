@@ -50,7 +50,8 @@ def render_prompt(example: Example, tokenizer: Any) -> str:
             for message in messages
         ]
         messages[-1]["content"] = [*parts, *messages[-1]["content"]]
-    refuses = f"data.chat: the tokenizer's chat template refuses {example.id}: "
+    name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
+    refuses = f"data.chat: set 'chat: false'; the template of {name} refuses {example.id}: "
     with told(FitnessError, Exception, refuses):  # a template is somebody else's program
         return render_chat(tokenizer, messages)
 

@@ -190,6 +190,8 @@ def _finalists(run: SearchRun, stage: Stage) -> list[str]:
 def _row(run: SearchRun, stage: Stage, start: str | None) -> Row:
     """Row of a stage of the search itself."""
     name = _WINNER_NAMES[stage.name]
+    if stage.algorithm == "random":
+        name = name.replace("evolved", "random")
     if run.config.space == "hybrid" and stage.space == "dfs":
         name = name.replace("DFS", "PS+DFS")
     if start is not None:

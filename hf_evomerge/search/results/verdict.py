@@ -228,13 +228,12 @@ class _Judged:
         if self.parents:
             parent = max(self.parents, key=lambda row: _means(row.scores, self.by))
             name = f"its best parent, {parent.model}"
-            who = "a parent"
             kept = parent.model
             if parent.stage == "base":
-                name = who = kept = f"the {parent.model}"
+                name = kept = f"the {parent.model}"
             keep = f"keep {kept} as it is"
-            level = f"{who} does as well: {keep}"
-            against = Against(name, "use that one instead", level=level, keep=keep)
+            level = f"{kept} does as well: {keep}"
+            against = Against(name, f"use {kept} instead", level=level, keep=keep)
             others.append(replace(parent, against=against))
         lone = [row for row in self.rows if row.stage == "alone" and row.scores.error is None]
         best = max(lone, key=lambda row: _means(row.scores, self.by), default=None)

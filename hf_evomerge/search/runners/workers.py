@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -148,6 +149,7 @@ class Worker:
         self._pipe, theirs = context.Pipe()
         self._ready = self._loading = False
         process = context.Process(target=_work, args=(theirs, *self._start))
+        resource_tracker.ensure_running()  # which lets interrupts through when it starts
         try:
             with _no_interrupts():
                 process.start()
