@@ -40,7 +40,7 @@ from published import classifiers, encoder
 from real_models import MODELS, real_pair
 
 from hf_evomerge import SearchConfig, run_search
-from hf_evomerge.fitness.comparison import compare
+from hf_evomerge.fitness.comparison import Comparison, compare
 from hf_evomerge.fitness.scores import Scores
 from hf_evomerge.search.results.table import Row
 
@@ -194,26 +194,17 @@ def _scores(row: dict[str, Any]) -> Scores:
 
 def _cell(lines: Sequence[dict[str, Any]], stage: str) -> str:
     """Accuracy and log-likelihood of a row, over the draws, and the merge's lead over it."""
-    found = []
-    for line in lines:
-        merge = next(row for row in line["rows"] if row["winner"])
-        rows = [row for row in line["rows"] if row["stage"] == stage]
-        if stage == MERGE:
-            rows = [merge]
-        if rows:
-            found.append((max(rows, key=lambda row: _scores(row).mean or 0.0), merge))
+    found = [row for line in lines if (row := _best(line, stage)) is not None]
     if not found:
         return ""
-    rights = [sum(map(int, row["right"])) / len(row["right"]) for row, _ in found]
-    values = [sum(row["values"]) / len(row["values"]) for row, _ in found]
+    rights = [sum(map(int, row["right"])) / len(row["right"]) for row in found]
+    values = [sum(row["values"]) / len(row["values"]) for row in found]
     text = f"{_mean(rights):.3f}; {_mean(values):.2f}"
-    kept = [sum(row["kept"].values()) / len(row["kept"]) for row, _ in found if row["kept"]]
+    kept = [sum(row["kept"].values()) / len(row["kept"]) for row in found if row["kept"]]
     text += f"; keeps {_mean(kept):.2f}" if kept else ""
     if stage == MERGE:
         return text
-    leads = [compare(_scores(merge), _scores(row), "accuracy") for row, merge in found]
-    above = sum(lead.low > 0 for lead in leads if lead is not None)
-    below = sum(lead.high < 0 for lead in leads if lead is not None)
+    above, below = _apart(_leads(lines, MERGE, stage))
     verdict = f"{above} above, {below} below" if above or below else "level"
     return f"{text} ({verdict})"
 
@@ -240,7 +231,50 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
             ]
             if there:
                 texts.append(f"{count} search examples, {searched}:\n\n{_table(there)}")
+    texts.append(_counts([line for line in lines if ":" not in line["pair"]]))
     return "\n\n".join(texts)
+
+
+def _counts(lines: Sequence[dict[str, Any]]) -> str:
+    """In how many cells the merge, and a LoRA beside it, are above each row, level, and below."""
+    heads = {MERGE: "merge", "together": "merge with LoRA beside it"}
+    rows = [["", *heads.values()]]
+    for stage, title in ROWS.items():
+        if stage in heads:
+            continue
+        cells = list[str]()
+        for head in heads:
+            leads = _leads(lines, head, stage)
+            above, below = _apart(leads)
+            cells.append(f"{above}, {len(leads) - above - below}, {below}" if leads else "")
+        rows.append([title, *cells])
+    said = f"In how many of the {len(lines)} cells of weights it is above a row, level, below:"
+    return f"{said}\n\n{_markdown(rows)}"
+
+
+def _leads(lines: Sequence[dict[str, Any]], head: str, stage: str) -> list[Comparison]:
+    """The lead of a row over the best of a kind, in each cell that has both."""
+    leads = []
+    for line in lines:
+        first, other = (_best(line, kind) for kind in (head, stage))
+        if first is not None and other is not None:
+            lead = compare(_scores(first), _scores(other), "accuracy")
+            assert lead is not None  # both were scored, on many examples
+            leads.append(lead)
+    return leads
+
+
+def _apart(leads: Sequence[Comparison]) -> tuple[int, int]:
+    """How many leads are above 0, and below, with their intervals."""
+    return sum(lead.low > 0 for lead in leads), sum(lead.high < 0 for lead in leads)
+
+
+def _best(line: dict[str, Any], stage: str) -> dict[str, Any] | None:
+    """The best row of a kind, by log-likelihood; of the merge's the winner."""
+    rows = [
+        row for row in line["rows"] if (row["winner"] if stage == MERGE else row["stage"] == stage)
+    ]
+    return max(rows, key=lambda row: _scores(row).mean or 0.0, default=None)
 
 
 def _table(lines: Sequence[dict[str, Any]]) -> str:
@@ -255,6 +289,10 @@ def _table(lines: Sequence[dict[str, Any]]) -> str:
     rows.append(["draws", *(str(len(of_pair[name])) for name in names)])
     seconds = (_mean([line["cpu"] for line in of_pair[name]]) for name in names)
     rows.append(["processor seconds, mean", *(f"{each:.0f}" for each in seconds)])
+    return _markdown(rows)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     rule = f"|{' --- |' * len(rows[0])}"
     return "\n".join([head, rule, *body])
