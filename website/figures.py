@@ -38,6 +38,7 @@ EVIDENCE_TABLE = [
     ("capitals, dates", ("travel",), 16),
     ("feelings, a code", ("trips",), 16),
     ("SmolLM2-135M: sums, JSON", ("smollm2",), 16),
+    ("Gemma3-270M: the same", ("gemma",), 16),
     ("published classifiers", ("reactions",), 16),
     ("published encoder, rescaled", ("encoder",), 16),
     ("three families like the demo's", FAMILIES, 16),
