@@ -43,7 +43,6 @@ NOT_RUN = {
     "merge_and_unload": "tests/modeling/test_modeling.py",
     "sentence_transformers": "tests/fitness/test_embedding.py",
     "gradio_client": "tests/space/test_space_api.py",
-    "study.push_to_hub": "tests/hub/test_trials_dataset.py",
     "SakanaAI/": "tests/test_released_models.py",
     "mhdang/": "tests/building/test_pipeline.py",
     "evollm-10b": "tests/building/test_evomistral.py",

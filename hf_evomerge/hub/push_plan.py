@@ -298,7 +298,7 @@ def plan_push(
     space = tuple(space_files(repo_id)) if options.space else ()
     trials: dict[str, Content] = {}
     if options.trials and facts.study is not None:
-        card = trials_card(facts.record, repo_id, license, model=repo_id)
+        card = trials_card(facts.record, repo_id, license)
         trials = {TRIALS_FILE: files[TRIALS_FILE], CARD: card.encode()}
     return PushPlan(
         repo_id,

@@ -4,21 +4,17 @@ card that loads it in two lines."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..checkpoints.client import default_api
 from ..errors import HubError, optional
 from ..record import MADE_WITH, Record
 from ..search.file.stages import STAGES
 from ..search.results.export import trial_rows
 from ..search.study import study
-from .card import TAGS, check_metadata, license_terms, markdown_text
+from .card import TAGS, license_terms, markdown_text
 from .commit import Commit, Content, Target, commit_files, make_repo
-from .names import PublicNames
-from .record import TRIALS_FILE, write_record
-from .target import ATTRIBUTES, CARD, check_login, check_private, find_repo, names_in, refuse_others
+from .record import TRIALS_FILE
+from .target import ATTRIBUTES, check_private, find_repo, names_in, refuse_others
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -59,7 +55,7 @@ In the viewer's SQL console: `SELECT stage, number, fitness FROM train ORDER BY 
 
 
 class Study(study.Study):
-    """Study: all trials of one search, as a table and as a data set of the Hub.
+    """Study: all trials of one search, also as a data frame.
 
     Example:
         >>> study = Study.open("my-search")
@@ -74,40 +70,6 @@ class Study(study.Study):
         pandas = optional("pandas", "eval", "data frames", HubError)
         frame: DataFrame = pandas.DataFrame(trial_rows(self.folder))
         return frame
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        replace: bool = False,
-        published: Mapping[str, str] | None = None,
-        api: HfApi | None = None,
-    ) -> Commit:
-        """Publish the trials as a data set, in one commit.
-
-        Args:
-            repo_id: ``user/name`` of the data set; made where it does not exist.
-            private: Make a new data set private.
-            replace: Whether the data set may hold files that no push has put there.
-            published: Repositories of local source folders: ``{folder: repository}``.
-            api: The client.
-
-        Raises:
-            HubError: The data set is somebody else's, or the Hub does not take it.
-        """
-        api = api or default_api()
-        check_login(api, repo_id)
-        check_trials(repo_id, api, private=private, replace=replace)
-        with TemporaryDirectory(prefix="evomerge-trials-") as scratch:
-            record = write_record(self.folder, scratch, publish=PublicNames(api, published))
-            card = trials_card(record, repo_id)
-            check_metadata(card, repo_id, api, "dataset")
-            files: dict[str, Content] = {
-                TRIALS_FILE: Path(scratch) / TRIALS_FILE,
-                CARD: card.encode(),
-            }
-            return commit_trials(api, repo_id, files, private=private)
 
 
 def commit_trials(
@@ -129,23 +91,18 @@ def check_trials(repo_id: str, api: HfApi, *, private: bool, replace: bool) -> N
     check_private(repo_id, info, "the data set", private=private)
 
 
-def trials_card(
-    record: Record,
-    repo_id: str,
-    license: LicenseDecision | None = None,
-    *,
-    model: str | None = None,
-) -> str:
-    """Write the card of the data set; it links to the model where that is named."""
+def trials_card(record: Record, repo_id: str, license: LicenseDecision) -> str:
+    """Write the card of the data set; it links to the model, which has its name."""
     from huggingface_hub import DatasetCardData
 
-    terms: dict[str, Any] = {}
-    if license is not None:
-        terms = {"license": license.license, **license_terms(model or repo_id, license)}
-    data = DatasetCardData(tags=TAGS, pretty_name=f"Trials of {repo_id}", **terms)
-    about = [markdown_text(record.settings.about or "")]
-    if model is not None:
-        about.append(f"The search found [{model}](https://huggingface.co/{model}).")
+    data = DatasetCardData(
+        tags=TAGS,
+        pretty_name=f"Trials of {repo_id}",
+        license=license.license,
+        **license_terms(repo_id, license),
+    )
+    about = markdown_text(record.settings.about or "")
+    found = f"The search found [{repo_id}](https://huggingface.co/{repo_id})."
     stages = [
         f"- {STAGES[each.stage].capitalize()}: {each.trials} trials, {each.failed} of them failed."
         for each in record.stages
@@ -156,7 +113,7 @@ def trials_card(
         metadata=data.to_yaml(),
         name=repo_id.rsplit("/", 1)[-1],
         repo_id=repo_id,
-        about=" ".join(about).strip(),
+        about=f"{about} {found}".strip(),
         stages="\n".join(stages),
         made_with=MADE_WITH,
     )

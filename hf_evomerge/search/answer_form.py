@@ -125,11 +125,8 @@ def doubts_of_form(evaluator: Evaluator) -> list[str]:
         return []
     every = score_forms(evaluator, spec)
     scores = _best_models(every)
-    own = AnswerForm(spec.separator, _first(evaluator)[0].chat)
+    own = next(iter(scores))  # the dry run has scored a model in it
     best = _likeliest(every)
-    if own not in scores:
-        what = f"no model can be scored with {_in_words(own, [own, best])}"
-        raise SearchError(f"{what}; write {_in_words(best, [own, best])}")
     if _is_better(scores[best], scores[own]):
         better = _in_words(best, scores)
         figures = f"{scores[best]}, against {scores[own]} with {_in_words(own, scores)}"
@@ -145,8 +142,9 @@ def doubts_of_form(evaluator: Evaluator) -> list[str]:
 def score_forms(evaluator: Evaluator, spec: LikelihoodSpec) -> dict[AnswerForm, list[ModelScores]]:
     """Score the right answers to a few search examples by base and sources, in every form.
 
-    A chat template is compared where every model has one, and a space and a new line where the
-    answers begin with none. A form in which no model can be scored is left out.
+    The form that the search has comes first. A chat template is compared where every model has one,
+    and a space and a new line where the answers begin with none. A form in which no model can be
+    scored is left out.
 
     Args:
         evaluator: The search's evaluator.

@@ -28,10 +28,9 @@ def test_the_trials_go_up_as_a_data_set_that_its_card_loads(
     assert shown.split() == ["16", "True"]
 
 
-def test_the_card_describes_every_column(hybrid_search, lfs_api, published_text):
+def test_the_card_describes_every_column(hybrid_search, lfs_api, push, published_text):
     """Each column of the published table has its meaning on the card."""
-    with Study.open(hybrid_search) as study:
-        study.push_to_hub("local/merge", api=lfs_api)
+    push(hybrid_search, trials=True)
     file = lfs_api.hf_hub_download("local/merge", "trials.parquet", repo_type="dataset")
     described = set(
         re.findall(r"`(\w+)`", published_text(repo_type="dataset").split("| --- | --- |")[1])
@@ -69,8 +68,6 @@ def test_a_data_set_of_somebody_else_is_refused_before_anything_is_sent(
     complaint = "the data set exists and is public" if private else r"not pushed \(own.csv\)"
     with refused(HubError, complaint):
         push(hybrid_search, trials=True, private=private)
-    with Study.open(hybrid_search) as study, refused(HubError, complaint):
-        study.push_to_hub("local/merge", private=private, api=lfs_api)
     assert not lfs_api.repo_exists("local/merge")
 
 
