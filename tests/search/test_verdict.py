@@ -123,11 +123,11 @@ def test_parents_that_complement_each_other():
     a difference takes."""
     one = _row("source", "a", 0.5).scores
     other = Scores([-1.0] * N, correct=np.arange(N) >= 0.75 * N)
-    assert about_parents({"a": one, "b": other}, 100) == (
+    assert about_parents({"a": one, "b": other}, 100, "validation") == (
         [
             "search examples solved by a only 50%, by b only 25%, by every source 0%, "
             "by no source 25%",
-            "100 test examples tell an accuracy to ± 0.10",
+            "100 validation examples tell an accuracy to ± 0.10",
         ],
         None,
     )
@@ -146,7 +146,7 @@ def test_parents_that_complement_each_other():
 def test_a_parent_that_is_nowhere_ahead(one, other, warned):
     """Only what is known is said: no word against merging by a likelihood, a hint where right or
     wrong leads nowhere."""
-    notes, warning = about_parents({"a": one, "b": other}, 100)
+    notes, warning = about_parents({"a": one, "b": other}, 100, "validation")
     assert (notes == []) == (other.error is not None)
     assert (warning or "").startswith(warned or "")
     assert (warning is None) == (warned is None)

@@ -99,7 +99,8 @@ def _tell(run: SearchRun, scores: Mapping[str, Scores]) -> None:
     sources = {
         config.parent_names[label]: scores[label] for label in refs if refs[label] != config.base
     }
-    notes, warning = about_parents(sources, run.sizes[run.sizes.judged_on])
+    judged_on = run.sizes.judged_on
+    notes, warning = about_parents(sources, run.sizes[judged_on], judged_on)
     for note in notes:
         logger.info(note)
     chance = 0.0

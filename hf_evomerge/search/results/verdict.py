@@ -492,13 +492,14 @@ def _cut(rows: Sequence[Row]) -> list[str]:
 
 
 def about_parents(
-    parents: Mapping[str, Scores], test_examples: int
+    parents: Mapping[str, Scores], examples: int, split: str
 ) -> tuple[list[str], str | None]:
     """Say what the sources' scores show before anything is searched.
 
     Args:
         parents: Scores of each source on the search split, by name.
-        test_examples: Size of the split that the winner will be measured on.
+        examples: Size of the split that the winner will be measured on.
+        split: Its name.
 
     Returns:
         Notes, and a warning where no source can give another anything.
@@ -517,11 +518,11 @@ def about_parents(
     ]
     none = float((~solved.any(0)).mean())
     everyone = float(solved.all(0).mean())
-    error = 0.98 / max(1, test_examples) ** 0.5  # 95 %, at most
+    error = 0.98 / max(1, examples) ** 0.5  # 95 %, at most
     notes = [
         f"search examples solved by {', by '.join(alone)}, by every source {everyone:.0%}, by "
         f"no source {none:.0%}",
-        f"{test_examples} test examples tell an accuracy to ± {error:.2f}",
+        f"{examples} {split} examples tell an accuracy to ± {error:.2f}",
     ]
     warning = None
     best = max(whole, key=lambda name: (whole[name].accuracy or 0.0, whole[name].mean or 0.0))
