@@ -85,6 +85,17 @@ def test_each_source_has_prompts_of_its_own_words():
     assert found[1].prompt in ("b yb sleeps", "b zb sleeps")
 
 
+def test_one_neighbour_on_either_side_is_enough_where_all_differ():
+    """Of prompts in which no words have the same neighbours, words are exchanged that stand between
+    spaces; the first one stays the first, and marks stay."""
+    found = made(["mirror : d a k =", "mirror : b f e ="], 20)
+    assert len(set(found)) == 20
+    for prompt in found:
+        first, colon, *letters, end = prompt.split()
+        assert (first, colon, end) == ("mirror", ":", "=")
+        assert set(letters) <= set("dakbfe")
+
+
 def test_words_are_joined_where_exchanging_them_gives_too_few():
     """The beginning of a word and the end of another one that stands where it does are a new word;
     the others stay. Where exchanging gives enough, words stay whole."""

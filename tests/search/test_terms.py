@@ -16,11 +16,15 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from specialists.texts import TextKind, write
 
-from hf_evomerge import EvoMergeError, SearchConfig, plan_search, run_search
+from hf_evomerge import EvoMergeError, SearchConfig, build_model, plan_search, run_search
 from hf_evomerge.demo.quickstart import SPECIALISTS
 from hf_evomerge.errors import SearchError
+from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
+from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.model_pool import ModelPool
+from hf_evomerge.search.phases.baselines import merge_lora
+from hf_evomerge.search.phases.baselines.merge_lora import with_adapter
 from hf_evomerge.search.score_model import evaluate_model
 from hf_evomerge.search.study.study import Study
 
@@ -123,11 +127,36 @@ def test_prompts_are_made_of_the_search_prompts(search_config, agreement, tmp_pa
     assert result.examples == 4
     run_search(config, tmp_path / "workers", workers=2, build=False)
     assert facts(tmp_path / "workers") == facts(tmp_path / "whole")
-    write_lines(data, {"prompt": "w1 w2"}, {"prompt": "w3 w4"})
+    write_lines(data, {"prompt": "w1"}, {"prompt": "w2 w3"})
     assert "of 2 prompts of a none were made" in str(plan_search(config))
     term = {"terms": [OWN, {**fitness, "data": agreement}]}
     with refused(SearchError, "vary: goes with a fitness that is agreement alone"):
         plan_search(search_config(fitness=term))
+
+
+def test_trainings_are_ranked_with_their_adapters(search_config, agreement, tmp_path, monkeypatch):
+    """The sources answer the prompts before a LoRA is in a model, not between its training and its
+    score: each score is that of the adapter that was written."""
+    monkeypatch.setattr(merge_lora, "RATES", (0.1, 0.2))
+    config = search_config(
+        fitness={"task": "agreement", "max_new_tokens": 2},
+        data={split: agreement[split] for split in ("search", "test")},
+        optimize=[{**GRADIENT, "batch": 2}],
+        compare={"baselines": ["merge+lora"]},
+        output={"dtype": "float32"},
+    )
+    run_search(config, tmp_path / "study", build=False)
+    evaluator = Evaluator(config)
+    with Study.open(tmp_path / "study") as study:
+        ranked = [label for label, split in study.evaluated() if label.startswith("together:")]
+        trained = [label for label in ranked if not label.startswith("together:built:")]
+        for label in trained:
+            adapter = tmp_path / "study" / "baselines" / label.replace(":", "-")
+            recipe = with_adapter(Recipe.load(adapter / "recipe.yaml"), adapter)
+            build_model(recipe, tmp_path / label, whole=True)
+            built = evaluator.evaluate(SourceRef(model=str(tmp_path / label)), "test")
+            assert study.evaluation(label, "test").mean == pytest.approx(built.mean, abs=1e-4)
+    assert len(trained) > 3
 
 
 def test_prompts_of_the_other_source(search_config, tmp_path):

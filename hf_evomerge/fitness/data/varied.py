@@ -38,6 +38,9 @@ Words = dict[Place, dict[str, None]]
 # such a w' are a new word, to which a rule on letters or digits applies as well. "turn tegi" and
 # "turn velt" give "turn telt". Whole words are better where there are enough: they have a meaning.
 #
+# Where that gives fewer too, as of "mirror : d a k =" and "mirror : b f a =", in which no letters
+# have the same neighbours, one piece before a word and one after it must be the same.
+#
 # All sources get as many as the one of which the fewest can be made, so that none outweighs
 # another. No prompt gets longer than the longest that was given, which a model has room for.
 def varied(examples: Sequence[Example], count: int, avoid: Collection[Example]) -> list[Example]:
@@ -60,26 +63,25 @@ def _made(examples: Sequence[Example], count: int, seen: set[str]) -> list[Examp
     rng = random.Random(0)
     split: list[Pieces] = [_PIECES.findall(example.prompt) for example in examples]
     longest = max(len(example.prompt) for example in examples)
-    words: Words = defaultdict(dict)
-    for pieces in split:
-        for word, place in _places(pieces):
-            words[place][word] = None
     found = list[Example]()
     misses = 0
-    is_joined = False
+    ways = [(2, False), (2, True), (1, False)]  # pieces on either side; whether words are joined
+    reach, is_joined = ways.pop(0)
+    words = _words(split, reach)
     while len(found) < count:
         if misses == _MISSES:
-            if is_joined or len(found) >= len(examples):
+            if not ways or len(found) >= len(examples):
                 break
-            is_joined = True
+            reach, is_joined = ways.pop(0)
+            words = _words(split, reach)
             misses = 0
         misses += 1
         number = rng.randrange(len(examples))
         pieces = split[number]
         for _ in range(_ROUNDS):
-            pieces = _exchanged(pieces, words, rng)
+            pieces = _exchanged(pieces, reach, words, rng)
         if is_joined:
-            pieces = _joined(pieces, words, rng)
+            pieces = _joined(pieces, reach, words, rng)
         prompt = "".join(pieces)
         if len(prompt) > longest or _plain(prompt) in seen:
             continue
@@ -97,16 +99,16 @@ def _plain(prompt: str) -> str:
     return " ".join(prompt.split())
 
 
-def _exchanged(pieces: Pieces, words: Words, rng: random.Random) -> Pieces:
+def _exchanged(pieces: Pieces, reach: int, words: Words, rng: random.Random) -> Pieces:
     """Exchange each word for one that stands where it does; or keep it."""
-    chosen = {word: rng.choice(others) for word, others in _choices(pieces, words).items()}
+    chosen = {word: rng.choice(others) for word, others in _choices(pieces, reach, words).items()}
     return [chosen.get(piece, piece) for piece in pieces]
 
 
-def _joined(pieces: Pieces, words: Words, rng: random.Random) -> Pieces:
+def _joined(pieces: Pieces, reach: int, words: Words, rng: random.Random) -> Pieces:
     """Give each word the end of one that stands where it does; or keep it."""
     chosen = dict[str, str]()
-    for word, others in _choices(pieces, words).items():
+    for word, others in _choices(pieces, reach, words).items():
         other = rng.choice(others)
         if other != word:
             begin = word[: rng.randint(1, len(word))]
@@ -114,18 +116,29 @@ def _joined(pieces: Pieces, words: Words, rng: random.Random) -> Pieces:
     return [chosen.get(piece, piece) for piece in pieces]
 
 
-def _choices(pieces: Pieces, words: Words) -> dict[str, list[str]]:
+def _choices(pieces: Pieces, reach: int, words: Words) -> dict[str, list[str]]:
     """Words that may take the place of each word, itself included."""
     choices = defaultdict[str, dict[str, None]](dict)
-    for word, place in _places(pieces):
+    for word, place in _places(pieces, reach):
         choices[word][word] = None
         choices[word] |= words.get(place, {})
     return {word: [*others] for word, others in choices.items()}
 
 
-def _places(pieces: Pieces) -> Iterator[tuple[str, Place]]:
-    """Words, each with the two pieces before it and the two after it."""
-    whole = ["", "", *pieces, "", ""]
-    for number, piece in enumerate(pieces):
+def _words(prompts: Sequence[Pieces], reach: int) -> Words:
+    """Words of all prompts by their places."""
+    words: Words = defaultdict(dict)
+    for pieces in prompts:
+        for word, place in _places(pieces, reach):
+            words[place][word] = None
+    return words
+
+
+def _places(pieces: Pieces, reach: int) -> Iterator[tuple[str, Place]]:
+    """Words, each with so many pieces before it and after it."""
+    edge = [""] * reach
+    whole = [*edge, *pieces, *edge]
+    for number, piece in enumerate(pieces, reach):
         if piece[0].isalnum():
-            yield piece, (*whole[number : number + 2], *whole[number + 3 : number + 5])
+            before = whole[number - reach : number]
+            yield piece, (*before, *whole[number + 1 : number + 1 + reach])

@@ -94,6 +94,9 @@ class Trainings:
                 self._fresh = fresh + spent
                 tell(spent)
 
+            for asked in ("search", split):
+                # sources that answer later would take the place of the trained model
+                self.evaluator.tasks.prepared(self.run.config.sources[0], asked)
             models = self.evaluator.models
             models.forget()  # no other model is in memory
             try:
