@@ -113,7 +113,8 @@ class WritingTask(PreparedTask):
         where = max(zip(map(len, everyone), self._examples, strict=True), key=lambda pair: pair[0])[
             1
         ].id
-        check_length(model, tokens, f"{where}: the longest prompt with max_new_tokens")
+        most = f"fitness.max_new_tokens, {self.spec.max_new_tokens}"
+        check_length(model, tokens, f"{where}: the longest prompt with {most},")
         found: dict[int, Written] = {}
         config = greedy(model, self._tokenizer, self.spec.max_new_tokens)
         prefix = SharedPrefix(model)
