@@ -255,6 +255,7 @@ def test_a_merge_with_lora_has_its_table(search_config, tmp_path, push, publishe
         "Evolved PS+DFS is WORSE than a LoRA, which has 0.900, by 0.200 of accuracy",
         "Maths does as well: keep maths as it is; it has 0.500",
         "EVERY ANSWER of evolved PS+DFS IS WRONG (9 of 9)",
+        "Always answering 'no' is right in 0.964, and evolved PS+DFS in 0: look at the examples",
     ],
 )
 def test_a_push_says_that_another_model_is_better(doubt, hybrid_search, tmp_path, preview):
