@@ -487,7 +487,7 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
     best = simpler or next(row for row in result.rows if row.winner)
     if lost := lost_skills(result.rows, best):
         has = f"{best.model.partition(' (')[0]} keeps {', '.join(map(str, lost))}"
-        return [f"next:   keep the models: the best, {has}; give more prompts or examples of each"]
+        return [f"next:   keep the models: {has}; give more prompts or examples of each"]
     if simpler is not None and simpler.against is not None:
         lines = [f"next:   {simpler.against.keep or f'keep {simpler.against.name}'}"]
         if (out / INSTEAD_FILE).exists():

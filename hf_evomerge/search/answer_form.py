@@ -56,7 +56,7 @@ class ModelScores:
 
 
 FormScores = Mapping[AnswerForm, ModelScores]
-"""The best model in each form."""
+"""The best model in each form; the form that the search has comes first."""
 
 
 def measure_form(config: SearchConfig) -> tuple[AnswerForm, dict[str, float], list[str]]:

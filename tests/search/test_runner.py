@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from threading import Timer
 from types import SimpleNamespace
 
@@ -64,6 +65,7 @@ def _limits(config, parents=(), seconds=None, **examples):
     return Limits(given, examples=examples, layers=2, parents=lambda: list(parents))
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_the_first_worker_never_sees_an_interrupt(config, tmp_path):
     """Ctrl-C goes to all processes of a terminal. A worker that begins to start has it blocked,
     also where it is the first process that this one starts."""

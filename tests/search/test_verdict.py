@@ -562,7 +562,7 @@ def test_a_model_that_loses_a_skill_is_no_advice(kept):
         )
         rows.append(Row(stage, name, whole, retained=each, winner=stage == "ps"))
     (first, *_) = _next(Result(None, "test", rows), Path("mine"), build=True)
-    advice = "next:   keep the models: the best, evolved PS keeps 0.30 ("
+    advice = "next:   keep the models: evolved PS keeps 0.30 ("
     assert first.startswith(advice if kept < 0.5 else "next:   hf-evomerge eval mine")
 
 

@@ -222,7 +222,6 @@ def tune(evaluator: Evaluator, model: Target, settings: Lora, told: Callable[[fl
         told: Called after each step with the share of the steps that are done.
     """
     tasks = evaluator.tasks
-    tasks.prepared(model, fitness=evaluator.config.stages[0].fitness)  # runs what it compares with
     return fine_tune(
         evaluator.models.model(model),
         tasks.differentiable_task,

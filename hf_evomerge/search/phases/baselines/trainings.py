@@ -94,9 +94,11 @@ class Trainings:
                 self._fresh = fresh + spent
                 tell(spent)
 
-            for asked in ("search", split):
-                # sources that answer later would take the place of the trained model
-                self.evaluator.tasks.prepared(self.run.config.sources[0], asked)
+            # sources that answer later would take the place of the trained model
+            config = self.evaluator.config
+            tasks = self.evaluator.tasks
+            tasks.prepared(config.sources[0], fitness=config.stages[0].fitness)
+            tasks.prepared(config.sources[0], split)
             models = self.evaluator.models
             models.forget()  # no other model is in memory
             try:
