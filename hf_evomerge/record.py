@@ -170,6 +170,10 @@ class Row(Figures):
     evaluations: Count | Number = 0
     seconds: Number = 0.0
     winner: bool = False
+    verdict: list[Text] = Field(default_factory=list, max_length=1000)
+    """The verdict on this model, where that is published and did not win."""
+    doubt: Text = ""
+    """The sentence that speaks against publishing this model; empty where none does."""
     lead: Comparison | None = None
     fitness_lead: Comparison | None = None
 
@@ -224,10 +228,13 @@ class Results(Part):
     def publishing(self, stage: str) -> Results:
         """Return the results with the model of another stage's row as the published one."""
         rows = []
+        verdict = self.verdict
         for row in self.rows:
+            if row.stage == stage:
+                verdict = row.verdict
             changed = {"winner": row.stage == stage, "lead": None, "fitness_lead": None}
             rows.append(row.model_copy(update=changed))
-        return self.model_copy(update={"rows": rows})
+        return self.model_copy(update={"rows": rows, "verdict": verdict})
 
 
 class Problem(Part):

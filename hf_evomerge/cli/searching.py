@@ -484,7 +484,8 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
     name = shlex.quote(str(out))
     ask_lora = "; does a LoRA alone do better? add lora to the baselines, and search again"
     simpler = result.instead
-    best = simpler or next(row for row in result.rows if row.winner)
+    winner = next(row for row in result.rows if row.winner)
+    best = simpler or winner
     if lost := lost_skills(result.rows, best):
         has = f"{best.model.partition(' (')[0]} keeps {', '.join(map(str, lost))}"
         return [f"next:   keep the models: {has}; give more prompts or examples of each"]
@@ -509,15 +510,15 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
                 lines.append(f"        hf-evomerge push {model} YOUR-NAME/YOUR-MERGE --space")
         return lines
     wrong_form = solves_nothing(result.rows) and not result.by_heart
-    if result.constant is not None and result.constant.suffices:
+    if winner.is_constant:
         if wrong_form:
             LOGGER.warning(f"look at what it answers: {FORM}")
-        return [f"next:   look at the examples: {result.constant}"]
+        return [f"next:   look at the examples: {winner.constant}"]
     if not build:
         return []
     lines = [f"next:   hf-evomerge eval {name} --show 3"]
     # of a model that is wrong more often than right the next step is no push
-    solved = next(row for row in result.rows if row.winner).scores.accuracy
+    solved = winner.scores.accuracy
     if wrong_form:
         LOGGER.warning(f"look at what it answers: {FORM}")
     elif solved is not None and solved < 0.5:

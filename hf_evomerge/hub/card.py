@@ -24,9 +24,10 @@ from ..fitness.comparison import share_interval
 from ..fitness.pictures import sees
 from ..lines import visible
 from ..pictures.scene import listed
-from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef
+from ..recipes.recipe import RECIPE_FILE, Recipe, SourceRef, with_optional
 from ..record import EVOLVED, MADE_WITH, STUDY_JSON, Data, Record, Results, Row
 from ..search.file.stages import STAGES
+from ..search.results.export import numbers
 from ..search.results.verdict import RULE
 from .bundled import bundled
 from .licenses import LicenseDecision
@@ -47,6 +48,7 @@ _OF_FACTS = (
     "architecture",
     "sees",
     "task",
+    "trained",
     "draws",
     "adapts",
     "images",
@@ -107,6 +109,31 @@ class CardFacts:
         if self.recipe.flow is None:
             return "ps"
         return "dfs" if self.recipe.merge is None else "hybrid"
+
+    @property
+    def taken(self) -> list[int]:
+        """Numbers of the sources that are in the model: those of weight 0 are not."""
+        nothing = [at for at, weights in self.weights.items() if weights == {0.0}]
+        return [at for at in range(len(self.recipe.sources)) if at not in nothing]
+
+    @property
+    def weights(self) -> dict[int, set[float]]:
+        """All weights of each source of a merge that has weights, by its number."""
+        merge = self.recipe.merge
+        if merge is None or self.recipe.flow is not None:
+            return {}
+        pairs = zip(self.recipe.merge_sources, merge.parameters, strict=False)
+        weights = {}
+        for at, values in pairs:
+            if "weight" in values:
+                weights[at] = {each for _, each in numbers("", values["weight"])}
+        return weights
+
+    @property
+    def trained(self) -> bool:
+        """True where its last source is a LoRA that the search trained."""
+        winner = self.record.winner
+        return winner is not None and winner.stage == "together"
 
     @property
     def sees(self) -> bool:
@@ -196,7 +223,9 @@ def card_metadata(
 
     record = facts.record
     evaluations = _evaluations(record)
-    parents = list(dict.fromkeys(ref.model for ref in facts.recipe.parents if ref.is_on_hub))
+    refs = with_optional((facts.recipe.sources[at] for at in facts.taken), facts.recipe.base)
+    parts = [part for ref in refs for part in ref.parts]
+    parents = list(dict.fromkeys(part.model for part in parts if part.is_on_hub))
     relation = "merge" if parents else None
     library = "transformers"
     if facts.adapts:
@@ -312,7 +341,7 @@ def _values(facts: CardFacts, repo_id: str, license: LicenseDecision) -> dict[st
         "record": record,
         "results": results,
         "split_text": _SPLITS.get(results.split, "problems"),
-        "headline": _headline(results),
+        "headline": _headline(facts),
         "rule": RULE if results.verdict else "",
         "rows": [_row(row) for row in results.rows],
         **_columns(results.rows),
@@ -349,15 +378,24 @@ def _source_values(facts: CardFacts) -> dict[str, Any]:
             names.count(name) > 1 and f"source:{i}" in called
         ):  # folders of one name, which the results tell apart
             sources[i]["shown"] = f"{name} ({markdown_text(called[f'source:{i}'])})"
+    base = facts.recipe.base
+    if facts.trained:
+        sources[-1]["shown"] = "a LoRA that the search trained"
     names = [source["shown"] for source in sources]
+    taken = [names[at] for at in facts.taken]
+    if facts.trained and base is not None and len(taken) == 1:
+        taken = [_shown(base)["shown"], *taken]
+    weights = [each for at, each in facts.weights.items() if at in facts.taken]
+    for at, source in enumerate(sources):
+        source["shown"] += "" if at in facts.taken else " (weight 0)"
     merged = (
         [names[i] for i in facts.recipe.merge_sources] if facts.recipe.merge is not None else []
     )
-    base = facts.recipe.base
     return {
         "sources": sources,
         "base": _shown(base) if base is not None else None,
-        "parents_text": listed(names),
+        "parents_text": listed(taken),
+        "stands_still": facts.trained and len(set().union(*weights)) == 1,
         "merge_sources_text": listed(merged),
         "merged_layers": layers.get(len(sources)) if facts.kind == "hybrid" else None,
     }
@@ -414,9 +452,10 @@ def _columns(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _headline(results: Results) -> str:
+def _headline(facts: CardFacts) -> str:
     """The result in one line, in percent: the winner's own figure, its parents', and the first
     comparison, with intervals."""
+    results = facts.record.results or Results()
     winner = results.winner
     count = results.examples
     words = []
@@ -425,13 +464,12 @@ def _headline(results: Results) -> str:
         split = _SPLITS.get(results.split, "problems")
         words.append(
             f"**{winner.accuracy:.1%}** of {count} {split} right ({low:.1%} to "
-            f"{high:.1%}){_of_parents(results.rows)}."
+            f"{high:.1%}){_of_parents(facts)}."
         )
-    told = results.verdict
-    if winner is not None and winner.stage == "together":  # the verdict is on the search's winner
-        name = winner.model.partition(" (")[0]
-        told = [each for each in told if each.startswith(name[:1].upper() + name[1:])]
-    for first in told[:1]:
+    told = results.verdict[:1]
+    if winner is not None and winner.doubt:
+        told = [winner.doubt]
+    for first in told:
         # another measure that says the same is left to the list of results
         sentence = first.partition("; in ")[0]
         if share := _SHARE.search(sentence):
@@ -440,9 +478,11 @@ def _headline(results: Results) -> str:
             sentence = sentence.replace(share[0], points)
         compared = " to " in sentence
         if winner is not None:
-            name = winner.model[:1].upper() + winner.model[1:]
-            sentence = re.sub(f"^{re.escape(name)} is ", "It is ", sentence)
-            sentence = sentence.replace(winner.model, "this model")
+            name = winner.model
+            if winner.stage == "together":  # whose sentences leave out how it was trained
+                name = name.partition(" (")[0]
+            sentence = re.sub(f"^{re.escape(name)} is ", "It is ", sentence, flags=re.IGNORECASE)
+            sentence = sentence.replace(name, "this model")
         words.append(f"{markdown_text(sentence)}.")
     if len(words) == 2 and compared:
         words.append(
@@ -451,8 +491,10 @@ def _headline(results: Results) -> str:
     return " ".join(words)
 
 
-def _of_parents(rows: Sequence[Row]) -> str:
+def _of_parents(facts: CardFacts) -> str:
     """The accuracies of the best three parents, and of the base."""
+    left_out = {f"source:{at}" for at in range(len(facts.recipe.sources)) if at not in facts.taken}
+    rows = [row for row in facts.record.rows if row.label not in left_out]
 
     def best(stage: str) -> list[tuple[str, str]]:
         known = [row for row in rows if row.stage == stage and row.accuracy is not None]

@@ -6,7 +6,6 @@ What the plan does not list does not leave this machine at all.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,8 +39,6 @@ from .trials import check_trials, trials_card
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-# what a verdict says of a winner that is not to be published
-_DOUBTS = re.compile("WORSE|WRONG|HARDLY| as well|look at the examples")
 _CODE = tuple(
     f"{name}_evo_merged.py" for name in ("blocks", "configuration", "layers", "modeling", "sources")
 )
@@ -288,9 +285,8 @@ def plan_push(
             'sentence", or write `about` into '
             f"{search}/search.yaml"
         )
-    said = facts.record.results.verdict[:1] if facts.record.results else []
-    if said and _DOUBTS.search(said[0]) and model.name != TOGETHER_FOLDER:
-        warnings.append(said[0])
+    if (row := facts.record.winner) is not None and row.doubt:
+        warnings.append(row.doubt)
     if built is None:
         warnings.append(
             f"{model} has no {BUILD_FILE}, so it is not known whether the weights are those "

@@ -88,6 +88,32 @@ def _text(study=STUDY, kind="ps"):
     return _card(_facts(kind, study=study)).text
 
 
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 0.0), (0.5, 2.0)])
+def test_a_lora_of_one_parent_is_called_so(study, weights):
+    """Sources of weight 0 are not in the model: no sentence and no metadata names them as what was
+    merged. Where the only weights are a whole parent's, it was not searched."""
+    study["results"]["rows"][-1] |= {"stage": "together", "model": "LoRA beside a (rate 0.001)"}
+    for number, row in enumerate(study["results"]["rows"][:2]):
+        row |= {"label": f"source:{number}", "accuracy": 0.25}
+    base = TABLES["recipe"]["base"]
+    parameters = [{"weight": {"default": each, "layers": [each]}} for each in weights]
+    merge = {"method": "task_arithmetic", "parameters": [*parameters, {"weight": 1.0}]}
+    sources = [*SOURCES, {**base, "adapter": "together-still-0"}]
+    card = _card(_facts(study=study, sources=sources, merge=merge))
+    named = {(1.0, 0.0): ["u/a"], (0.0, 0.0): ["u/base"], (0.5, 2.0): ["u/a", "u/b"]}[weights]
+    links = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in named)
+    merged = f"is a merge of the weights of {links} and a LoRA that the search trained. "
+    stands_still = weights != (0.5, 2.0)
+    how = "The LoRA was trained on 5 examples; no other weight was changed.\n"
+    assert (merged + how in card.text) == stands_still
+    assert (merged + "The parents' weights were not trained: " in card.text) != stands_still
+    assert card.data.base_model == [*dict.fromkeys([*named, "u/base"])]
+    assert card.text.count(" (weight 0) |") == weights.count(0.0)
+    parents = card.text.partition("its parents: ")[2].partition(".\n")[0]
+    assert ("b 25.0%" in parents) == bool(weights[1])
+    assert "still" not in card.text.partition("## Recipe")[0]
+
+
 def test_a_prompt_commands_no_terminal(study):
     """Control characters of data, with which a card could redraw the terminal of a reader, do not
     get into it."""

@@ -17,6 +17,7 @@ from hf_evomerge import Recipe, SourceRef, run_search
 from hf_evomerge.building.build_record import write_build_record
 from hf_evomerge.checkpoints.hashes import file_sha256
 from hf_evomerge.errors import HubError
+from hf_evomerge.hub.card import markdown_text
 from hf_evomerge.record import Record
 from hf_evomerge.search.study.files import WRITTEN
 from hf_evomerge.search.study.study import Study
@@ -239,8 +240,10 @@ def test_a_merge_with_lora_has_its_table(search_config, tmp_path, push, publishe
     assert f"**{row.model} (this model)**" in card
     assert card.count("(this model)") == 1
     assert "A LoRA was trained beside them" in card
-    headline = card.partition("test problems right")[2].partition("\n")[0]
-    assert "volved PS" not in headline  # the verdict begins with the search's winner
+    assert "What was said of the search's own winner" not in card
+    own = next(row for row in result.published().rows if row.stage == "together")
+    assert all(f"- {markdown_text(sentence)}." in card for sentence in own.verdict)
+    assert "base with adapter together" not in card
     record = Record.model_validate_json(published_text("study.json"))
     assert record.winner.label == row.label
     right = [one.right["evolved"] for one in record.examples]
@@ -249,22 +252,16 @@ def test_a_merge_with_lora_has_its_table(search_config, tmp_path, push, publishe
     assert "images/weights.png" not in card
 
 
-@pytest.mark.parametrize(
-    "doubt",
-    [
-        "Evolved PS+DFS is WORSE than a LoRA, which has 0.900, by 0.200 of accuracy",
-        "Maths does as well: keep maths as it is; it has 0.500",
-        "EVERY ANSWER of evolved PS+DFS IS WRONG (9 of 9)",
-        "Always answering 'no' is right in 0.964, and evolved PS+DFS in 0: look at the examples",
-    ],
-)
-def test_a_push_says_that_another_model_is_better(doubt, hybrid_search, tmp_path, preview):
-    """Where the verdict begins with a reason not to publish the winner, the plan warns of it."""
+def test_a_push_says_what_speaks_against_it(hybrid_search, tmp_path, push, published_text):
+    """Where the record doubts the winner, the plan warns of it, and the card begins with it."""
+    doubt = "Maths does as well: keep maths as it is; it has 0.500"
     study = shutil.copytree(hybrid_search, tmp_path / "study")
-    assert doubt not in preview(study).warnings
     file = study / "results.json"
     results = json.loads(file.read_text())
-    file.write_text(json.dumps({**results, "verdict": [doubt, *results["verdict"]]}))
+    for row in results["rows"]:
+        row["doubt"] = doubt if row["winner"] else ""
+    file.write_text(json.dumps(results))
     with Study.open(study) as kept:
         kept.set_meta(WRITTEN, {**kept.meta(WRITTEN), file.name: file_sha256(file)})
-    assert doubt in preview(study).warnings
+    assert doubt in push(study).warnings
+    assert f" {doubt}." in published_text().partition("## Use it")[0]

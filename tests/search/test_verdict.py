@@ -382,6 +382,38 @@ def test_searches_whose_truth_is_known(case):
         "advice"
     )
     assert solves_nothing(rows) == case.endswith("body solves")
+    doubt = said[0] if simpler or case.endswith("body solves") else ""
+    assert Result(None, "test", rows).doubt == doubt
+
+
+def _record_of_together(rows):
+    """The record's row of a merge with a LoRA beside it."""
+    (row,) = (row for row in Result(None, "test", rows).published().rows if row.stage == "together")
+    return row
+
+
+def test_a_merge_with_lora_is_judged_by_itself():
+    """The record has the verdict on the merge with a LoRA beside it too: what it beats, nothing
+    that a merge alone would prove, and what speaks against publishing it."""
+    shares = {"alone_maths": 0.4, "alone_japanese": 0.1, "noise": 0.1, "lora": 0.6}
+    rows = _search(**shares, together=0.9, ps=0.5)
+    row = _record_of_together(rows)
+    text = "\n".join(row.verdict)
+    assert text.startswith("Merge with LoRA beside it is better than its best parent, maths, by")
+    assert "better than maths alone, rescaled, by 0.500 of accuracy" in text
+    assert "better than random changes in place of its sources, by 0.800" in text
+    assert "better than evolved PS, by 0.400" in text
+    assert "eeds" not in text
+    assert row.doubt == ""
+    level = _record_of_together(_search(lora=0.9, together=0.9, ps=0.5))
+    assert level.doubt == level.verdict[0]
+    assert "LoRA" in level.doubt.partition(";")[0]
+    assert "is as good" in level.doubt
+    one = Constant("no", 0.95, solved=0.9, rest=0.0)
+    rows = [replace(each, constant=one if each.stage == "together" else None) for each in rows]
+    constant = _record_of_together(rows).doubt
+    assert constant.startswith("Always answering 'no', the most frequent answer of")
+    assert "and merge with LoRA beside it in 0.900" in constant
 
 
 @pytest.mark.parametrize(
@@ -394,13 +426,15 @@ def test_one_answer_for_all_examples(often, is_enough):
     examples = [Example("", "red" if i < often * N else str(i)) for i in range(N)]
     rows = _search(average=0.3, alone_maths=0.2, alone_japanese=0.1, lora=0.9, ps=0.7)
     constant = Constant.of([*examples[:2], examples[-1]], examples, rows[-1].scores)
-    said = verdict(rows, "test", constant=constant)
-    result = Result(None, "test", rows, constant=constant)
+    rows[-1] = replace(rows[-1], constant=constant)
+    said = verdict(rows, "test")
+    result = Result(None, "test", rows)
     assert said[0].startswith("Always answering 'red', the most frequent") == is_enough
     assert (f"is right in {often:.3f}, and evolved PS in 0.700" in said[0]) == is_enough
     assert ("training is worth more" in " ".join(said)) != is_enough
     assert ("Needs both sources" in " ".join(said)) != is_enough
     assert (result.instead is None) == is_enough
+    assert result.doubt == said[0]  # the LoRA is better, or the constant answer suffices
     assert _next(result, Path("mine"), build=True)[0].startswith("next:   look at") == is_enough
 
 
@@ -457,9 +491,10 @@ def test_one_answer_for_all_hides_no_wrong_form(caplog):
     is a thing to look at."""
     rows = _search(average=0, ps=0)
     constant = Constant("red", 0.3, solved=0.0)
-    said = verdict(rows, "test", constant=constant)
+    rows[-1] = replace(rows[-1], constant=constant)
+    said = verdict(rows, "test")
     assert [each[:12] for each in said[:2]] == ["Always answe", "EVERY ANSWER"]
-    _next(Result(None, "test", rows, constant=constant), Path("mine"), build=True)
+    _next(Result(None, "test", rows), Path("mine"), build=True)
     assert "look at what it answers" in caplog.text
 
 
@@ -561,7 +596,9 @@ def test_a_model_that_loses_a_skill_is_no_advice(kept):
             correct=np.concatenate([scores.correct for scores in each.values()]),
         )
         rows.append(Row(stage, name, whole, retained=each, winner=stage == "ps"))
-    (first, *_) = _next(Result(None, "test", rows), Path("mine"), build=True)
+    result = Result(None, "test", rows)
+    assert ("MORE THAN HALF IS LOST of b" in result.doubt) == (kept < 0.5)
+    (first, *_) = _next(result, Path("mine"), build=True)
     advice = "next:   keep the models: evolved PS keeps 0.30 ("
     assert first.startswith(advice if kept < 0.5 else "next:   hf-evomerge eval mine")
 

@@ -64,13 +64,15 @@ class HeldOut(Phase):
             if row.optional and outcome.error is not None:
                 logger.warning(f"the results have no {row.model}: {outcome.error}")
                 continue
-            rows.append(replace(row, scores=outcome, retained=retained[row.label]))
+            constant = None if outcome.error is not None else _constant(run, outcome)
+            rows.append(
+                replace(row, scores=outcome, retained=retained[row.label], constant=constant)
+            )
         if config.fitness.task == "agreement" and scores[run.winner].correct is not None:
             run.notes.append(_IMITATED)
         heart = _learned_by_heart(run, scores[run.winner])
         run.notes += heart
-        constant = _constant(run, scores[run.winner])
-        run.notes += _often_right(constant)
+        run.notes += _often_right(_constant(run, scores[run.winner]))
         run.result = Result(
             run.study.recipe(run.winner),
             run.sizes.judged_on,
@@ -81,7 +83,6 @@ class HeldOut(Phase):
             notes=run.notes,
             warnings=run.study.meta("warnings") or [],
             contributions=run.contributions,
-            constant=constant,
             by_heart=bool(heart),
         )
 
@@ -112,8 +113,8 @@ def _learned_by_heart(run: SearchRun, held_out: Scores) -> list[str]:
     ]
 
 
-def _constant(run: SearchRun, winner: Scores) -> Constant | None:
-    """Find what one answer scores: for the first skill of which the winner is no better, or else
+def _constant(run: SearchRun, model: Scores) -> Constant | None:
+    """Find what one answer scores: for the first skill of which a model is no better, or else
     for all examples."""
     if run.evaluator is None:
         return None
@@ -123,12 +124,12 @@ def _constant(run: SearchRun, winner: Scores) -> Constant | None:
         constant = Constant.of(
             [each for each in searched if each.source == name],
             [judged[place] for place in places],
-            winner.take(places),
+            model.take(places),
             name,
         )
         if constant is not None and constant.suffices:
             return constant
-    return Constant.of(searched, judged, winner)
+    return Constant.of(searched, judged, model)
 
 
 def _often_right(constant: Constant | None) -> list[str]:

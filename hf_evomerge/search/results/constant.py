@@ -19,8 +19,8 @@ class Constant:
         answer: The answer.
         accuracy: Share of some examples that it answers right.
         skill: Name of the skill that the examples are of; empty where they are all.
-        solved: Share of them that the winner solves; None without a winner.
-        rest: Share that the winner solves of those with another answer; None where there are none.
+        solved: Share of them that a model solves; None without a model.
+        rest: Share that the model solves of those with another answer; None where there are none.
     """
 
     answer: str
@@ -34,7 +34,7 @@ class Constant:
         cls,
         searched: Sequence[Example],
         judged: Sequence[Example],
-        winner: Scores | None = None,
+        model: Scores | None = None,
         skill: str = "",
     ) -> Constant | None:
         """Take the answer from some examples, the first of equals, and count it in others.
@@ -42,7 +42,7 @@ class Constant:
         Args:
             searched: Examples whose most frequent answer is taken.
             judged: Examples that it is counted in.
-            winner: Scores of the winner on them.
+            model: Scores of a model on them.
             skill: Name of their skill.
 
         Returns:
@@ -54,15 +54,15 @@ class Constant:
             return None
         is_frequent = [each.answer == answer for each in judged]
         accuracy = sum(is_frequent) / len(judged)
-        if winner is None or winner.correct is None:
+        if model is None or model.correct is None:
             return cls(answer, accuracy, skill)
         others = [place for place, frequent in enumerate(is_frequent) if not frequent]
-        rest = winner.take(others).accuracy if others else None
-        return cls(answer, accuracy, skill, winner.accuracy, rest)
+        rest = model.take(others).accuracy if others else None
+        return cls(answer, accuracy, skill, model.accuracy, rest)
 
     @property
     def suffices(self) -> bool:
-        """True where the winner is right no more often, or hardly where the answer is another
+        """True where the model is right no more often, or hardly where the answer is another
         one."""
         if self.solved is None or self.accuracy < LITTLE:
             return False

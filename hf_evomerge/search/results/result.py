@@ -3,16 +3,15 @@ words."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ... import record
 from ...recipes.recipe import Recipe
-from ...record import Contribution, Results
 from ..front.results import Front
-from .constant import Constant
 from .kept import what_is_kept
 from .table import Row, RowStage, contributions_table, kept_by, published, rows_table
-from .verdict import RULE, instead, verdict
+from .verdict import RULE, instead, lost_skills, solves_nothing, verdict
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,6 @@ class Result:
         notes: Sentences after those of the comparison, such as what a source gives the winner.
         warnings: What was warned of before the search.
         contributions: What each source gives the winner, where that was asked for.
-        constant: What one answer scores for all examples, or for a skill of which the winner is no
-            better; None where answers are neither right nor wrong.
         by_heart: Whether the winner has learned some of the search examples by heart.
     """
 
@@ -46,8 +43,7 @@ class Result:
     looks: int = 1
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    contributions: list[Contribution] = field(default_factory=list)
-    constant: Constant | None = None
+    contributions: list[record.Contribution] = field(default_factory=list)
     by_heart: bool = False
 
     @property
@@ -66,7 +62,7 @@ class Result:
     def verdict(self) -> list[str]:
         """Verdict of the comparison on the winner, in sentences."""
         if not self.front:
-            said = verdict(self.rows, self.split, self.unit, self.looks, self.constant)
+            said = verdict(self.rows, self.split, self.unit, self.looks)
             winner = next((row for row in self.rows if row.winner), None)
             shares = [] if winner is None else kept_by(winner, self.rows)
             said += what_is_kept(shares)
@@ -81,17 +77,44 @@ class Result:
         """The simplest model that does as well as the winner; None where there is none, or a
         front, or where one answer for all examples does as well. What to do about it is
         ``row.against.keep``."""
-        has_constant = self.constant is not None and self.constant.suffices
-        return None if self.front or has_constant else instead(self.rows)
+        return None if self.front else instead(self.rows)
 
-    def published(self) -> Results:
-        """The comparison for the record. Each row has the winner's lead over it."""
-        rows = [published(self.rows, row) for row in self.rows]
+    @property
+    def doubt(self) -> str:
+        """The sentence that speaks against publishing the winner; empty where none does."""
+        winner = next((row for row in self.rows if row.winner), None)
+        if self.front or winner is None:
+            return ""
+        if lost_skills(self.rows, winner):
+            return what_is_kept(kept_by(winner, self.rows))[0]
+        has_doubt = winner.is_constant or self.instead or solves_nothing(self.rows)
+        return self.verdict[0] if has_doubt else ""
+
+    def published(self) -> record.Results:
+        """The comparison for the record. Each row has the winner's lead over it; the merge with a
+        LoRA beside it, which lies built beside the winner, has the verdict on itself."""
+        rows = list[record.Row]()
+        for row in self.rows:
+            told: dict[str, Any] = {}
+            if row.winner:
+                told = {"doubt": self.doubt}
+            elif row.stage == "together" and not self.front:
+                own = self._won_by(row)
+                told = {"doubt": own.doubt, "verdict": own.verdict}
+            told = {key: value for key, value in told.items() if value}
+            rows.append(published(self.rows, row).model_copy(update=told))
         given = {"front": self.front.published(), "contributions": self.contributions}
         more: dict[str, Any] = {key: value for key, value in given.items() if value}
-        return Results(
+        return record.Results(
             split=self.split, examples=self.examples, rows=rows, verdict=self.verdict, **more
         )
+
+    def _won_by(self, row: Row) -> Result:
+        """The same comparison with another model as its winner."""
+        rows = [replace(each, winner=False) for each in self.rows]
+        place = self.rows.index(row)
+        rows[place] = replace(row, winner=True, model=row.model.partition(" (")[0])
+        return replace(self, rows=rows, notes=[])
 
     def to_json(self) -> dict[str, Any]:
         """The comparison for ``results.json``."""

@@ -16,6 +16,7 @@ from ...fitness.scores import Scores, plus_minus
 from ...recipes.stage_names import StageName
 from ...record import Contribution, Figures
 from ..evaluation.sources import Target
+from .constant import Constant
 from .kept import Kept, kept, mean_kept
 
 _NAME = 26  # columns, into which longer names of models are folded
@@ -61,6 +62,8 @@ class Row:
         seconds: Evaluation time of these trials.
         winner: Whether it is what the search ended with.
         retained: What it scored on the examples of `SearchConfig.compare`, by name.
+        constant: What one answer scores on all examples, or on a skill of which the model is no
+            better; None where answers are neither right nor wrong.
         label: Key by which its scores are kept in the study; see `Study.evaluation`.
         against: How the verdict compares the winner with it; None where no sentence is said.
         target: The model, where it lies today.
@@ -76,12 +79,18 @@ class Row:
     seconds: float = 0.0
     winner: bool = False
     retained: dict[str, Scores] = field(default_factory=dict)
+    constant: Constant | None = None
     label: str = ""
     against: Against | None = None
     target: Target | None = field(default=None, compare=False)
     shots: int = 0
     favoured: bool = False
     optional: bool = False
+
+    @property
+    def is_constant(self) -> bool:
+        """True where one answer for all examples does as well as the model."""
+        return self.constant is not None and self.constant.suffices
 
 
 def kept_by(row: Row, rows: Sequence[Row]) -> list[Kept]:

@@ -24,7 +24,7 @@ from ...fitness.comparison import (
 )
 from ...fitness.scores import Scores
 from ..file.stages import STAGES
-from .constant import LITTLE, Constant
+from .constant import LITTLE
 from .kept import HALF, Kept
 from .table import Against, Row, kept_by
 
@@ -42,13 +42,7 @@ LEAST = 0.005  # of fitness; what is printed as 0.00
 FORM = "do separator, chat template and end of the answer suit the models?"
 
 
-def verdict(
-    rows: Sequence[Row],
-    split: str,
-    unit: str = "",
-    looks: int = 1,
-    constant: Constant | None = None,
-) -> list[str]:
+def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> list[str]:
     """Sentences about the winner of a comparison, the most important first; none where nothing won
     or it failed.
 
@@ -59,7 +53,6 @@ def verdict(
         split: What they were measured on.
         unit: What the fitness is measured in; empty where it has no unit.
         looks: How often the test split was scored.
-        constant: What one answer for all examples scores; None where that is not known.
     """
     judged = _judged(rows, unit)
     if judged is None:
@@ -75,7 +68,8 @@ def verdict(
         needless = "alone" if simpler.stage == "noise" else "noise"
         others = [row for row in others if row.stage != needless]
     advised = judged.beside(others, simpler) or simpler
-    if constant is not None and constant.suffices:
+    constant = judged.constant
+    if constant is not None:
         has = f"{judged.winner.model} in {constant.solved:.3f}"
         if constant.rest is not None:
             has += f" ({constant.rest:.3f} where the answer is another one)"
@@ -136,10 +130,15 @@ def instead(rows: Sequence[Row]) -> Row | None:
     """The model to take in place of the winner, with what to do about it in ``row.against.keep``.
 
     It is the simplest that does as well, or the merge with a LoRA beside it, where that solves
-    more. None where neither is, or no model solves anything.
+    more. None where neither is, or no model solves anything, or one answer does as well.
     """
     judged = _judged(rows)
-    if judged is None or not judged.any_right or judged.hardly_any_right:
+    if (
+        judged is None
+        or judged.constant is not None
+        or not judged.any_right
+        or judged.hardly_any_right
+    ):
         return None
     simpler = judged.simplest(judged.others)
     return judged.beside(judged.others, simpler) or simpler
@@ -171,6 +170,7 @@ class _Judged:
         parents: Base and sources that could be scored.
         is_for_skills: Whether the examples are shared out among skills, all of which count.
         others: Rows that the winner is compared with: its best parent, and all that have sentences.
+        constant: One answer that does as well as the winner; None where none does.
         any_right: Whether any model solves anything.
         hardly_any_right: Whether the best model solves something, and less than a tenth.
     """
@@ -187,6 +187,7 @@ class _Judged:
             np.sort(np.concatenate(of_skills)), np.sort(winner.scores.values)
         )
         self.others = self._others()
+        self.constant = winner.constant if winner.is_constant else None
         self.any_right = any(self._column(row).any() for row in alive)
         best = max(row.scores.accuracy or 0.0 for row in alive)
         self.hardly_any_right = self.by[0] == "accuracy" and 0 < best < LITTLE
@@ -241,7 +242,7 @@ class _Judged:
             if row in lone and row is not best:  # the best alone on these examples counts
                 continue
             is_same = row.stage in STAGES and row.scores == self.winner.scores
-            if row.against is not None and not is_same:
+            if row.against is not None and row is not self.winner and not is_same:
                 others.append(row)
         return others
 
@@ -356,8 +357,11 @@ class _Judged:
         if first.is_better:
             if self.nothing_right():
                 return ""  # which reads as success
-            better = against.better or f"{winner} is better than {against.name},"
-            if other.stage == "alone":
+            better = f"{winner} is better than {against.name},"
+            trained = self.winner.stage == "together"  # which tells nothing of the sources
+            if against.better and not (trained and other.stage == "noise"):
+                better = against.better
+            if other.stage == "alone" and not trained:
                 simpler = self.simplest(self.others)
                 if simpler is not None and simpler.stage in PARENTS:
                     return ""  # one source is enough, as it is

@@ -164,7 +164,10 @@ class MergeWithLora(Phase):
         except EvoMergeError as error:
             logger.warning(f"the results have no merge with LoRA: {error}")
             return
-        of_parent = f"a LoRA of {begin.name.removesuffix(ALONE)}"
+        parent_name = begin.name.removesuffix(ALONE)
+        of_parent = f"a LoRA of {parent_name}"
+        title = f"LoRA beside {parent_name}" if begin.still else self.title
+        where = "" if begin.still else str(begin)
         against = Against(
             of_parent if begin.still else "itself with LoRA beside it",
             f"`{TOGETHER_FOLDER}` in the study is better",
@@ -174,7 +177,7 @@ class MergeWithLora(Phase):
         run.rows.append(
             Row(
                 "together",
-                f"{self.title} (rate {rate:g}{begin}, {trainings.best_of(len(ranks))})",
+                f"{title} (rate {rate:g}{where}, {trainings.best_of(len(ranks))})",
                 evaluations=trainings.done,
                 seconds=trainings.seconds,
                 label=name.replace("together:", "together:built:"),
