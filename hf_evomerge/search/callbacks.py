@@ -57,7 +57,6 @@ class Progress:
         sigma: The optimizer's step size.
         failed, duplicates: Trials that failed, and that shared another's scores.
         seconds: Wall time of this phase in this process.
-        seconds_before: Wall time of this phase in the processes before, of a search that goes on.
         fresh: What was evaluated in this process, in scores of all examples; the rest was replayed.
         left: Seconds until the table of results is there, as all phases that are still to come take
             them at the pace so far; None where nothing has been seen yet.
@@ -76,7 +75,6 @@ class Progress:
     failed: int = 0
     duplicates: int = 0
     seconds: float = 0.0
-    seconds_before: float = 0.0
     fresh: float = 0.0
     left: float | None = None
     to_come: tuple[str, ...] = ()

@@ -1,5 +1,7 @@
 """The time that is left is that of all phases that are still to come."""
 
+from dataclasses import replace
+
 import pytest
 from watch import Watch
 
@@ -21,19 +23,25 @@ TITLES = {
 WORK = {"parents": 60, "ps": 600, "finalists": 80, "lora": 1200, "test": 300}
 
 
-def test_what_is_to_come_has_the_quickest_pace():
-    """Work that is to come takes as long as the quickest that was seen; the first phase, which
-    loads models, says nothing."""
-    forecast = Forecast(TITLES, [PhasePlan(name, "", work) for name, work in WORK.items()])
+def test_what_is_to_come_has_its_pace():
+    """Work that is to come takes as long as work of its kind, or else as the quickest that was
+    seen; the first phase and the first report of each, which load models, say nothing."""
+    plans = [PhasePlan(name, "", work) for name, work in WORK.items()]
+    plans[3] = replace(plans[3], like="ps")
+    forecast = Forecast(TITLES, plans)
     forecast.enter("parents")
     assert forecast.left("parents", 20, 20.0, rest=40) is None
     assert forecast.to_come == ("parameter space", "best", "LoRA", "test")
     for phase, name, done, seconds, rest, more, left in (
         ("ps", "ps", 0, 0.5, 600, 0, None),
-        ("ps", "ps", 100, 20.0, 500, 0, 0.2 * (500 + 80 + 1200 + 300)),
+        ("ps", "ps", 10, 90.0, 590, 0, None),
+        ("ps", "ps", 110, 110.0, 490, 0, 0.2 * (490 + 80 + 1200 + 300)),
         # counted in the stage, and not again
-        ("ps", "finalists", 20, 1.0, 60, 0, 0.05 * (60 + 1200 + 300)),
-        ("lora", "finalists", 10, 5.0, 10, 900, 0.5 * 10 + 0.05 * (900 + 300)),
+        ("ps", "finalists", 10, 5.0, 70, 0, 0.2 * (70 + 1200 + 300)),
+        ("ps", "finalists", 20, 5.5, 60, 0, 0.05 * (60 + 300) + 0.2 * 1200),
+        ("lora", "finalists", 10, 5.0, 10, 900, 0.05 * (10 + 300) + 0.2 * 900),
+        ("lora", "lora", 10, 50.0, 1190, 0, 0.2 * 1190 + 0.05 * 300),
+        ("lora", "lora", 20, 55.0, 1180, 0, 0.5 * 1180 + 0.05 * 300),
         ("test", "test", 300, 30.0, 0, 0, 0),
     ):
         forecast.enter(phase)
@@ -42,22 +50,23 @@ def test_what_is_to_come_has_the_quickest_pace():
     assert forecast.to_come == ()
 
 
-@pytest.mark.parametrize(("fresh", "seconds", "left"), [(1, 60, 110), (0.1, 60, 110), (0, 0, None)])
-def test_a_search_that_goes_on_keeps_its_pace(fresh, seconds, left, search_config):
-    """After a resume the loading of models does not count as the time of one trial: the processes
-    before tell the pace. What is only read again tells nothing."""
+@pytest.mark.parametrize("fresh", [1, 0])
+def test_a_search_that_goes_on_finds_its_pace(fresh, search_config):
+    """After a resume the loading of models does not count as the time of one trial, and what is
+    only read again tells nothing."""
     reports = []
     run = SearchRun(search_config("ps"), None, None, None, callbacks=[Watch(reports.append)])
     run.forecast = Forecast({"parents": "", "ps": ""}, [PhasePlan("ps", "", 48)])
     run.forecast.enter("ps")
-    progress = Progress("ps", 40, 50, seconds=seconds, seconds_before=380, fresh=fresh)
-    run.report(progress, size=1)
-    assert reports[0].left == (left if left is None else pytest.approx(left))
+    for done, seconds in ((39, 60), (40, 71)):
+        counted = (done - 38) * fresh
+        run.report(Progress("ps", done, 50, seconds=seconds, fresh=counted), size=1)
+    assert [each.left for each in reports] == [None, 10 * 11 if fresh else None]
 
 
 @pytest.mark.parametrize("by", ["gradient", "cma"])
 def test_a_search_says_what_is_to_come(by, tmp_path, search_config, tiny):
-    """From the first whole evaluation of a stage on, every report has the time until the table is
+    """From the second evaluation of a stage on, every report has the time until the table is
     there and the phases that are to come; the last has none. Retained examples are part of the
     test."""
     config = search_config(
@@ -71,7 +80,8 @@ def test_a_search_says_what_is_to_come(by, tmp_path, search_config, tiny):
     titles = ("parameter space", "best, validated", "contributions")
     assert second.to_come == (*titles, "held-out test")
     unknown = [each for each in others if each.left is None]
-    assert all(each.phase == "parents" or each.fresh < 1 for each in unknown)
+    begun = [each for each in unknown if each.phase != "parents" and each.fresh]
+    assert len(begun) == 1  # the first report of the search has no pace yet
     assert all(each.left for each in others if each.phase == "test"), "retained examples follow"
     assert (others[-1].left, others[-1].to_come) == (0, ())
     again = []

@@ -17,12 +17,14 @@ class PhasePlan:
         text: What it does, in words.
         seconds: How long it takes with one worker.
         at_once: How many workers it has work for.
+        like: Name of a phase that does the same kind of work; empty where there is none.
     """
 
     name: str
     text: str
     seconds: float
     at_once: float = math.inf
+    like: str = ""
 
     def minutes(self, workers: int) -> float:
         """Return its minutes with so many workers."""
@@ -32,10 +34,14 @@ class PhasePlan:
 # Work is counted in scores of one example. A plan without a clock says how much of it each phase
 # takes; a gradient step counts as its price, three scores of its batch. With
 #   w_p  the work of phase p that is still to come,
-#   r    the least seconds of one score that were seen, since more is the loading of models,
-# the time that is left is  rest of the current phase + r sum_p w_p.  The first phase is not seen:
-# with few examples nearly all of its time is loading. Nor is what the study holds already. A phase
-# of which it holds a part is counted whole until it begins, and then by what is missing.
+#   r_p  the seconds of a score in phase p, or in the phase that it is like; the least of all paces
+#        where neither has begun,
+# the time that is left is  rest of the current phase * its pace + sum_p r_p w_p.
+#
+# A pace is that between the first report of a phase and its last, for models are loaded before the
+# first, and nothing is compiled yet. The first phase is not seen: with few examples nearly all of
+# its time is loading. Nor is what the study holds already. A phase of which it holds a part is
+# counted whole until it begins, and then by what is missing.
 class Forecast:
     """Forecast of the time that is left for a search.
 
@@ -49,8 +55,9 @@ class Forecast:
         self._plans = {plan.name: plan for plan in plans}
         self._waiting = list(titles)
         self._first = self._waiting[0]
+        self._begun: dict[str, tuple[float, float]] = {}
         self._done: dict[str, float] = {}
-        self._pace = math.inf
+        self._paces: dict[str, float] = {}
 
     def enter(self, name: str) -> None:
         """Note that a phase begins, and that those before it have ended."""
@@ -73,13 +80,24 @@ class Forecast:
             rest: Work that is left of it.
             more: Work of the current phase that follows.
         """
-        is_seen = done and seconds and name != self._first
-        if is_seen:
+        if done and name != self._first:
             self._done[name] = done
-            self._pace = min(seconds / done, self._pace)
-        if self._pace == math.inf:
+            begun, before = self._begun.setdefault(name, (done, seconds))
+            if done > begun:
+                self._paces[name] = (seconds - before) / (done - begun)
+        if not self._paces:
             return None
+        left = rest * self._pace(name) + more * self._pace(self._waiting[0])
         for each in self._waiting[1:]:
             if each in self._plans and each != name:
-                more += max(0.0, self._plans[each].seconds - self._done.get(each, 0.0))
-        return rest * (seconds / done if is_seen else self._pace) + more * self._pace
+                to_come = max(0.0, self._plans[each].seconds - self._done.get(each, 0.0))
+                left += to_come * self._pace(each)
+        return left
+
+    def _pace(self, name: str) -> float:
+        """Seconds of a score in a phase."""
+        like = self._plans[name].like if name in self._plans else ""
+        for each in (name, like):
+            if each in self._paces:
+                return self._paces[each]
+        return min(self._paces.values())

@@ -233,15 +233,10 @@ class SearchRun:
             more: What follows them in the phase, in scores of an example.
         """
         if self.forecast is not None:
-            # the first gradient step, which is slow and a small part of an evaluation, says nothing
-            seen = progress.fresh if progress.fresh >= 1 else 0.0
-            # of a search that goes on neither does its first trial, most of which is loading
-            if progress.seconds_before and progress.fresh:
-                seen = progress.done
             left = self.forecast.left(
                 progress.phase,
-                seen * size,
-                progress.seconds_before + progress.seconds,
+                progress.fresh * size,
+                progress.seconds,
                 rest=(progress.total - progress.done) * size,
                 more=more,
             )

@@ -379,7 +379,6 @@ class StageRun:
             failed=state.failed + (trial.state == "FAILED"),
             duplicates=state.duplicates + (trial.duplicate_of is not None),
             seconds=time.perf_counter() - self._begin,
-            seconds_before=self._seconds_before,
         )
         self.report(self._progress)
 

@@ -120,7 +120,7 @@ class StagePhase(Phase):
         stage = self.stage
         first = next(phase for phase in planner.phases if phase.name == stage.original)
         text = f"{stage.title}: {stage.original} again, {stage.evaluations} evaluations"
-        return replace(first, name=self.name, text=text)
+        return replace(first, name=self.name, text=text, like=first.name)
 
     def run(self, run: SearchRun) -> None:
         """Run all generations, choose the stage's winner, and give it a row.

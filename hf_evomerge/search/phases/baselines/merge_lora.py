@@ -103,7 +103,7 @@ class MergeWithLora(Phase):
         )
         sizes = planner.sizes
         score = sizes[sizes.ranked_on] * planner.second
-        return PhasePlan(self.name, text, most * (stage.seconds + score), at_once=1)
+        return PhasePlan(self.name, text, most * (stage.seconds + score), at_once=1, like=name)
 
     def run(self, run: SearchRun) -> None:
         """Train, and build the best model unless the study's folder holds it; a warning where that
