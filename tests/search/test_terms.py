@@ -279,7 +279,7 @@ def test_a_study_stands_on_the_data_of_its_terms(search_config, terms, prompts, 
         ),
         (
             lambda _, term: term["data"]["search"]["sources"]["a"].update(chat=True),
-            "agreement: a: data.chat: the tokenizer has no chat template",
+            "a has no chat template; set 'chat: false'",
         ),
         (
             lambda settings, _: settings.update(optimize=[{"fitness": settings["fitness"]}, {}]),

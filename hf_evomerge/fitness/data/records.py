@@ -61,7 +61,8 @@ def wanted_records(spec: DataSpec) -> list[tuple[str, Any]]:
             f"count {spec.count} from start {spec.start}" if spec.count else f"start {spec.start}"
         )
         raise FitnessError(
-            f"{spec.name}: {asked} asked for, but there are only {len(order)} records"
+            f"{spec.name}: {asked} asked for, but there are only {len(order)} records; ask for "
+            "fewer, or give more"
         )
     return [(where(i), records[i]) for i in wanted]
 

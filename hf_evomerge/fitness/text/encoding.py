@@ -37,10 +37,10 @@ def render_prompt(example: Example, tokenizer: Any) -> str:
         )
     if not example.chat:
         return "".join(map("".join, example.shots)) + example.prompt
+    name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
     if not getattr(tokenizer, "chat_template", None):
         raise FitnessError(
-            "data.chat: the tokenizer has no chat template; set 'chat: false' and write a "
-            "'template'"
+            f"data.chat: {name} has no chat template; set 'chat: false' and write a 'template'"
         )
     messages = messages_of(example)
     if example.pictures:  # as chat templates for pictures want it
@@ -50,7 +50,6 @@ def render_prompt(example: Example, tokenizer: Any) -> str:
             for message in messages
         ]
         messages[-1]["content"] = [*parts, *messages[-1]["content"]]
-    name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
     refuses = f"data.chat: set 'chat: false'; the template of {name} refuses {example.id}: "
     with told(FitnessError, Exception, refuses):  # a template is somebody else's program
         return render_chat(tokenizer, messages)

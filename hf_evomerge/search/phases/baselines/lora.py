@@ -119,6 +119,7 @@ class LoraTrainings(Phase):
         if not finished:
             logger.warning("the results have no LoRA: none was trained and scored")
             return
+        trainings.end()
         best = max(finished, key=lambda each: each.fitness)
         chosen = trainings.best_of(len(finished))
         run.rows.append(

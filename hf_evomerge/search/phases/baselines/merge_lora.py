@@ -156,8 +156,7 @@ class MergeWithLora(Phase):
             parent = max(parents, key=lambda each: trained(each, SHARE_RATE, SHARE * cost))
             if helps(parent, rate):
                 begin, rate = parent, climb(parent, rate)
-        trainings.total = trainings.done
-        trainings.tell(before=trainings.done)
+        trainings.end()
         name = name_of(begin, rate)
         try:
             model = _built(run, evaluator, trainings.folder / name.replace(":", "-"))

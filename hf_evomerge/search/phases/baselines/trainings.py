@@ -114,6 +114,11 @@ class Trainings:
             raise SearchError(f"cannot be evaluated: {scores.error}")
         return scores.mean
 
+    def end(self) -> None:
+        """Report that no training follows."""
+        self.total = self.done
+        self.tell(before=self.done)
+
     def tell(self, spent: float = 0.0, *, before: float, note: str = "") -> None:
         """Report how much of the trainings is done.
 
