@@ -223,7 +223,10 @@ def plan_push(
     weights = weight_files(model)
     recipe = Recipe.load(model / RECIPE_FILE)
     names = PublicNames(api, options.published)
-    license = license_for(recipe.parents, names, options, api)
+    parents = recipe.parents
+    if model.name == TOGETHER_FOLDER:  # its LoRA is the search's own
+        parents = [ref for ref in parents if ref != recipe.sources[-1].parts[-1]]
+    license = license_for(parents, names, options, api)
     built = _built(model, weights)
     parts = tuple(file.name for file in sorted(model.iterdir()) if file.is_dir()) if draws else ()
     ours = _by_name(model, weights)

@@ -244,6 +244,8 @@ def test_a_merge_with_lora_has_its_table(search_config, tmp_path, push, publishe
     own = next(row for row in result.published().rows if row.stage == "together")
     assert all(f"- {markdown_text(sentence)}." in card for sentence in own.verdict)
     assert "base with adapter together" not in card
+    assert "## Licenses" in card
+    assert "together" not in card.partition("## Licenses")[2]  # its LoRA is nobody else's
     record = Record.model_validate_json(published_text("study.json"))
     assert record.winner.label == row.label
     right = [one.right["evolved"] for one in record.examples]

@@ -399,7 +399,7 @@ def test_a_merge_with_lora_is_judged_by_itself():
     rows = _search(**shares, together=0.9, ps=0.5)
     row = _record_of_together(rows)
     text = "\n".join(row.verdict)
-    assert text.startswith("Merge with LoRA beside it is better than its best parent, maths, by")
+    assert text.startswith("Merge with LoRA beside it is better than the best source, maths, by")
     assert "better than maths alone, rescaled, by 0.500 of accuracy" in text
     assert "better than random changes in place of its sources, by 0.800" in text
     assert "better than evolved PS, by 0.400" in text

@@ -229,6 +229,8 @@ class _Judged:
         if self.parents:
             parent = max(self.parents, key=lambda row: _means(row.scores, self.by))
             name = f"its best parent, {parent.model}"
+            if self.winner.stage == "together":  # which may have nothing of that parent
+                name = f"the best source, {parent.model}"
             kept = parent.model
             if parent.stage == "base":
                 name = kept = f"the {parent.model}"

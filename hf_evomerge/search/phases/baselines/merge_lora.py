@@ -163,15 +163,19 @@ class MergeWithLora(Phase):
         except EvoMergeError as error:
             logger.warning(f"the results have no merge with LoRA: {error}")
             return
-        parent_name = begin.name.removesuffix(ALONE)
-        of_parent = f"a LoRA of {parent_name}"
-        title = f"LoRA beside {parent_name}" if begin.still else self.title
-        where = "" if begin.still else str(begin)
+        title = self.title
+        where = str(begin)
+        named = "itself with LoRA beside it"
+        kept = "the merge with LoRA beside it"
+        if begin.still:
+            title = f"LoRA of {begin.name.removesuffix(ALONE)}"
+            where = ""
+            named = f"a {title}"
+            kept = named
         against = Against(
-            of_parent if begin.still else "itself with LoRA beside it",
+            named,
             f"`{TOGETHER_FOLDER}` in the study is better",
-            keep=f"take `{TOGETHER_FOLDER}` in the study, "
-            f"{of_parent if begin.still else 'the merge with LoRA beside it'}",
+            keep=f"take `{TOGETHER_FOLDER}` in the study, {kept}",
         )
         run.rows.append(
             Row(
