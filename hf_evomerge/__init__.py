@@ -32,7 +32,6 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from .hub.push_plan import PushOptions as PushOptions
     from .hub.reproduce import reproduce as reproduce
     from .hub.space import push_space as push_space
-    from .hub.trials import Study as Study
     from .mergekit import from_mergekit as from_mergekit
     from .mergekit import to_mergekit as to_mergekit
     from .merging import register_method as register_method
@@ -53,6 +52,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers and editors
     from .search.run import resume_search as resume_search
     from .search.run import run_search as run_search
     from .search.score_model import evaluate_model as evaluate_model
+    from .search.study.study import Study as Study
     from .search.study.study import Trial as Trial
 
 __version__ = "0.1.0"
@@ -70,7 +70,6 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "hub.push_plan": ("PushOptions",),
     "hub.reproduce": ("reproduce",),
     "hub.space": ("push_space",),
-    "hub.trials": ("Study",),
     "mergekit": ("from_mergekit", "to_mergekit"),
     "merging": ("register_method",),
     "modeling": (
@@ -88,7 +87,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "search.plan": ("plan_search",),
     "search.run": ("resume_search", "run_search"),
     "search.score_model": ("evaluate_model",),
-    "search.study.study": ("Trial",),
+    "search.study.study": ("Study", "Trial"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

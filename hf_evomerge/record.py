@@ -158,8 +158,7 @@ class Row(Figures):
     """Row of the table of results, for one model; the fields are explained at
     `hf_evomerge.search.results.table.Row`.
 
-    The winner's leads over it are by the measure that tells models apart best, and by fitness where
-    that is accuracy.
+    The winner's lead over it is by the measure that tells models apart best.
     """
 
     stage: Name = ""
@@ -175,7 +174,6 @@ class Row(Figures):
     doubt: Text = ""
     """The sentence that speaks against publishing this model; empty where none does."""
     lead: Comparison | None = None
-    fitness_lead: Comparison | None = None
 
     @staticmethod
     def scored(scores: Scores) -> dict[str, Any]:
@@ -232,7 +230,7 @@ class Results(Part):
         for row in self.rows:
             if row.stage == stage:
                 verdict = row.verdict
-            changed = {"winner": row.stage == stage, "lead": None, "fitness_lead": None}
+            changed = {"winner": row.stage == stage, "lead": None}
             rows.append(row.model_copy(update=changed))
         return self.model_copy(update={"rows": rows, "verdict": verdict})
 

@@ -442,37 +442,19 @@ def show(
 def export(
     study: Study,
     csv: Annotated[
-        Path | None, typer.Option(help="Write every trial to this file, as a row.")
-    ] = None,
-    answers: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write every answer that the study holds to this file, one JSON object per line."
-        ),
-    ] = None,
+        Path, typer.Option(help="Write every trial to this file, as a row.", show_default=False)
+    ],
 ) -> None:
-    """Write the trials and answers of a study as tables for other programs.
+    """Write the trials of a study as a table for other programs.
 
     **Example**
 
-    - `hf-evomerge export my-search --csv trials.csv --answers answers.jsonl`
+    - `hf-evomerge export my-search --csv trials.csv`
     """
     with one_line_errors():
-        from ..search.results.answers import export_answers
-        from ..search.results.export import check_new, export_csv
+        from ..search.results.export import export_csv
 
-        tables = ((csv, export_csv, "trials"), (answers, export_answers, "answers"))
-        wanted = [(file, write, what) for file, write, what in tables if file is not None]
-        if not wanted:
-            raise EvoMergeError("export: nothing to write; name a file with --csv or --answers")
-        if len({file for file, _, _ in wanted}) < len(wanted):
-            raise EvoMergeError(
-                "export: two tables would be written to one file; name a file for each"
-            )
-        for file, _, _ in wanted:  # before any of them is written
-            check_new(file)
-        for file, write, what in wanted:
-            typer.echo(f"{file}: {write(study, file)} {what}")
+        typer.echo(f"{csv}: {export_csv(study, csv)} trials")
 
 
 def _next(result: Result, out: Path, *, build: bool) -> list[str]:

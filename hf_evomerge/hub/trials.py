@@ -6,11 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..errors import HubError, optional
+from ..errors import HubError
 from ..record import MADE_WITH, Record
 from ..search.file.stages import STAGES
-from ..search.results.export import trial_rows
-from ..search.study import study
 from .card import TAGS, license_terms, markdown_text
 from .commit import Commit, Content, Target, commit_files, make_repo
 from .record import TRIALS_FILE
@@ -18,7 +16,6 @@ from .target import ATTRIBUTES, check_private, find_repo, names_in, refuse_other
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from pandas import DataFrame
 
     from .licenses import LicenseDecision
 
@@ -52,24 +49,6 @@ In the viewer's SQL console: `SELECT stage, number, fitness FROM train ORDER BY 
 
 {made_with}
 """
-
-
-class Study(study.Study):
-    """Study: all trials of one search, also as a data frame.
-
-    Example:
-        >>> study = Study.open("my-search")
-        >>> best = study.best("ps")[0]
-        >>> best.state, len(best.scores.values)  # one score per example
-        ('COMPLETE', 5)
-    """
-
-    def trials_dataframe(self) -> DataFrame:
-        """Return the trials as a pandas data frame, with ``params.NAME`` for each number of a
-        merge."""
-        pandas = optional("pandas", "eval", "data frames", HubError)
-        frame: DataFrame = pandas.DataFrame(trial_rows(self.folder))
-        return frame
 
 
 def commit_trials(

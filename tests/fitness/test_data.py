@@ -47,12 +47,12 @@ def test_jsonl_becomes_examples(jsonl):
     assert examples[1] == Example("question 1", "1", f"{jsonl}:3")
 
 
-def test_template_id_and_chat(jsonl):
+def test_template_and_chat(jsonl):
     """A template is filled from any fields, doubled braces are braces, and values are never
     templates themselves."""
     template = "{{Q}} {question} ({name})\n"
-    made = load(jsonl=jsonl, template=template, id_field="name", chat=True, system="s", count=1)
-    assert made == [Example("{Q} question 0 (n0)\n", "0", "n0", chat=True, system="s")]
+    made = load(jsonl=jsonl, template=template, chat=True, system="s", count=1)
+    assert made == [Example("{Q} question 0 (n0)\n", "0", f"{jsonl}:1", chat=True, system="s")]
     hostile = [{"question": "{number.__class__}", "number": 1}]
     (example,) = load(function=lambda: hostile, template="{question}")
     assert example.prompt == "{number.__class__}"

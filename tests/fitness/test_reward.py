@@ -140,7 +140,7 @@ def test_a_reward_model_reads_prompt_and_answer(model, examples, tokenizer, tmp_
     """Its one logit for the whole text is the reward, whatever is read together."""
     judge = saved(tmp_path, tokenizer)
     examples = [replace(each, prompt=f"{each.prompt} ") for each in examples]
-    scores = scored(model, examples, tokenizer, model=judge, reward_batch_size=5)
+    scores = scored(model, examples, tokenizer, model=judge, batch_size=5)
     alone = AutoModelForSequenceClassification.from_pretrained(judge).eval()
     for value, example, text in zip(scores.values, examples, scores.outputs, strict=True):
         ids = tokenizer(example.prompt + text, add_special_tokens=False, return_tensors="pt")

@@ -9,7 +9,6 @@ from huggingface_hub import CommitOperationAdd
 from pyarrow import parquet
 from refusals import refused
 
-from hf_evomerge import Study
 from hf_evomerge.errors import HubError
 
 
@@ -83,12 +82,3 @@ def test_the_command_says_where_the_trials_are(hybrid_search, command):
     done = command("push", hybrid_search, "local/merge", "--trials")
     assert done.returncode == 0, done
     assert "datasets/local/merge" in done.stdout
-
-
-def test_a_data_frame_has_a_row_for_each_trial(hybrid_search):
-    """`trials_dataframe` has the trials with their numbers, as optuna's has them."""
-    with Study.open(hybrid_search) as study:
-        frame = study.trials_dataframe()
-        trials = [*study.trials("ps"), *study.trials("dfs")]
-    assert frame["fitness"].tolist() == [trial.fitness for trial in trials]
-    assert any(name.startswith("params.") for name in frame.columns)

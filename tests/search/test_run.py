@@ -26,7 +26,6 @@ from hf_evomerge import (
 )
 from hf_evomerge.errors import SourceError
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.results.answers import Answer, export_answers, study_answers
 from hf_evomerge.search.runners.runner import LocalRunner
 from hf_evomerge.search.score_model import Evaluation
 from hf_evomerge.search.study.study import Study
@@ -217,15 +216,11 @@ def test_answers_and_what_is_retained(tiny, tmp_path, search_config):
             assert outputs is None or len(outputs) == cut.size == 5
     evaluator = Evaluator(config)
     scores = evaluator.evaluate(SourceRef(model=str(tiny / "a")), "test")
-    exported = list(study_answers(tmp_path))
-    tested = [answer for answer in exported if answer.split == "test"]
-    assert {answer.model for answer in tested} == {row.model for row in result.rows}
-    mine = [answer for answer in tested if answer.model == "a"]
-    assert [answer.answer for answer in mine] == scores.outputs
-    assert [answer.truncated for answer in mine] == scores.truncated.tolist()
-    assert mine[0].expected == evaluator.tasks.examples("test")[0].answer
-    assert export_answers(tmp_path, tmp_path / "answers.jsonl") == len(exported)
-    lines = (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [Answer(**json.loads(line)) for line in lines] == exported
+    with Study.open(tmp_path) as study:
+        labels = [row.label for row in result.rows]
+        kept = {label: study.evaluation(label, "test") for label in labels}
+    mine = kept["source:0"]
+    assert (mine.outputs, mine.truncated.tolist()) == (scores.outputs, scores.truncated.tolist())
+    assert all(each.outputs for each in kept.values())
     evaluation = evaluate_model(str(tiny / "a"), config, show=3)
     assert list(evaluation.answers.values()) == scores.outputs[:3]

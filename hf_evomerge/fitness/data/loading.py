@@ -109,12 +109,11 @@ def content_of(example: Example) -> str:
 def _example(record: Any, spec: DataSpec, where: str) -> Example:
     if not isinstance(record, Mapping):
         raise FitnessError(f"{where}: expected a mapping of fields, found {type(record).__name__}")
-    name = _text(record, spec.id_field, where) if spec.id_field else where
     if spec.text_field is not None:
         text = _text(record, spec.text_field, where)
         if not text.strip():
             raise FitnessError(f"{where}: the text (field {spec.text_field!r}) is empty")
-        return Example("", text, name, content=text)
+        return Example("", text, where, content=text)
     prompt = (
         _text(record, spec.prompt_field, where)
         if spec.template is None
@@ -142,7 +141,7 @@ def _example(record: Any, spec: DataSpec, where: str) -> Example:
     return Example(
         prompt,
         answer,
-        name,
+        where,
         spec.chat,
         spec.system,
         choices,

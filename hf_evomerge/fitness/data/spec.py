@@ -28,7 +28,6 @@ _OF_RECORDS = (
     "choices",
     "image_field",
     "head_field",
-    "id_field",
     "gloss_field",
     "other_fields",
 )
@@ -110,8 +109,6 @@ class DataSpec(StrictModel):
     file of JSON lines the name of a file in its folder."""
     head_field: str | None = None
     """The field that names the head that an example is for, where the task has ``heads``."""
-    id_field: str | None = None
-    """The field that names the example; its place in the data where absent."""
     gloss_field: str | None = None
     """The field that says the same in a language that readers of the published model know: it
     stands beside the examples that are published, and no model sees it."""
@@ -198,7 +195,7 @@ class DataSpec(StrictModel):
             if getattr(self, name) != DataSpec.model_fields[name].default
         )
         if self.text_field is not None and (
-            others := [name for name in changed if name not in ("text_field", "id_field")]
+            others := [name for name in changed if name != "text_field"]
         ):
             raise ValueError(
                 f"'text_field' is the whole text, without a prompt; leave out {others[0]!r}"
@@ -242,7 +239,7 @@ class DataSpec(StrictModel):
         read += self.filter or ()
         for text in self.choices if isinstance(self.choices, list) else ():
             read += template_fields(text)
-        named = (self.image_field, self.head_field, self.id_field, self.gloss_field)
+        named = (self.image_field, self.head_field, self.gloss_field)
         read += [*(field for field in named if field), *(self.other_fields or ())]
         return list(dict.fromkeys(read))
 

@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from ...errors import FitnessError, nearest, one_line, told
 from ...recipes.names import looked_in
 from ...recipes.recipe import SourceRef
-from ...recipes.strict_yaml import Count, Number, StrictModel
+from ...recipes.strict_yaml import Number, StrictModel
 from ..example import Example
 from ..registry import register_task
 from ..scores import Scores
@@ -69,8 +69,6 @@ class RewardSpec(WritingSpec):
     """The reward model's branch, tag or commit."""
     weights: list[Number] | None = None
     """Factors of the rewards, the functions' first and then the model's; 1 each where absent."""
-    reward_batch_size: Count = 16
-    """Texts that the reward model reads together."""
     unit: ClassVar[str] = "reward"
 
     @property
@@ -183,9 +181,9 @@ class RewardTask(WritingTask):
         ]
         rewards: list[float] = []
         with torch.inference_mode():
-            for start in range(0, len(whole), self.spec.reward_batch_size):
+            for start in range(0, len(whole), self.spec.batch_size):
                 inputs = tokenizer(
-                    whole[start : start + self.spec.reward_batch_size],
+                    whole[start : start + self.spec.batch_size],
                     return_tensors="pt",
                     padding=True,
                     padding_side="right",

@@ -69,19 +69,20 @@ def trial_row(trial: Trial, metrics: Iterable[str]) -> Columns:
     }
 
 
-def check_new(file: Path) -> None:
-    """Raise `SearchError` where a file to write is there already, as the study's own are, or cannot
-    be made."""
+def export_csv(folder: str | Path, file: str | Path) -> int:
+    """Write the trials as CSV, and return how many there are.
+
+    Raises:
+        SearchError: There is no study, or no trial in it; the file is there already, as the study's
+            own are, or cannot be made.
+    """
+    file = Path(file)
     if os.path.lexists(file):
         raise SearchError(f"{file}: exists already; choose another name")
     if not file.absolute().parent.is_dir():
         raise SearchError(
             f"{file}: there is no folder {file.parent}; make it, or choose another place"
         )
-
-
-def export_csv(folder: str | Path, file: str | Path) -> int:
-    """Write the trials as CSV; returns how many there are."""
     rows = trial_rows(folder)
     with (
         whole_file(file) as name,

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from ... import record
-from ...fitness.comparison import compare, measures
+from ...fitness.comparison import compare, main_measure
 from ...fitness.scores import Scores, plus_minus
 from ...recipes.stage_names import StageName
 from ...record import Contribution, Figures
@@ -106,13 +106,11 @@ def base_name(name: str) -> str:
 
 def published(rows: Sequence[Row], row: Row) -> record.Row:
     """Return one of the rows as it is published: without its scores per example, and with the
-    winner's leads over it."""
+    winner's lead over it."""
     winner = next((each for each in rows if each.winner and each is not row), None)
-    by = measures(*(each.scores for each in rows))
-    leads = [
-        None if winner is None else compare(winner.scores, row.scores, measure) for measure in by
-    ]
-    given: dict[str, Any] = dict(zip(("lead", "fitness_lead"), leads, strict=False))
+    lead = None
+    if winner is not None:
+        lead = compare(winner.scores, row.scores, main_measure(*(each.scores for each in rows)))
     return record.Row(
         stage=row.stage,
         model=row.model,
@@ -124,7 +122,7 @@ def published(rows: Sequence[Row], row: Row) -> record.Row:
         else row.evaluations,
         seconds=row.seconds,
         winner=row.winner,
-        **given,
+        lead=lead,
     )
 
 
