@@ -217,6 +217,7 @@ class Results(Part):
     verdict: list[Text] = Field(default_factory=list, max_length=1000)
     front: list[Point] = Field(default_factory=list, max_length=MAX_TRIALS)
     contributions: list[Contribution] = Field(default_factory=list, max_length=1000)
+    warnings: list[Text] = Field(default_factory=list, max_length=1000)
 
     @property
     def winner(self) -> Row | None:

@@ -413,7 +413,10 @@ def _shown(ref: SourceRef) -> dict[str, Any]:
             revisions.append(f"`{part.revision[:12]}`")
         elif not part.is_on_hub:
             revisions.append("not published")
-    return {"shown": " with adapter ".join(names), "revision_shown": ", ".join(revisions)}
+    return {
+        "shown": " with adapter ".join(names),
+        "revision_shown": ", ".join(dict.fromkeys(revisions)),
+    }
 
 
 def _sizes(facts: CardFacts) -> dict[str, Any]:

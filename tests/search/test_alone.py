@@ -84,7 +84,7 @@ def test_a_source_that_is_enough_is_kept(tmp_path):
     assert result.instead.stage == "alone"
     assert Recipe.load(study.folder / INSTEAD_FILE).merge_sources == [0]
     keep, build = _next(result, study.folder, build=True)
-    assert keep == "next:   take a as its own search rescaled it"
+    assert keep == "next:   take a alone, rescaled"
     assert build.startswith("        hf-evomerge merge '")
     assert INSTEAD_FILE in build
     _, result = toy_search(tmp_path / "both", ToyRunner(scores=_scores), **settings)

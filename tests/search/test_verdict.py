@@ -192,7 +192,7 @@ def test_an_interval_and_a_test_that_disagree_are_explained():
     won = Row("ps", "evolved PS", Scores(np.arange(30) < 5), winner=True)
     text = str(Result(None, "test", [Row("source", "a", Scores([0.0] * 30)), won]))
     assert "is hardly distinguishable from its best parent, a, on 30 examples: +0.167 (0" in text
-    assert "with hardly, only one of these holds" in text
+    assert "hardly, that only one of these holds" in text
 
 
 @pytest.mark.parametrize(("count", "told"), [(20, True), (40, False)])
@@ -237,7 +237,7 @@ def _search(retained=None, **shares):
     return rows
 
 
-RESCALED = "take maths as its own search rescaled it"
+RESCALED = "take maths alone, rescaled"
 SINGLE = f"A single source, maths rescaled, does as well: {RESCALED}; it has "
 SEARCHES = yaml.safe_load("""
 both needed:
@@ -258,14 +258,14 @@ a loss:
 a source that is noise:
   shares: {japanese: 0.0, alone_maths: 0.8, alone_japanese: 0.05, ps: 0.805}
   said:
-  - 'A single source, maths rescaled, does as well: take maths as its own search rescaled it; '
+  - 'A single source, maths rescaled, does as well: take maths alone, rescaled; '
   - Evolved PS is better than its best parent, maths, by 0.605 of accuracy (
-  advice: take maths as its own search rescaled it
+  advice: take maths alone, rescaled
 a source twice:
   shares: {japanese: 0.2, average: 0.2, alone_maths: 0.7, alone_japanese: 0.7, ps: 0.7}
   said:
-  - 'A single source, maths rescaled, does as well: take maths as its own search rescaled it; '
-  advice: take maths as its own search rescaled it
+  - 'A single source, maths rescaled, does as well: take maths alone, rescaled; '
+  advice: take maths alone, rescaled
 a task that the base solves:
   shares: {base: 0.9, average: 0.9, alone_maths: 0.9, lora: 0.9, ps: 0.905}
   said:
@@ -349,9 +349,9 @@ the prompt is worse:
 random directions are enough:
   shares: {alone_maths: 0.6, alone_japanese: 0.6, noise: 0.9, ps: 0.9}
   said:
-  - 'Random changes do as well as the sources: what was found is in the base; it '
+  - 'Random changes in place of its sources do as well: it needs none of them; it '
   - Evolved PS is better than its best parent
-  advice: 'fine-tune the base, or take other sources: random changes do as well as these'
+  advice: 'fine-tune the base, or take other sources: random changes do as well'
 all level:
   shares: {base: 0.8, maths: 0.8, average: 0.8, prompt: 0.8, alone_maths: 0.8, noise: 0.8, lora:
     0.8}

@@ -103,7 +103,11 @@ class Result:
                 told = {"doubt": own.doubt, "verdict": own.verdict}
             told = {key: value for key, value in told.items() if value}
             rows.append(published(self.rows, row).model_copy(update=told))
-        given = {"front": self.front.published(), "contributions": self.contributions}
+        given = {
+            "front": self.front.published(),
+            "contributions": self.contributions,
+            "warnings": self.warnings,
+        }
         more: dict[str, Any] = {key: value for key, value in given.items() if value}
         return record.Results(
             split=self.split, examples=self.examples, rows=rows, verdict=self.verdict, **more
@@ -118,14 +122,13 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """The comparison for ``results.json``."""
-        about = {"unit": self.unit, "warnings": self.warnings}
-        return {**about, **self.front.facts, **self.published().to_json()}
+        return {"unit": self.unit, **self.front.facts, **self.published().to_json()}
 
     def __str__(self) -> str:
         """The comparison as a table, and what it says."""
         caption = (
             f"{self.examples} {self.split} examples; ± is one standard error, (...) an interval "
-            "of 95 %; * is the winner"
+            "of 95 %; * is the search's winner"
         )
         caption += f"\n{RULE}" if self.verdict else ""
         more = ["", self.front.table(self.split)] if self.front else []

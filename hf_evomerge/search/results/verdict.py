@@ -72,7 +72,7 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
     if constant is not None:
         has = f"{judged.winner.model} in {constant.solved:.3f}"
         if constant.rest is not None:
-            has += f" ({constant.rest:.3f} where the answer is another one)"
+            has += f" ({constant.rest:.3f} of the problems with another answer)"
         sentences.insert(0, f"{constant}, and {has}: look at the examples first")
         others = [row for row in others if row.stage not in ("alone", "noise")]
         advised = None
@@ -92,8 +92,8 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
             f"{looks} times, for evaluations or rows were added after results: they are optimistic"
         )
         once = "once, after the winner was chosen" if looks == 1 else often
-        if favoured := [row.model for row in rows if row.favoured]:
-            once += f"; it also chose the best training for {favoured[0].partition(' (')[0]}"
+        if favoured := [row.model.partition(" (")[0] for row in rows if row.favoured]:
+            once += f"; it also chose the best training for {' and for '.join(favoured)}"
         sentences.append(
             f"the test split was scored {once}; p values are not corrected for their number"
         )

@@ -46,7 +46,7 @@ class Alone(Phase):
 
 def against(source: str, space: str) -> Against:
     """Sentences about the best of the sources, alone, in a search of a space."""
-    kept = f"{source} as its own search rescaled it"
+    kept = f"{source} alone, rescaled"
     if space != "ps":
         kept = f"a path through {source} alone"
     how = "rescaled" if space == "ps" else "by a path"

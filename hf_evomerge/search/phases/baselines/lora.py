@@ -154,7 +154,7 @@ def against(name: str, model: SourceRef) -> Against:
     """Sentences about a LoRA that was trained at the cost of the search."""
     return Against(
         f"a {name}",
-        worse="here training is worth more than a search for weights",
+        worse="here training is worth more than a search of merge weights",
         level="the best of several LoRAs, each at this cost, is as good",
         keep=f"take the LoRA in {model.adapter}, an adapter of {model.model}",
     )

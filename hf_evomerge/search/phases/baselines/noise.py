@@ -15,8 +15,8 @@ AGAINST = Against(
     "random changes in place of its sources",
     worse="what was found is in the base",
     better="needs more than random changes of its sources' size: it beats them",
-    level="random changes do as well as the sources: what was found is in the base",
-    keep="fine-tune the base, or take other sources: random changes do as well as these",
+    level="random changes in place of its sources do as well: it needs none of them",
+    keep="fine-tune the base, or take other sources: random changes do as well",
 )
 
 
