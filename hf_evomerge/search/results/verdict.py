@@ -33,7 +33,7 @@ SIMPLER = ("base", "source", "average", "prompt", "alone", "noise", "lora")
 """Kinds of rows that are simpler than a merge that was searched for, the simplest first."""
 MOST_CUT = 0.02  # share of answers that may be cut without a word
 RULE = (
-    "Better, or WORSE, means that p is below .05 and the interval excludes 0; with hardly, only "
+    "Better, or WORSE, means that p is below .05 and the interval excludes 0; hardly, that only "
     "one of these holds"
 )
 FEW = 30  # test examples; that fewer do not tell two models apart is no news
