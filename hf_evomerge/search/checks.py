@@ -103,8 +103,8 @@ def doubts_of_prompts(evaluator: Evaluator) -> list[str]:
         if silent:
             of = f"{len(silent)} of {count} prompts, such as {silent[0].prompt!r:.60}"
             doubts.append(
-                f"{name} answers nothing to {of}; end them as it was trained, with 'Answer:' or a "
-                "new line"
+                f"{name} answers nothing to {of}; end them as it was trained, with 'Answer:', a "
+                "space or a new line"
             )
             if len(silent) == count:
                 raise SearchError(f"agreement: {doubts[-1]}")
