@@ -118,7 +118,7 @@ class CardFacts:
 
     @property
     def weights(self) -> dict[int, set[float]]:
-        """All weights of each source of a merge that has weights, by its number."""
+        """Weights of each source of a merge that has weights, by its number."""
         merge = self.recipe.merge
         if merge is None or self.recipe.flow is not None:
             return {}
