@@ -24,7 +24,7 @@ from typing import Any
 
 VISITORS = 10
 PAUSE = 1.0  # seconds between two calls of a visitor, on average
-WARM = 0.3  # of the time, after which memory is measured first
+WARM = 0.5  # of the time, after which memory is measured first; it is level after a quarter hour
 ALLOWED = 0.1  # of what was measured first
 VISIT = 5  # calls of one visit, the first of which asks what the model is
 LEFT = 0.25  # of the calls, whose visitor does not wait for the answer
@@ -85,7 +85,7 @@ def run(scratch: Path, count: int, seed: int) -> tuple[dict[str, dict[str, int]]
         lost.append(f"memory grew: MiB of each minute {memory}")
         ends["lost"] += 1
     name = (
-        f"calls of {VISITORS} visitors; memory {first} MiB after a third of the time, {last} MiB "
+        f"calls of {VISITORS} visitors; memory {first} MiB after half of the time, {last} MiB "
         "at the end"
     )
     return {name: {"injected": sum(ends.values()), **ends}}, lost
