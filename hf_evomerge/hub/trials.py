@@ -86,8 +86,6 @@ def trials_card(record: Record, repo_id: str, license: LicenseDecision) -> str:
         f"- {STAGES[each.stage].capitalize()}: {each.trials} trials, {each.failed} of them failed."
         for each in record.stages
     ]
-    if not stages:
-        raise HubError(f"{repo_id}: no trial is finished yet; there is nothing to publish")
     return _CARD.format(
         metadata=data.to_yaml(),
         name=repo_id.rsplit("/", 1)[-1],

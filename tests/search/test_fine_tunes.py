@@ -151,7 +151,7 @@ def test_the_parent_that_learns_most_stands_still(helps, tmp_path, search_config
     assert row.evaluations == 5 * 8 + 2 * 2 + 8 * len(more)
     name = "together:built:still-1:0.001:8" if helps else "together:built:sum:0.0003:8"
     assert row.label == name
-    assert row.against.name == ("a LoRA of b" if helps else "itself with LoRA beside it")
+    assert row.against.name == ("a LoRA of b" if helps else "the merge with LoRA beside it")
     assert row.against.keep.endswith(", a LoRA of b" if helps else "LoRA beside it")
 
 
@@ -196,7 +196,7 @@ def test_lora_learns_beside_a_merge(
     assert row.seconds > 0
     assert row.scores.error is None
     assert not re.search("adapter says that it is of|no adapter", caplog.text)
-    assert row.against.name == "itself with LoRA beside it"
+    assert row.against.name == "the merge with LoRA beside it"
     recipe = Recipe.load(built / "recipe.yaml")
     assert recipe.sources[:2] == list(config.sources)
     assert recipe.sources[2].model == config.base.model

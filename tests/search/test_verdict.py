@@ -42,7 +42,7 @@ def _row(stage, model, right, **more):
         "lora": lora.against(
             model.rpartition(" (")[0], SourceRef(model="tiny", adapter="baselines/lora")
         ),
-        "together": Against("itself with LoRA beside it", "", keep="take the merge with LoRA"),
+        "together": Against("the merge with LoRA beside it", "", keep="take the merge with LoRA"),
         "ps": Against(model, lost),
         "dfs": Against(model, lost),
     }.get(stage)
@@ -309,24 +309,24 @@ LoRA is better:
 LoRA is better, and beside the merge it is better still:
   shares: {average: 0.3, lora: 0.9, together: 0.97, ps: 0.7}
   said:
-  - Evolved PS is WORSE than itself with LoRA beside it, which has 0.970, by 0.270
+  - Evolved PS is WORSE than the merge with LoRA beside it, which has 0.970, by 0.270
   advice: take the merge with LoRA
 beside the merge a LoRA learns the rest:
   shares: {average: 0.68, alone_maths: 0.1, together: 0.97, ps: 0.7}
   said:
-  - Evolved PS is WORSE than itself with LoRA beside it, which has 0.970, by 0.270
+  - Evolved PS is WORSE than the merge with LoRA beside it, which has 0.970, by 0.270
   - The plain average does as well; it has
   advice: take the merge with LoRA
 a LoRA beside the merge solves what nobody solves:
   shares: {average: 0.02, alone_maths: 0.04, together: 0.9, ps: 0.0}
   said:
-  - Evolved PS is WORSE than itself with LoRA beside it, which has 0.900, by 0.900
+  - Evolved PS is WORSE than the merge with LoRA beside it, which has 0.900, by 0.900
   - EVERY ANSWER of evolved PS IS WRONG (200 of 200)
   advice: take the merge with LoRA
 a source alone is level in next to nothing:
   shares: {maths: 0.01, average: 0.04, alone_maths: 0.04, together: 0.9, ps: 0.05}
   said:
-  - Evolved PS is WORSE than itself with LoRA beside it, which has 0.900, by 0.850
+  - Evolved PS is WORSE than the merge with LoRA beside it, which has 0.900, by 0.850
   - 'Evolved PS is '
   - 'The test split was scored once, '
   advice: take the merge with LoRA

@@ -165,17 +165,15 @@ class MergeWithLora(Phase):
             return
         title = self.title
         where = str(begin)
-        named = "itself with LoRA beside it"
-        kept = "the merge with LoRA beside it"
+        named = f"the {title}"
         if begin.still:
             title = f"LoRA of {begin.name.removesuffix(ALONE)}"
             where = ""
             named = f"a {title}"
-            kept = named
         against = Against(
             named,
             f"`{TOGETHER_FOLDER}` in the study is better",
-            keep=f"take `{TOGETHER_FOLDER}` in the study, {kept}",
+            keep=f"take `{TOGETHER_FOLDER}` in the study, {named}",
         )
         run.rows.append(
             Row(
