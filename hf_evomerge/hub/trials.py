@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..errors import HubError
 from ..record import MADE_WITH, Record
 from ..search.file.stages import STAGES
 from .card import TAGS, license_terms, markdown_text
