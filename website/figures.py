@@ -143,7 +143,8 @@ def skill_table() -> str:
     """The mean share kept of both skills over three families and their draws: from 128 prompts of
     each parent, and from 16 with more that are made of them."""
     cells = read("search/skills")
-    lines = [f"| prompts searched | {' | '.join(SKILL_ROWS)} |", f"|{' --- |' * (1 + len(SKILL_ROWS))}"]
+    heads = ["prompts searched", *SKILL_ROWS]
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for kind, count in (("prompts", 128), ("varied", 16)):
         names = [f"{family}:{kind}" for family in FAMILIES]
         own = [
