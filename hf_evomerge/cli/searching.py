@@ -492,7 +492,7 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
                 lines.append(f"        hf-evomerge push {model} YOUR-NAME/YOUR-MERGE --space")
         return lines
     wrong_form = solves_nothing(result.rows) and not result.by_heart
-    if winner.is_constant:
+    if winner.constant is not None:
         if wrong_form:
             LOGGER.warning(f"look at what it answers: {FORM}")
         return [f"next:   look at the examples: {winner.constant}"]

@@ -145,7 +145,7 @@ def test_the_parent_that_learns_most_stands_still(helps, tmp_path, search_config
     merge_lora.MergeWithLora().run(run)
     assert asked == [*scores, *more]
     (row,) = run.rows
-    still = "LoRA of b (rate 0.001, best of 7 on"
+    still = "LoRA of b (rate 0.001 beside b as it is, best of 7 on"
     moved = "merge with LoRA beside it (rate 0.0003 from the sum of"
     assert row.model.startswith(still if helps else moved)
     assert row.evaluations == 5 * 8 + 2 * 2 + 8 * len(more)

@@ -209,6 +209,7 @@ def test_answers_and_what_is_retained(tiny, tmp_path, search_config):
     result = run_search(config, tmp_path, build=False)
     assert all(row.retained["old"].values.size == 4 for row in result.rows)
     assert any("On old it is" in sentence for sentence in result.verdict)
+    assert all(row.constant is None or row.constant.suffices for row in result.rows)
     with Study.open(tmp_path) as study:
         for trial in study.trials("ps"):
             outputs, cut = study.answers(f"ps:{trial.number}")

@@ -428,7 +428,8 @@ def test_one_answer_for_all_examples(often, is_enough):
     examples = [Example("", "red" if i < often * N else str(i)) for i in range(N)]
     rows = _search(average=0.3, alone_maths=0.2, alone_japanese=0.1, lora=0.9, ps=0.7)
     constant = Constant.of([*examples[:2], examples[-1]], examples, rows[-1].scores)
-    rows[-1] = replace(rows[-1], constant=constant)
+    assert constant.suffices == is_enough
+    rows[-1] = replace(rows[-1], constant=constant if is_enough else None)
     said = verdict(rows, "test")
     result = Result(None, "test", rows)
     assert said[0].startswith("Always answering 'red', the most frequent") == is_enough

@@ -97,7 +97,4 @@ class Forecast:
     def _pace(self, name: str) -> float:
         """Seconds of a score in a phase."""
         like = self._plans[name].like if name in self._plans else ""
-        for each in (name, like):
-            if each in self._paces:
-                return self._paces[each]
-        return min(self._paces.values())
+        return self._paces.get(name) or self._paces.get(like) or min(self._paces.values())

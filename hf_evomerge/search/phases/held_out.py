@@ -65,6 +65,8 @@ class HeldOut(Phase):
                 logger.warning(f"the results have no {row.model}: {outcome.error}")
                 continue
             constant = None if outcome.error is not None else _constant(run, outcome)
+            if constant is not None and not constant.suffices:
+                constant = None
             rows.append(
                 replace(row, scores=outcome, retained=retained[row.label], constant=constant)
             )

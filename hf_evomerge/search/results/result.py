@@ -87,7 +87,7 @@ class Result:
             return ""
         if lost_skills(self.rows, winner):
             return what_is_kept(kept_by(winner, self.rows))[0]
-        has_doubt = winner.is_constant or self.instead or solves_nothing(self.rows)
+        has_doubt = winner.constant or self.instead or solves_nothing(self.rows)
         return self.verdict[0] if has_doubt else ""
 
     def published(self) -> record.Results:
@@ -114,7 +114,7 @@ class Result:
         )
 
     def _won_by(self, row: Row) -> Result:
-        """The same comparison with another model as its winner."""
+        """Make the same comparison with another model as its winner."""
         rows = [replace(each, winner=False) for each in self.rows]
         place = self.rows.index(row)
         rows[place] = replace(row, winner=True, model=row.model.partition(" (")[0])

@@ -62,8 +62,8 @@ class Row:
         seconds: Evaluation time of these trials.
         winner: Whether it is what the search ended with.
         retained: What it scored on the examples of `SearchConfig.compare`, by name.
-        constant: What one answer scores on all examples, or on a skill of which the model is no
-            better; None where answers are neither right nor wrong.
+        constant: One answer that does as well as the model, on all examples or on a skill; None
+            where none does.
         label: Key by which its scores are kept in the study; see `Study.evaluation`.
         against: How the verdict compares the winner with it; None where no sentence is said.
         target: The model, where it lies today.
@@ -86,11 +86,6 @@ class Row:
     shots: int = 0
     favoured: bool = False
     optional: bool = False
-
-    @property
-    def is_constant(self) -> bool:
-        """True where one answer for all examples does as well as the model."""
-        return self.constant is not None and self.constant.suffices
 
 
 def kept_by(row: Row, rows: Sequence[Row]) -> list[Kept]:

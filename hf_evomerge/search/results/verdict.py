@@ -68,7 +68,7 @@ def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> 
         needless = "alone" if simpler.stage == "noise" else "noise"
         others = [row for row in others if row.stage != needless]
     advised = judged.beside(others, simpler) or simpler
-    constant = judged.constant
+    constant = judged.winner.constant
     if constant is not None:
         has = f"{judged.winner.model} in {constant.solved:.3f}"
         if constant.rest is not None:
@@ -133,12 +133,9 @@ def instead(rows: Sequence[Row]) -> Row | None:
     more. None where neither is, or no model solves anything, or one answer does as well.
     """
     judged = _judged(rows)
-    if (
-        judged is None
-        or judged.constant is not None
-        or not judged.any_right
-        or judged.hardly_any_right
-    ):
+    if judged is None or judged.winner.constant is not None:
+        return None
+    if not judged.any_right or judged.hardly_any_right:
         return None
     simpler = judged.simplest(judged.others)
     return judged.beside(judged.others, simpler) or simpler
@@ -170,7 +167,6 @@ class _Judged:
         parents: Base and sources that could be scored.
         is_for_skills: Whether the examples are shared out among skills, all of which count.
         others: Rows that the winner is compared with: its best parent, and all that have sentences.
-        constant: One answer that does as well as the winner; None where none does.
         any_right: Whether any model solves anything.
         hardly_any_right: Whether the best model solves something, and less than a tenth.
     """
@@ -187,7 +183,6 @@ class _Judged:
             np.sort(np.concatenate(of_skills)), np.sort(winner.scores.values)
         )
         self.others = self._others()
-        self.constant = winner.constant if winner.is_constant else None
         self.any_right = any(self._column(row).any() for row in alive)
         best = max(row.scores.accuracy or 0.0 for row in alive)
         self.hardly_any_right = self.by[0] == "accuracy" and 0 < best < LITTLE

@@ -79,8 +79,7 @@ class LoraTrainings(Phase):
         )
         scores = (short + whole) * sizes[sizes.ranked_on]
         seconds = (cost * sizes["search"] + scores) * planner.second
-        like = next((stage.name for stage in config.stages if stage.algorithm == "gradient"), "")
-        return PhasePlan(self.name, text, seconds, at_once=1, like=like)
+        return PhasePlan(self.name, text, seconds, at_once=1, like=config.stages[0].name)
 
     def run(self, run: SearchRun) -> None:
         """Train, and give the best a row; a warning where none could be trained."""

@@ -164,11 +164,9 @@ class MergeWithLora(Phase):
             logger.warning(f"the results have no merge with LoRA: {error}")
             return
         title = self.title
-        where = str(begin)
         named = f"the {title}"
         if begin.still:
             title = f"LoRA of {begin.name.removesuffix(ALONE)}"
-            where = ""
             named = f"a {title}"
         against = Against(
             named,
@@ -178,7 +176,7 @@ class MergeWithLora(Phase):
         run.rows.append(
             Row(
                 "together",
-                f"{title} (rate {rate:g}{where}, {trainings.best_of(len(ranks))})",
+                f"{title} (rate {rate:g}{begin}, {trainings.best_of(len(ranks))})",
                 evaluations=trainings.done,
                 seconds=trainings.seconds,
                 label=name.replace("together:", "together:built:"),

@@ -13,7 +13,7 @@ from ..winner import best_of
 
 AGAINST = Against(
     "random changes in place of its sources",
-    worse="what was found is in the base",
+    worse="what was found needs none of its sources",
     better="needs more than random changes of its sources' size: it beats them",
     level="random changes in place of its sources do as well: it needs none of them",
     keep="fine-tune the base, or take other sources: random changes do as well",
