@@ -39,9 +39,9 @@ class PhasePlan:
 # the time that is left is  rest of the current phase * its pace + sum_p r_p w_p.
 #
 # A pace is that between the first report of a phase and its last, for models are loaded before the
-# first, and nothing is compiled yet. The first phase is not seen: with few examples nearly all of
-# its time is loading. Nor is what the study holds already. A phase of which it holds a part is
-# counted whole until it begins, and then by what is missing.
+# first, and nothing is compiled yet. In the first phase nothing is said: with few examples nearly
+# all of its time is loading. What the study holds already is not seen. A phase of which it holds a
+# part is counted whole until it begins, and then by what is missing.
 class Forecast:
     """Forecast of the time that is left for a search.
 
@@ -80,12 +80,12 @@ class Forecast:
             rest: Work that is left of it.
             more: Work of the current phase that follows.
         """
-        if done and name != self._first:
+        if done:
             self._done[name] = done
             begun, before = self._begun.setdefault(name, (done, seconds))
             if done > begun:
                 self._paces[name] = (seconds - before) / (done - begun)
-        if not self._paces:
+        if name == self._first or not self._paces:
             return None
         left = rest * self._pace(name) + more * self._pace(self._waiting[0])
         for each in self._waiting[1:]:
