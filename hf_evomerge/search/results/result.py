@@ -128,7 +128,7 @@ class Result:
         """The comparison as a table, and what it says."""
         caption = (
             f"{self.examples} {self.split} examples; ± is one standard error, (...) an interval "
-            "of 95 %; * is the search's winner"
+            "of 95 %; * is the search's winner; PS searches weights, DFS a path through the layers"
         )
         caption += f"\n{RULE}" if self.verdict else ""
         more = ["", self.front.table(self.split)] if self.front else []

@@ -201,7 +201,8 @@ class _Judged:
         values = self.winner.scores.values
         if self._column(self.winner).any() or (self.by[0] == "fitness" and values.any()):
             return []
-        more = "" if self.any_right else ", and of all others too: nothing here solves this task"
+        nothing = f", and of all others too: nothing solves this task; {FORM}"
+        more = "" if self.any_right else nothing
         count = f"{values.size} of {values.size}"
         return [f"EVERY ANSWER of {self.winner.model} IS WRONG ({count}){more}"]
 
@@ -357,7 +358,7 @@ class _Judged:
             better = f"{winner} is better than {against.name},"
             trained = self.winner.stage == "together"  # which tells nothing of the sources
             if against.better and not (trained and other.stage == "noise"):
-                better = against.better
+                better = f"{winner} {against.better}"
             if other.stage == "alone" and not trained:
                 simpler = self.simplest(self.others)
                 if simpler is not None and simpler.stage in PARENTS:
@@ -407,7 +408,7 @@ class _Judged:
         has = ", ".join(f"{model} has {mean:.3f}" for mean, model in lone[:3])
         what = "both sources" if len(lone) == 2 else "more than one source"
         best = "the best alone" if lone[0][1] == beaten.model else beaten.model
-        return f"needs {what}: {has}; it beats {best}"
+        return f"{self.winner.model} needs {what}: {has}; it beats {best}"
 
     def _figures(self, compared: Sequence[Comparison]) -> str:
         """Figures of all measures, the one that decides first."""
