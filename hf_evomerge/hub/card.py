@@ -484,7 +484,7 @@ def _headline(facts: CardFacts) -> str:
             name = winner.model
             if winner.stage == "together":  # whose sentences leave out how it was trained
                 name = name.partition(" (")[0]
-            sentence = re.sub(f"^{re.escape(name)} is ", "It is ", sentence, flags=re.IGNORECASE)
+            sentence = re.sub(f"^{re.escape(name)} ", "It ", sentence, flags=re.IGNORECASE)
             sentence = sentence.replace(name, "this model")
         words.append(f"{markdown_text(sentence)}.")
     if len(words) == 2 and compared:

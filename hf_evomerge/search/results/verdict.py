@@ -201,8 +201,8 @@ class _Judged:
         values = self.winner.scores.values
         if self._column(self.winner).any() or (self.by[0] == "fitness" and values.any()):
             return []
-        nothing = f", and of all others too: nothing solves this task; {FORM}"
-        more = "" if self.any_right else nothing
+        why = "nothing solves this task, or the form of the answers does not suit the models"
+        more = "" if self.any_right else f", and of all others too: {why}"
         count = f"{values.size} of {values.size}"
         return [f"EVERY ANSWER of {self.winner.model} IS WRONG ({count}){more}"]
 
