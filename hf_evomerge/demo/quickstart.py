@@ -211,8 +211,9 @@ def findings(rows: list[Row], results: Mapping[str, Result]) -> list[str]:
     others = rows[: -len(SPACES)]
     lines = [verdict([*others, replace(row, winner=True)], "test")[0] for row in evolved]
     for space in ("ps", "dfs"):
-        needs = (said for said in results[space].verdict if said.startswith("Needs"))
-        lines += [f"{space.upper()} {said[0].lower()}{said[1:]}" for said in needs]
+        for said in results[space].verdict:
+            if said.partition(":")[0].endswith((" needs both sources", " more than one source")):
+                lines.append(said)
     hybrid = results["hybrid"]
     weights, path = (hybrid.row(stage).scores.accuracy for stage in ("ps", "dfs"))
     chosen = "weights" if hybrid.winner.flow is None else "path"

@@ -129,7 +129,7 @@ def test_each_model_has_one_number_and_one_sentence(demo):
     *evolved, needs, chosen = findings(table, results)
     subjects = [line.split(" is ")[0] for line in evolved]
     assert subjects == ["Evolved ps", "Evolved dfs", "Evolved hybrid"]
-    assert needs.startswith("DFS needs more than one source: evolved alone has 0.250")
+    assert needs.startswith("Evolved dfs needs more than one source: evolved alone has 0.250")
     assert "PS+DFS ended with its weights" in chosen
     assert "its weights solve 0.500 and its path 0.750" in chosen
 
