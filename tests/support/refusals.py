@@ -11,4 +11,4 @@ def refused(kind, message):
 def told(table):
     """Cases of a table that has, below each text, what is said of it."""
     lines = [line.strip() for line in table.strip().splitlines()]
-    return zip(lines[::2], lines[1::2], strict=True)
+    return list(zip(lines[::2], lines[1::2], strict=True))
