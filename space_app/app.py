@@ -303,7 +303,11 @@ class Page:
         self.picture.select(self.do.choose, self.edit, self.shows, **AT_ONCE)
         self.hop.input(self.do.choose_listed, [self.edit, self.hop], self.shows, **AT_ONCE)
         asked = [self.prompt, self.pictures, self.edit, self.tokens]
-        made = self.count.change(self.do.begin_edit, self.count, self.scored, **FREE)
+        # "multiple": a change that waits for another is lost where that one is refused, as the
+        # first is
+        made = self.count.change(
+            self.do.begin_edit, self.count, self.scored, trigger_mode="multiple", **FREE
+        )
         made = made.success(self.do.answer_changed, asked, self.answers2, **LATEST, **ASKING)
         made.failure(self.do.turned_away, outputs=self.answers2, **AT_ONCE)
         made.then(self.do.score_new, self.edit, self.scored, show_progress="hidden", **ASKING)

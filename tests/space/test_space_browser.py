@@ -4,10 +4,12 @@ visitors side by side."""
 import re
 import shutil
 import time
+from functools import wraps
 from pathlib import Path
 from threading import Event
 
 import pytest
+from edits import Route
 from served import greedy
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
@@ -322,6 +324,27 @@ def test_an_edit_is_shared_and_scored(visit, served, dfs):
     _at(there, "#ev-scored").to_be_empty()
     broken = visit(f"{served.url}?edit=nonsense")
     broken.wait_for_selector("#ev-said .ev-error >> text=cannot be read")
+
+
+@pytest.mark.slow
+def test_a_link_is_answered_though_the_page_is_slow(visit, served, monkeypatch):
+    """The edit of a link is answered and scored though it comes before the page has heard that
+    nothing was changed at first."""
+    first = next(each for each in served.blocks.fns.values() if each.name == "begin_edit")
+    begin = first.fn
+
+    @wraps(begin)
+    def slowly(count, request):
+        if not count:
+            time.sleep(3)
+        return begin(count, request)
+
+    monkeypatch.setattr(first, "fn", slowly)
+    path = list(served.show.published.path)
+    scales = list(served.show.published.scales)
+    page = visit(f"{served.url}{Route(tuple(path[1:]), tuple(scales[1:])).link}")
+    total = len(served.show.published.examples)
+    page.wait_for_selector(f"#ev-scored >> text=of {total} unseen problems")
 
 
 @pytest.mark.slow
