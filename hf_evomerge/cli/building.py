@@ -15,6 +15,7 @@ from .common import (
     MODELS,
     AsJson,
     Model,
+    Out,
     Replace,
     Split,
     TrustRemoteCode,
@@ -190,7 +191,7 @@ def fold(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("plain"),
+    out: Out = Path("plain"),
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; the model's own by default.")
     ] = None,
@@ -229,9 +230,7 @@ def extract(
     base: Annotated[
         str, typer.Option(help="The model that it is a fine-tune of.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path(
-        "adapter"
-    ),
+    out: Out = Path("adapter"),
     rank: Annotated[int, typer.Option(min=1, max=1 << 20, help="The rank of the adapter.")] = 16,
     file: Annotated[
         Path | None,

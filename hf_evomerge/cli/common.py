@@ -94,6 +94,7 @@ Ray = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Out = Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="The folder to write.")]
 Replace = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
 Split = Annotated[str, typer.Option(help="The split of its data: search, validation or test.")]
 RepoId = Annotated[

@@ -22,6 +22,7 @@ from .common import (
     AsJson,
     License,
     Model,
+    Out,
     Private,
     Ray,
     Split,
@@ -46,9 +47,7 @@ if TYPE_CHECKING:
 
 @app.command(**START)
 def demo(
-    out: Annotated[
-        Path, typer.Option("--out", "-o", file_okay=False, help="The folder to write.")
-    ] = Path("evomerge-demo"),
+    out: Out = Path("evomerge-demo"),
     workers: Annotated[
         int, typer.Option(min=1, max=1024, help="Processes that evaluate at the same time.")
     ] = min(2, os.cpu_count() or 1),
