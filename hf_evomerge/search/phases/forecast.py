@@ -39,9 +39,9 @@ class PhasePlan:
 # the time that is left is  rest of the current phase * its pace + sum_p r_p w_p.
 #
 # A pace is that between the first report of a phase and its last, for models are loaded before the
-# first, and nothing is compiled yet. In the first phase nothing is said: with few examples nearly
-# all of its time is loading. What the study holds already is not seen. A phase of which it holds a
-# part is counted whole until it begins, and then by what is missing.
+# first, and nothing is compiled yet. Nothing is said while the first phase's is the only pace: with
+# few examples nearly all of its time is loading. What the study holds already is not seen. A phase
+# of which it holds a part is counted whole until it begins, and then by what is missing.
 class Forecast:
     """Forecast of the time that is left for a search.
 
@@ -85,7 +85,7 @@ class Forecast:
             begun, before = self._begun.setdefault(name, (done, seconds))
             if done > begun:
                 self._paces[name] = (seconds - before) / (done - begun)
-        if name == self._first or not self._paces:
+        if not self._paces.keys() - {self._first}:
             return None
         left = rest * self._pace(name) + more * self._pace(self._waiting[0])
         for each in self._waiting[1:]:
