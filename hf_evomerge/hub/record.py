@@ -93,6 +93,9 @@ def write_record(
             )
         if results is not None and stage is not None:
             results = results.publishing(stage)
+        if results is not None:
+            warnings = [_without_folders(each) for each in results.warnings]
+            results = results.model_copy(update={"warnings": warnings})
         label = results.winner.label if results is not None and results.winner else None
         parts = {
             "format": 1,
@@ -250,7 +253,7 @@ def _write_trials(
         row = {
             **trial_row(trial, metrics),
             "recipe": texts.get(key),
-            "error": _without_folders(trial.scores.error),
+            "error": trial.scores.error and _without_folders(trial.scores.error),
             "genome": trial.genome.tolist(),
             "path": path.as_text() if path is not None else None,
             "scales": path.scales if path is not None else None,
@@ -262,8 +265,6 @@ def _write_trials(
         raise EvoMergeError(f"{file}: cannot be written: {cause}") from cause
 
 
-def _without_folders(error: str | None) -> str | None:
-    """An error's text without what it says of this machine's folders."""
-    if error is None:
-        return None
-    return _FOLDER.sub(lambda found: Path(found["quoted"] or found["bare"]).name, error)
+def _without_folders(text: str) -> str:
+    """An error or a warning without what it says of this machine's folders."""
+    return _FOLDER.sub(lambda found: Path(found["quoted"] or found["bare"]).name, text)

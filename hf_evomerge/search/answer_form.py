@@ -88,7 +88,7 @@ def measure_form(config: SearchConfig) -> tuple[AnswerForm, dict[str, float], li
     if not worse:
         return best, gaps, said
     figures = ", ".join(f"{scores[form]} with {_in_words(form, scores)}" for form in worse)
-    likeliest = f"right answers are likeliest with {_in_words(best, scores)}"
+    likeliest = f"over all models right answers are likeliest with {_in_words(best, scores)}"
     return best, gaps, [f"{likeliest}: {scores[best]}; {figures}", *said]
 
 

@@ -11,7 +11,7 @@ from refusals import refused
 from hf_evomerge import Recipe, Scores, SearchConfig, SourceRef, Trial
 from hf_evomerge.errors import HubError, SearchError, SourceError
 from hf_evomerge.hub.record import IMAGES_FOLDER, TRIALS_FILE, _public_settings, write_record
-from hf_evomerge.record import STUDY_JSON, Record
+from hf_evomerge.record import STUDY_JSON, Record, Results
 from hf_evomerge.search.folder import check_out, edited, open_study
 from hf_evomerge.search.study.study import Study
 
@@ -110,9 +110,18 @@ def test_settings_name_no_file_of_this_machine(search_config, tmp_path):
     assert published["compare"]["retain"]["other"]["lm_eval"] == ["arc_easy", "task.yaml"]
 
 
-def test_nothing_of_this_machine_is_in_it(hybrid_search, tiny, tmp_path):
-    """No file of the record holds a folder of this machine or, unless asked, a problem."""
-    write_record(hybrid_search, tmp_path)
+def test_nothing_of_this_machine_is_in_it(hybrid_search, tiny, tmp_path, monkeypatch):
+    """No file of the record holds a folder of this machine, not in a warning either, or, unless
+    asked, a problem."""
+    usual = Results.load
+
+    def load(*arguments):
+        warnings = [f"tokenizers differ: 3 tokens in {tiny}/a, 4 in b"]
+        return usual(*arguments).model_copy(update={"warnings": warnings})
+
+    monkeypatch.setattr(Results, "load", load)
+    record = write_record(hybrid_search, tmp_path)
+    assert record.results.warnings == ["tokenizers differ: 3 tokens in a, 4 in b"]
     problem = json.loads((tiny / "test.jsonl").read_text().splitlines()[0])["prompt"]
     text = (tmp_path / STUDY_JSON).read_text()
     rows = parquet.read_table(tmp_path / TRIALS_FILE).to_pylist()

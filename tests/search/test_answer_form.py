@@ -42,7 +42,7 @@ def test_the_form_that_the_models_know_is_written(kind, separator, trained, tmp_
         return
     assert config.fitness.separator == separator
     (line,) = lines
-    said = f'right answers are likeliest with separator: "{separator}": -'
+    said = f'over all models right answers are likeliest with separator: "{separator}": -'
     worse = {"", " ", r"\n"} - {separator}
     assert line.startswith(said)
     assert set(re.findall('nats by (?:upper|twice) with separator: "(.*?)"', line)) == worse
@@ -52,7 +52,7 @@ def test_a_new_line_before_the_answers_is_measured(trained, tmp_path):
     """Models that write their answers on a line of their own are asked so."""
     config, (line,) = measured(trained("\n", "byte pairs"), tmp_path / "problems.jsonl")
     assert config.fitness.separator == "\n"
-    assert line.startswith(r'right answers are likeliest with separator: "\n": -')
+    assert line.startswith(r'over all models right answers are likeliest with separator: "\n": -')
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -63,7 +63,7 @@ def test_the_chat_template_is_measured(chat, trained, tmp_path):
     config, lines = measured(names, tmp_path / "problems.jsonl")
     assert (config.data["search"].chat, config.fitness.separator) == (chat, " ")
     form = f'separator: " ", chat: {str(chat).lower()}'
-    assert lines[0].startswith(f"right answers are likeliest with {form}: -")
+    assert lines[0].startswith(f"over all models right answers are likeliest with {form}: -")
 
 
 @pytest.mark.parametrize(("spaced", "separator"), [(len(RECORDS), ""), (1, " ")])

@@ -164,3 +164,6 @@ def test_a_parent_with_one_skill_of_two_is_no_advice(skills, advised):
     rows.append(row("ps", "evolved PS", np.arange(40) % 4 == 0, winner=True))
     assert (instead(rows) is not None) == advised
     assert ("but the latter has nothing of b" in verdict(rows, "test")[0]) != advised
+    rows[-1] = row("ps", "evolved PS", np.arange(40) % 2 == 0, winner=True)
+    level = "A is right as often in all, and has nothing of b; it has 0.500"
+    assert verdict(rows, "test")[0].startswith(level) != advised

@@ -22,7 +22,6 @@ _IMITATED = (
     "was not asked"
 )
 _MUCH = 0.1  # of accuracy, that the search examples are ahead of others
-_OFTEN = 0.4  # of the problems, that have one answer
 
 
 class HeldOut(Phase):
@@ -74,7 +73,6 @@ class HeldOut(Phase):
             run.notes.append(_IMITATED)
         heart = _learned_by_heart(run, scores[run.winner])
         run.notes += heart
-        run.notes += _often_right(_constant(run, scores[run.winner]))
         run.result = Result(
             run.study.recipe(run.winner),
             run.sizes.judged_on,
@@ -132,19 +130,6 @@ def _constant(run: SearchRun, model: Scores) -> Constant | None:
         if constant is not None and constant.suffices:
             return constant
     return Constant.of(searched, judged, model)
-
-
-def _often_right(constant: Constant | None) -> list[str]:
-    """Say what is solved where the most frequent answer is wrong; nothing where it is rare, or is
-    told as what suffices."""
-    if constant is None or constant.rest is None or constant.suffices:
-        return []
-    if constant.accuracy < _OFTEN:
-        return []
-    return [
-        f"The answer {constant.answer!r:.40} is right in {constant.accuracy:.3f} of the problems; "
-        f"of the others the winner solves {constant.rest:.3f}"
-    ]
 
 
 def _skills(run: SearchRun) -> dict[str, list[int]]:

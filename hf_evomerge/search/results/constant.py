@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from ...fitness import Example, Scores
 
 LITTLE = 0.1  # of accuracy: who is the best of models that solve less is no advice
+FEW = 30  # examples; that fewer do not tell two models apart is no news
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Constant:
         skill: Name of the skill that the examples are of; empty where they are all.
         solved: Share of them that a model solves; None without a model.
         rest: Share that the model solves of those with another answer; None where there are none.
+        examples: Number of these examples.
     """
 
     answer: str
@@ -28,6 +31,7 @@ class Constant:
     skill: str = ""
     solved: float | None = None
     rest: float | None = None
+    examples: int = 0
 
     @classmethod
     def of(
@@ -58,16 +62,26 @@ class Constant:
             return cls(answer, accuracy, skill)
         others = [place for place, frequent in enumerate(is_frequent) if not frequent]
         rest = model.take(others).accuracy if others else None
-        return cls(answer, accuracy, skill, model.accuracy, rest)
+        return cls(answer, accuracy, skill, model.accuracy, rest, len(judged))
 
+    # Model and answer are told apart by the examples in which one of them alone is right. In a
+    # share b the model is, in a share c the answer. Where none is better, b - c has the standard
+    # error sqrt((b + c) / n) over n examples.
     @property
     def suffices(self) -> bool:
-        """True where the model is right no more often, or hardly where the answer is another
-        one."""
+        """True where the model is right no more often, beyond two standard errors, or hardly where
+        the answer is another one."""
         if self.solved is None or self.accuracy < LITTLE:
             return False
-        solves_rest = self.rest is None or self.rest >= LITTLE
-        return self.accuracy >= self.solved or not solves_rest
+        lead = self.solved - self.accuracy
+        if self.rest is None:
+            return lead <= 0
+        if self.rest < LITTLE:
+            return True
+        if self.examples < FEW:
+            return lead <= 0
+        by_model = self.rest * (1 - self.accuracy)
+        return lead <= 2 * math.sqrt((2 * by_model - lead) / self.examples)
 
     def __str__(self) -> str:
         of_skill = f" of {self.skill!r:.40}" if self.skill else ""

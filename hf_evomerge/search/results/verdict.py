@@ -24,7 +24,7 @@ from ...fitness.comparison import (
 )
 from ...fitness.scores import Scores
 from ..file.stages import STAGES
-from .constant import LITTLE
+from .constant import FEW, LITTLE
 from .kept import HALF, Kept
 from .table import Against, Row, kept_by
 
@@ -36,7 +36,6 @@ RULE = (
     "Better, or WORSE, means that p is below .05 and the interval excludes 0; hardly, that only "
     "one of these holds"
 )
-FEW = 30  # test examples; that fewer do not tell two models apart is no news
 DIFFERENCE = 0.05  # of accuracy; what a reader would call better
 LEAST = 0.005  # of fitness; what is printed as 0.00
 FORM = "do separator, chat template and end of the answer suit the models?"
@@ -363,7 +362,7 @@ class _Judged:
                 simpler = self.simplest(self.others)
                 if simpler is not None and simpler.stage in PARENTS:
                     return ""  # one source is enough, as it is
-                better = self._needs(first, other)
+                better = self._needs(other)
             return f"{better} {by_how_much} ({first.interval}){beside}"
         if first.is_worse:
             more = ""
@@ -383,6 +382,8 @@ class _Judged:
             level = against.level or f"{against.name} does as well"
             if forgets or not advise:
                 level = level.partition(":")[0]
+            if forgets and self.is_for_skills:
+                level = f"{other.model} is right as often in all"
             if forgets:
                 level += f", and {forgets}"
             if not self.any_right or self._solves_little(other):
@@ -397,10 +398,10 @@ class _Judged:
             f"{winner} is {_not(first)} distinguishable from {against.name}, on {size}: {figures}"
         )
 
-    def _needs(self, comparison: Comparison, beaten: Row) -> str:
+    def _needs(self, beaten: Row) -> str:
         """Say that one source is not enough, with what the best of them have alone."""
         lone = [
-            (float(column(row.scores, comparison.measure).mean()), row.model)
+            (float(self._column(row).mean()), row.model)
             for row in self.rows
             if row.stage == "alone" and row.scores.error is None
         ]
