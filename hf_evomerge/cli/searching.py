@@ -470,6 +470,16 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
     if lost := lost_skills(result.rows, best):
         has = f"{best.model.partition(' (')[0]} keeps {', '.join(map(str, lost))}"
         return [f"next:   keep the models: {has}; give more prompts or examples of each"]
+    # of a model that is wrong more often than right the next step is no push
+    weak = list[str]()
+    solved = best.scores.accuracy
+    if solved is not None and solved < 0.5:
+        more = "give it more search examples"
+        if best is winner and not result.by_heart:
+            more += ", or raise evaluations"
+        if not any(row.stage == "lora" for row in result.rows):
+            more += ask_lora
+        weak = [f"        it solves {solved:.0%} of the problems: {more}"]
     if simpler is not None and simpler.against is not None:
         lines = [f"next:   {simpler.against.keep or f'keep {simpler.against.name}'}"]
         if (out / INSTEAD_FILE).exists():
@@ -478,39 +488,26 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
         if simpler.stage == "lora" and isinstance(simpler.target, SourceRef):
             tuned = shlex.join([simpler.target.model, "--adapter", str(simpler.target.adapter)])
             lines.append(f"        hf-evomerge eval {tuned} --search {name}/search.yaml --show 3")
+            lines += weak
         if simpler.stage == "together":
             model = shlex.quote(str(out / TOGETHER_FOLDER))
-            solved = simpler.scores.accuracy
-            if solved is not None and solved < 0.5:
-                more = "give it more search examples"
-                if not any(row.stage == "lora" for row in result.rows):
-                    more += ask_lora
-                lines.append(f"        it solves {solved:.0%} of the problems: {more}")
-            else:
-                lines.append(f"        hf-evomerge eval {model} --show 3")
-                lines.append(f"        hf-evomerge push {model} YOUR-NAME/YOUR-MERGE --space")
+            look = f"        hf-evomerge eval {model} --show 3"
+            lines += weak or [
+                look,
+                f"        hf-evomerge push {model} YOUR-NAME/YOUR-MERGE --space",
+            ]
         return lines
     wrong_form = solves_nothing(result.rows) and not result.by_heart
+    if wrong_form:
+        LOGGER.warning(f"look at what it answers: {FORM}")
     if winner.constant is not None:
-        if wrong_form:
-            LOGGER.warning(f"look at what it answers: {FORM}")
         return [f"next:   look at the examples: {winner.constant}"]
     if not build:
         return []
     lines = [f"next:   hf-evomerge eval {name} --show 3"]
-    # of a model that is wrong more often than right the next step is no push
-    solved = winner.scores.accuracy
-    if wrong_form:
-        LOGGER.warning(f"look at what it answers: {FORM}")
-    elif solved is not None and solved < 0.5:
-        more = "give it more search examples"
-        if not result.by_heart:
-            more += ", or raise evaluations"
-        if not any(row.stage in ("lora", "together") for row in result.rows):
-            more += ask_lora
-        lines.append(f"        it solves {solved:.0%} of the problems: {more}")
-    else:
-        lines.append(f"        hf-evomerge push {name} YOUR-NAME/YOUR-MERGE --space --examples 50")
+    if not wrong_form:
+        push = f"        hf-evomerge push {name} YOUR-NAME/YOUR-MERGE --space --examples 50"
+        lines += weak or [push]
     return lines
 
 

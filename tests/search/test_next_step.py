@@ -44,6 +44,17 @@ from hf_evomerge.search.results.verdict import instead, verdict
             ],
         ),
         (
+            [
+                *rows_with(0.1),
+                row_of("lora", "LoRA", 0.4, target=SourceRef(model="tiny", adapter="lora")),
+            ],
+            [
+                "next:   take the LoRA in baselines/lora, an adapter of tiny",
+                "        hf-evomerge eval tiny --adapter lora",
+                "        it solves 40% of the problems: give it more search examples",
+            ],
+        ),
+        (
             rows_with(0.45),
             ["next:   hf-evomerge eval ", "        it solves 45% of the problems: give "],
         ),
