@@ -492,10 +492,8 @@ def _next(result: Result, out: Path, *, build: bool) -> list[str]:
         if simpler.stage == "together":
             model = shlex.quote(str(out / TOGETHER_FOLDER))
             look = f"        hf-evomerge eval {model} --show 3"
-            lines += weak or [
-                look,
-                f"        hf-evomerge push {model} YOUR-NAME/YOUR-MERGE --space",
-            ]
+            push = f"        hf-evomerge push {model} YOUR-NAME/YOUR-MERGE --space"
+            lines += weak or [look, push]
         return lines
     wrong_form = solves_nothing(result.rows) and not result.by_heart
     if wrong_form:

@@ -112,7 +112,7 @@ class CardFacts:
 
     @property
     def taken(self) -> list[int]:
-        """List the sources that are in the model, by number; those of weight 0 are not."""
+        """List the numbers of the sources in the model; a source of weight 0 is not in it."""
         nothing = [at for at, weights in self.weights.items() if weights == {0.0}]
         return [at for at in range(len(self.recipe.sources)) if at not in nothing]
 

@@ -56,7 +56,7 @@ def rows_of(retained=None, **shares):
         lone = name.startswith("alone_")
         stage = "alone" if lone else name if name in NAMES else "source"
         model = f"{name.removeprefix('alone_')} alone" if lone else NAMES.get(name, name)
-        row = row_of(stage, model, share, winner=name == "ps")  # type: ignore[arg-type]
+        row = row_of(stage, model, share, winner=name == "ps")
         if lone and any(each.stage == "alone" for each in rows):
             row = replace(row, against=None)  # the best comes first
         if retained is not None:

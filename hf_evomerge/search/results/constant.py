@@ -73,12 +73,10 @@ class Constant:
         the answer is another one."""
         if self.solved is None or self.accuracy < LITTLE:
             return False
-        lead = self.solved - self.accuracy
-        if self.rest is None:
-            return lead <= 0
-        if self.rest < LITTLE:
+        if self.rest is not None and self.rest < LITTLE:
             return True
-        if self.examples < FEW:
+        lead = self.solved - self.accuracy
+        if self.rest is None or self.examples < FEW:
             return lead <= 0
         by_model = self.rest * (1 - self.accuracy)
         return lead <= 2 * math.sqrt((2 * by_model - lead) / self.examples)
