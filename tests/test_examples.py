@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 from recipes import path_of
+from searches import copy_of
 from typer.testing import CliRunner
 
 import hf_evomerge
@@ -70,7 +71,7 @@ def desk(tmp_path_factory, tiny, hybrid_search):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("desk")
-    shutil.copytree(hybrid_search, folder / "my-search")
+    copy_of(hybrid_search, folder / "my-search")
     shutil.copy(hybrid_search / "search.yaml", folder)
     problems = (file.read_text(encoding="utf-8") for file in sorted(tiny.glob("*.jsonl")))
     (folder / "problems.jsonl").write_text("".join(problems), encoding="utf-8")

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 from refused import refused
+from searches import copy_of
 from test_files import damaged, look
 from watch import killed, sql
 
@@ -230,7 +231,7 @@ def test_an_error_that_cannot_be_written_is_stored(tmp_path):
 @pytest.fixture
 def finished(hybrid_search, tmp_path):
     """The folder of a finished search that a test may damage."""
-    return shutil.copytree(hybrid_search, tmp_path / "search")
+    return copy_of(hybrid_search, tmp_path / "search")
 
 
 DAMAGES = {

@@ -2,7 +2,6 @@
 after any failure."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from classes import edit_json
 from hub_fixtures import commit_titles, upload_models
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
 from refusals import refused
+from searches import copy_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge import Recipe, SourceRef, run_search
@@ -257,7 +257,7 @@ def test_a_merge_with_lora_has_its_table(search_config, tmp_path, push, publishe
 def test_a_push_says_what_speaks_against_it(hybrid_search, tmp_path, push, published_text):
     """Where the record doubts the winner, the plan warns of it, and the card begins with it."""
     doubt = "Maths does as well: keep maths as it is; it has 0.500"
-    study = shutil.copytree(hybrid_search, tmp_path / "study")
+    study = copy_of(hybrid_search, tmp_path / "study")
     file = study / "results.json"
     results = json.loads(file.read_text())
     for row in results["rows"]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 from refusals import refused
+from searches import copy_of
 
 from hf_evomerge import Recipe, Scores, SearchConfig, SourceRef, Trial
 from hf_evomerge.errors import HubError, SearchError, SourceError
@@ -47,7 +48,7 @@ def test_the_record_says_what_the_study_holds(hybrid_search, tmp_path):
 
 def test_edited_results_are_not_published(hybrid_search, tmp_path):
     """Figures in results.json that the search did not write there never get onto a card."""
-    copy = shutil.copytree(hybrid_search, tmp_path / "search")
+    copy = copy_of(hybrid_search, tmp_path / "search")
     results = json.loads((copy / "results.json").read_text())
     results["rows"][-1]["accuracy"] = 1.0
     (copy / "results.json").write_text(json.dumps(results))
@@ -60,7 +61,7 @@ def test_edited_results_are_not_published(hybrid_search, tmp_path):
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_link_among_the_plots_is_not_published(hybrid_search, tmp_path, whole):
     """A study that came from somebody else would publish any file of this machine as a picture."""
-    copy = shutil.copytree(hybrid_search, tmp_path / "search")
+    copy = copy_of(hybrid_search, tmp_path / "search")
     shutil.rmtree(copy / "plots")
     secret = tmp_path / "secret"
     secret.mkdir()
@@ -78,7 +79,7 @@ def test_a_link_among_the_plots_is_not_published(hybrid_search, tmp_path, whole)
 def test_what_the_result_is_for_may_be_said_afterwards(hybrid_search, tmp_path):
     """`about` is read from the search file beside the study, where it may be written later; it
     makes no other search."""
-    copy = shutil.copytree(hybrid_search, tmp_path / "search")
+    copy = copy_of(hybrid_search, tmp_path / "search")
     file = copy / "search.yaml"
     file.write_text(file.read_text(encoding="utf-8") + "about: Counts.\n", encoding="utf-8")
     assert write_record(copy, tmp_path / "record").settings.about == "Counts."

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from commands import invoke
 from refusals import refused
-from searches import minimal
+from searches import copy_of, minimal
 from watch import sql
 
 from hf_evomerge import MergePart, Recipe, Scores, SourceRef, Trial, resume_search
@@ -92,7 +92,7 @@ def test_one_line_says_what_is_damaged(folder, name):
 @pytest.mark.parametrize("key", ["examples", "files:base", "files:source:0", "task"])
 def test_a_study_that_does_not_know_its_sources_does_not_go_on(hybrid_search, tmp_path, key):
     """Where it is lost what scores stand on, the study is shown, and does not go on."""
-    folder = shutil.copytree(hybrid_search, tmp_path / "study")
+    folder = copy_of(hybrid_search, tmp_path / "study")
     sql(folder, f"DELETE FROM meta WHERE key = '{key}'")
     with refused(SearchError, rf"{key.replace(':', ' of ', 1)} \(lost\) is damaged"):
         resume_search(folder, build=False)

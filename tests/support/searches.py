@@ -1,6 +1,7 @@
 """Small searches and what they leave, for the tests of whole searches."""
 
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 from hashlib import sha256
@@ -94,3 +95,9 @@ def digests(folder):
 def count_trials(folder):
     """How many trials a study holds; 0 where there is none yet."""
     return len(facts(folder)["trials"]) if (folder / "study.db").exists() else 0
+
+
+def copy_of(study, to):
+    """Copy a finished study. Another test may be reading it: what the database makes for its
+    readers comes and goes, and holds nothing of the study."""
+    return shutil.copytree(study, to, ignore=shutil.ignore_patterns("*-wal", "*-shm"))
