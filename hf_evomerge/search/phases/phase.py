@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from ...errors import SearchError
 from ...fitness.scores import Scores
-from ...recipes.recipe import MergePart
+from ...recipes.recipe import MergePart, Recipe
 from ...record import Contribution
 from ..callbacks import Progress, SearchCallback
 from ..evaluation.evaluator import Evaluator
@@ -24,7 +24,7 @@ from ..results.result import Result
 from ..results.table import Row
 from ..runners.job import Job
 from ..runners.runner import Runner
-from ..spaces.space import uniform_average
+from ..spaces.space import task_vector_sum, uniform_average
 from ..study.study import Study
 from .forecast import Forecast
 from .forecast import PhasePlan as PhasePlan
@@ -288,11 +288,17 @@ def plain_models(config: SearchConfig, layers: Sequence[int]) -> dict[str, tuple
     models: dict[str, tuple[str, Target]] = {
         label: (names[label], ref) for label, ref in parents_once(config).items()
     }
-    if can_average(config, layers):
-        models["average"] = ("the average", uniform_average(config))
+    if average := plain_merges(config, layers).get("average"):
+        models["average"] = average
     return models
 
 
-def can_average(config: SearchConfig, layers: Sequence[int]) -> bool:
-    """Tell whether the plain average of the sources is a model."""
-    return len(config.sources) > 1 and len(set(layers)) == 1
+def plain_merges(config: SearchConfig, layers: Sequence[int]) -> dict[str, tuple[str, Recipe]]:
+    """Name and recipe of merges that need no search, by label: the average of the sources and,
+    where they have a base, the sum of their task vectors; none of sources of several depths."""
+    if len(config.sources) < 2 or len(set(layers)) > 1:
+        return {}
+    merges = {"average": ("the average", uniform_average(config))}
+    if config.base is not None:
+        merges["sum"] = ("the sum", task_vector_sum(config))
+    return merges

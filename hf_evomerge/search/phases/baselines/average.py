@@ -1,38 +1,39 @@
-"""Baseline: the plain average of the sources."""
+"""Baseline: merges that need no search: the plain average of the sources, and the sum of their task
+vectors."""
 
 from __future__ import annotations
 
 from ...results.table import Against, Row
-from ...spaces.space import uniform_average
-from ..phase import Phase, PhasePlan, Planner, SearchRun, can_average
+from ...spaces.parameter import SUM
+from ..phase import Phase, PhasePlan, Planner, SearchRun, plain_merges
 
-AGAINST = Against(
-    "the plain average",
-    worse="the average is the better merge",
-    level="the plain average does as well: take it, no search is needed",
-    keep="take the plain average",
-)
+NAMES = {"average": ("uniform average", "the plain average"), "sum": (SUM, f"the {SUM}")}
+"""Names of the merges in the table and in sentences."""
 
 
 class Average(Phase):
-    """Row of the uniform average, which costs a score of the test split alone."""
+    """Rows of merges that need no search, which cost a score of the test split each."""
 
     name = "average"
     title = "average"
     baseline = "average"
 
     def plan(self, planner: Planner) -> PhasePlan | None:
-        """Count the row."""
-        planner.rows += can_average(planner.config, planner.evaluator.sources.layers)
+        """Count the rows."""
+        planner.rows += len(plain_merges(planner.config, planner.evaluator.sources.layers))
         return None
 
     def run(self, run: SearchRun) -> None:
-        """Add the row, where the sources have one depth."""
-        if not can_average(run.config, run.sources.layers):
-            return
-        recipe = uniform_average(run.config)
-        label = run.study.add_recipe(recipe)
-        name = "uniform average"
-        run.rows.append(
-            Row("average", name, label=label, against=AGAINST, target=recipe, optional=True)
-        )
+        """Add the rows, where the sources have one depth."""
+        for key, (_, recipe) in plain_merges(run.config, run.sources.layers).items():
+            name, called = NAMES[key]
+            against = Against(
+                called,
+                worse=f"{called} is the better merge",
+                level=f"{called} does as well: take it, no search is needed",
+                keep=f"take {called}",
+            )
+            label = run.study.add_recipe(recipe)
+            run.rows.append(
+                Row("average", name, label=label, against=against, target=recipe, optional=True)
+            )

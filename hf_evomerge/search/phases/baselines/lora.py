@@ -20,36 +20,13 @@ from ...evaluation.evaluator import Evaluator
 from ...evaluation.sources import Target
 from ...file.config import SearchConfig
 from ...results.table import Against, Row
-from ...spaces.space import task_vector_sum
-from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun, can_average, plain_models
+from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun, plain_merges, plain_models
 from .finetune import Lora, fine_tune
-from .trainings import Trainings, check_training
+from .trainings import FAILED, Rank, Trainings, best_training, check_training, costs, schedule
 
 logger = logging.getLogger(__name__)
 
-RATES = (1e-4, 3e-4, 5e-4, 1e-3)
-HIGHER = (3e-3, 1e-2)  # tried one by one, each while the highest rate so far is the best one
-TRIED = (3e-4, 1e-3)  # rates of the short trainings
-SHARE = 0.25  # of the steps of a whole training, which a short one has
 
-
-# A baseline must not lose because it was tuned less, and must not take longer than all the rest.
-# Trainings are of (start, rate). Starts are screened, rates are not:
-#
-#   1. every start is trained for a quarter of the steps, its whole schedule in them, at two rates;
-#   2. the best start (by its better rate) is trained in full at every rate, and at a higher one
-#      as long as the highest is the best: small models want more than is usual for LoRA;
-#   3. the second best start is trained in full at the rate that was best in 2.
-#
-# The best of 2 and 3 has the row. Every comparison is by the examples that models are chosen on.
-#
-# Why not by what the starts score untrained: that misleads. On the demo the average scores best of
-# four and the maths parent nearly worst, from which LoRA is best by far. Why not rates by short
-# trainings: Adam moves each number by about rate x steps, so in a quarter of the steps a high rate
-# goes as far as a low one in all of them, and the low rates, which validation often chooses in
-# full, have hardly moved. At the highest rate a quarter of the steps goes as far as a whole
-# training at a rate among `RATES`: there starts can be compared. The second rate stands in where
-# the highest diverges.
 class LoraTrainings(Phase):
     """Trainings from the starts that short ones name, at every rate; the best on validation has a
     row."""
@@ -69,16 +46,10 @@ class LoraTrainings(Phase):
         config = planner.config
         sizes = planner.sizes
         spent = sum(stage.evaluations for stage in config.stages if not stage.control)
-        starts = len(_starts(config, planner.evaluator.sources.layers))
-        short, whole = _counts(starts)
-        cost = spent * (short * SHARE + whole)
-        text = (
-            f"{whole} trainings of {spent} evaluations each, and {short} of a quarter of that, "
-            f"which say from which of {starts} starts: {cost:.0f} evaluations; up to {len(HIGHER)} "
-            "more trainings where the highest rate is the best"
-        )
-        scores = (short + whole) * sizes[sizes.ranked_on]
-        seconds = (cost * sizes["search"] + scores) * planner.second
+        starts = _starts(config, planner.evaluator.sources.layers)
+        text = f"LoRA {schedule(len(starts))}, each at the cost of the search"
+        trained = spent * sizes["search"] + sizes[sizes.ranked_on]
+        seconds = sum(costs(len(starts))) / 2 * trained * planner.second
         return PhasePlan(self.name, text, seconds, at_once=1, like=config.stages[0].name)
 
     def run(self, run: SearchRun) -> None:
@@ -86,46 +57,34 @@ class LoraTrainings(Phase):
         assert run.evaluator is not None  # the search has been checked
         starts = _starts(run.config, run.sources.layers)
         cost = run.searched
-        short, whole = _counts(len(starts))
-        total = (short * SHARE + whole) * cost
-        trainings = Trainings(run, run.evaluator, self.name, total)
+        trainings = Trainings(run, run.evaluator, self.name, costs(len(starts))[1] * cost)
+        finished = dict[tuple[str, float], Trained]()
 
-        def train(pairs: Sequence[tuple[str, float]], cost: float) -> list[Trained]:
-            """Train, and return what could be trained, the best first."""
-            trained = []
-            for label, rate in pairs:
-                name, start = starts[label]
-                which = f"LoRA from {name}, rate {rate:g}"
-                try:
-                    trained.append(fine_tuned(trainings, which, label, start, rate, cost))
-                except EvoMergeError as error:
-                    logger.warning(f"the results have no {which}: {error}")
-            return sorted(trained, key=lambda each: -each.fitness)
+        def train(label: str, rate: float, share: float) -> Rank:
+            """Train, and return the rank; a warning where that fails."""
+            name, start = starts[label]
+            which = f"LoRA from {name}, rate {rate:g}"
+            try:
+                trained = fine_tuned(trainings, which, label, start, rate, share * cost)
+            except EvoMergeError as error:
+                logger.warning(f"the results have no {which}: {error}")
+                return FAILED
+            if share == 1:
+                finished[label, rate] = trained
+            return trained.rank
 
-        tried = train([(label, rate) for label in starts for rate in TRIED], SHARE * cost)
-        first, *others = dict.fromkeys(each.start for each in tried) or starts
-        finished = train([(first, rate) for rate in RATES], cost)
-        highest = RATES[-1]
-        for rate in HIGHER:
-            if not finished or finished[0].rate < highest:
-                break
-            highest = rate
-            trainings.total += cost
-            finished += train([(first, rate)], cost)
-            finished.sort(key=lambda each: -each.fitness)
-        if finished and others:
-            finished += train([(others[0], finished[0].rate)], cost)
-        if not finished:
+        choice = best_training(list(starts), train)
+        if choice is None:
             logger.warning("the results have no LoRA: none was trained and scored")
             return
         trainings.end()
-        best = max(finished, key=lambda each: each.fitness)
+        best = finished[choice.start, choice.rate]
         chosen = trainings.best_of(len(finished))
         run.rows.append(
             Row(
                 "lora",
                 f"{best.name} ({chosen}, {cost:.0f} evaluations each)",
-                evaluations=round((len(tried) * SHARE + len(finished)) * cost, 2),
+                evaluations=round(trainings.done, 2),
                 seconds=trainings.seconds,
                 label=best.label,
                 against=against(best.name, best.model),
@@ -138,15 +97,7 @@ class LoraTrainings(Phase):
 def _starts(config: SearchConfig, layers: Sequence[int]) -> dict[str, tuple[str, Target]]:
     """Models that a training may begin at: parents, their average and, as a search of weights has
     it, the sum of their task vectors."""
-    starts = plain_models(config, layers)
-    if config.base is not None and can_average(config, layers):
-        starts["sum"] = ("the sum", task_vector_sum(config))
-    return starts
-
-
-def _counts(starts: int) -> tuple[int, int]:
-    """Number of short and of whole trainings."""
-    return starts * len(TRIED), len(RATES) + (starts > 1)
+    return {**plain_models(config, layers), **plain_merges(config, layers)}
 
 
 def against(name: str, model: SourceRef) -> Against:
@@ -166,18 +117,14 @@ class Trained:
     Attributes:
         name: Name of the model: what it was trained from, at which rate.
         label: Key of its score in the study.
-        start: Label of what it was trained from.
-        rate: Peak learning rate.
         model: The model.
-        fitness: Its score where models are ranked.
+        rank: Its rank where models are ranked.
     """
 
     name: str
     label: str
-    start: str
-    rate: float
     model: SourceRef
-    fitness: float
+    rank: Rank
 
 
 def fine_tuned(
@@ -208,9 +155,9 @@ def fine_tuned(
         return plain, tune(evaluator, plain, lora, lambda share: told(cost * share))
 
     scored = f"lora:{label}:{rate:g}:{cost:g}"
-    fitness = trainings.ranked(scored, out, cost, train, name)
+    rank = trainings.ranked(scored, out, cost, train, name)
     model = plain.model_copy(update={"adapter": str(out)})
-    return Trained(name, scored, label, rate, model, fitness)
+    return Trained(name, scored, model, rank)
 
 
 def tune(evaluator: Evaluator, model: Target, settings: Lora, told: Callable[[float], None]) -> Any:

@@ -10,8 +10,7 @@ The result is a recipe: the merge, and the adapter of the base as one more sourc
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,13 +33,9 @@ from ...study.files import TOGETHER_FOLDER
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun
 from .finetune import Lora, LoraAscent, batches
 from .lora import tune
-from .trainings import Trainings, check_training
+from .trainings import FAILED, Rank, Trainings, best_training, check_training, costs, schedule
 
 logger = logging.getLogger(__name__)
-
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the adapters, in the order in which they are tried
-SHARE = 0.25  # of the cost of a search: a training that tells parents apart
-SHARE_RATE = 1e-3  # its rate
 
 
 @dataclass(frozen=True)
@@ -48,37 +43,35 @@ class Begin:
     """Beginning of a training.
 
     Attributes:
-        key: Short name, for the study.
         name: Name of a start of the merge weights; the best by its score where it is empty.
         still: Whether the merge weights stay there.
     """
 
-    key: str = ""
     name: str = ""
     still: bool = False
 
+    @property
+    def model(self) -> str:
+        """What stands still, in words."""
+        return f"the {SUM}" if self.name == SUM else self.name.removesuffix(ALONE)
+
     def __str__(self) -> str:
         if self.still:
-            return f" beside {self.name}"
+            return f" beside {self.model}"
         return f" from the {self.name}" if self.name else ""
 
 
 # Where the merge weights begin decides what a LoRA finds beside them. The best start by its score
 # suits some pairs, the sum of the task vectors others: it scores badly at first, and has whole what
-# both parents have learned. So a training at the lowest rate goes from each, and the better one
-# names the start.
+# both parents have learned.
 #
-# Which rate is best depends on the models: of 16 examples a pair of a million parameters learns
-# nothing at 1e-4 and most at 1e-2, where other pairs have learned all by heart. So the rate rises
-# for as long as that helps, and the highest that helped is taken.
-#
-# Where the parents have little to give each other, weights that move disturb the LoRA: beside one
+# Where the parents have little to give each other, weights that move disturb the LoRA. Beside one
 # parent that stands still, which is a plain fine-tune of it, a third skill had .87 where it had .35
-# beside the same parent and .24 from the sum. So short trainings find the parent that learns most,
-# and it is trained at the rate that was found; the rate rises on where that helps.
+# beside the same parent and .24 from the sum; beside the sum that stands still interleaved lists
+# had .39 where they had .12 from it. So what stands still is tried as well.
 class MergeWithLora(Phase):
-    """Search of the merge weights again, with a LoRA of the base beside them, from the best of
-    some starts, at rates that rise while that helps; the best model is built."""
+    """Search of the merge weights again, with a LoRA of the base beside them, from several starts
+    and at several rates; the best model is built."""
 
     name = "together"
     title = "merge with LoRA beside it"
@@ -94,16 +87,12 @@ class MergeWithLora(Phase):
         planner.rows += 1
         name = together_stage(planner.config).name
         stage = next(phase for phase in planner.phases if phase.name == name)
-        starts, parents = _starts(planner.config, planner.evaluator)
-        most = _most(starts, parents)
-        text = (
-            f"merge weights and a LoRA beside them, by the same steps: at the lowest rate from "
-            f"each start (starts: {len(starts)}), then at rates that rise while that helps, then "
-            f"beside one parent that stands still; the cost of {most:g} searches at most"
-        )
+        starts = _starts(planner.config, planner.evaluator)
+        text = f"merge weights and a LoRA beside them, by the same steps, {schedule(len(starts))}"
         sizes = planner.sizes
-        score = sizes[sizes.ranked_on] * planner.second
-        return PhasePlan(self.name, text, most * (stage.seconds + score), at_once=1, like=name)
+        trained = stage.seconds + sizes[sizes.ranked_on] * planner.second
+        seconds = sum(costs(len(starts))) / 2 * trained
+        return PhasePlan(self.name, text, seconds, at_once=1, like=name)
 
     def run(self, run: SearchRun) -> None:
         """Train, and build the best model unless the study's folder holds it; a warning where that
@@ -112,52 +101,34 @@ class MergeWithLora(Phase):
         assert evaluator is not None  # the search has been checked
         stage = together_stage(run.config)
         cost = stage.evaluations
-        starts, parents = _starts(run.config, evaluator)
-        trainings = Trainings(run, evaluator, self.name, _most(starts, parents) * cost)
-        ranks: dict[tuple[Begin, float], float] = {}
+        starts = _starts(run.config, evaluator)
+        trainings = Trainings(run, evaluator, self.name, costs(len(starts))[1] * cost)
+        whole = set[str]()
 
-        def name_of(begin: Begin, rate: float, spent: float = cost) -> str:
-            return ":".join(filter(None, ("together", begin.key, f"{rate:g}", f"{spent:g}")))
+        def name_of(key: str, rate: float, share: float) -> str:
+            return ":".join(filter(None, ("together", key, f"{rate:g}", f"{share * cost:g}")))
 
-        def trained(begin: Begin, rate: float, spent: float = cost) -> float:
-            """Train, and return the mean score, the lowest where it failed."""
-            name = name_of(begin, rate, spent)
+        def train(key: str, rate: float, share: float) -> Rank:
+            """Train, and return the rank; a warning where that fails."""
+            name = name_of(key, rate, share)
             out = trainings.folder / name.replace(":", "-")
-            train = partial(learn_together, evaluator, stage, rate, begin, spent)
-            note = f"rate {rate:g}{begin}"
+            spent = share * cost
+            together = partial(learn_together, evaluator, stage, rate, starts[key], spent)
+            note = f"rate {rate:g}{starts[key]}"
+            if share == 1:
+                whole.add(name)
             try:
-                return trainings.ranked(name, out, spent, train, note)
+                return trainings.ranked(name, out, spent, together, note)
             except EvoMergeError as error:
                 logger.warning(f"the results have no merge with LoRA, {note}: {error}")
-                return -math.inf
+                return FAILED
 
-        def helps(begin: Begin, rate: float) -> bool:
-            """Train, and tell whether it is the best training so far."""
-            before = max(ranks.values(), default=-math.inf)
-            ranks[begin, rate] = trained(begin, rate)
-            return ranks[begin, rate] > before
-
-        def climb(begin: Begin, rate: float) -> float:
-            """Train at higher rates while that helps, and return the highest that did."""
-            for more in RATES:
-                if more > rate:
-                    if not helps(begin, more):
-                        break
-                    rate = more
-            return rate
-
-        for begin in starts:
-            helps(begin, RATES[0])
-        if max(ranks.values()) == -math.inf:
+        choice = best_training(list(starts), train)
+        if choice is None:
             return  # none could be trained
-        begin, rate = max(ranks, key=ranks.__getitem__)
-        rate = climb(begin, rate)
-        if parents:
-            parent = max(parents, key=lambda each: trained(each, SHARE_RATE, SHARE * cost))
-            if helps(parent, rate):
-                begin, rate = parent, climb(parent, rate)
         trainings.end()
-        name = name_of(begin, rate)
+        begin, rate = starts[choice.start], choice.rate
+        name = name_of(choice.start, rate, 1)
         try:
             model = _built(run, evaluator, trainings.folder / name.replace(":", "-"))
         except EvoMergeError as error:
@@ -166,7 +137,7 @@ class MergeWithLora(Phase):
         title = self.title
         named = f"the {title}"
         if begin.still:
-            title = f"LoRA of {begin.name.removesuffix(ALONE)}"
+            title = f"LoRA of {begin.model}"
             named = f"a {title}"
         against = Against(
             named,
@@ -176,7 +147,7 @@ class MergeWithLora(Phase):
         run.rows.append(
             Row(
                 "together",
-                f"{title} (rate {rate:g}{begin}, {trainings.best_of(len(ranks))})",
+                f"{title} (rate {rate:g}{begin}, {trainings.best_of(len(whole))})",
                 evaluations=trainings.done,
                 seconds=trainings.seconds,
                 label=name.replace("together:", "together:built:"),
@@ -187,23 +158,16 @@ class MergeWithLora(Phase):
         )
 
 
-def _starts(config: SearchConfig, evaluator: Evaluator) -> tuple[list[Begin], list[Begin]]:
-    """Name the starts that are tried: the best by its score, and the sum of the task vectors where
-    the search has it; and the parents among its starts, which stand still."""
+def _starts(config: SearchConfig, evaluator: Evaluator) -> dict[str, Begin]:
+    """The starts that are tried, by key: the best by its score, and the sum of the task vectors
+    where the search has it; the same sum, and the parents among its starts, which stand still."""
     space = make_space(config, together_stage(config), evaluator.sources.summary)
     names = space.start().names
+    starts = {"": Begin()}
+    if SUM in names:
+        starts |= {"sum": Begin(SUM), "still-sum": Begin(SUM, still=True)}
     parents = [name for name in names if name.endswith(ALONE) or name == BASE]
-    return (
-        [Begin(), *(Begin("sum", name) for name in names if name == SUM)],
-        [Begin(f"still-{n}", name, still=True) for n, name in enumerate(parents)],
-    )
-
-
-def _most(starts: Sequence[Begin], parents: Sequence[Begin]) -> float:
-    """The cost of all trainings at most, in searches: one from each start, one more at each higher
-    rate, and the parents'."""
-    beside = SHARE * len(parents) + 2 if parents else 0
-    return len(starts) + len(RATES) - 1 + beside
+    return starts | {f"still-{n}": Begin(name, still=True) for n, name in enumerate(parents)}
 
 
 def _built(run: SearchRun, evaluator: Evaluator, adapter: Path) -> SourceRef:

@@ -91,12 +91,12 @@ class Prompt(Phase):
         if not targets:
             return  # as the check has warned
         scores = run.evaluate(targets, run.sizes.chosen_on, self.name, shots=shots)
-        fitness = {label: each.mean for label, each in scores.items() if each.mean is not None}
-        if not fitness:
+        ranks = {label: each.rank for label, each in scores.items() if each.error is None}
+        if not ranks:
             reason = next(each.error for each in scores.values())
             logger.warning(f"the results have no row with examples in the prompt: {reason}")
             return
-        best = max(fitness, key=fitness.__getitem__)
+        best = max(ranks, key=ranks.__getitem__)
         share = run.sizes[run.sizes.chosen_on] / run.sizes["search"]
         against = Against(
             names[best],
