@@ -92,13 +92,14 @@ def test_the_test_split_is_touched_once(tmp_path):
         ("source", "a", 0),
         ("source", "b", 0),
         ("average", "uniform average", 0),
+        ("average", "sum of the task vectors", 0),
         ("ps", "evolved PS", 31),
         ("dfs", "evolved PS+DFS", 51),
     ]
     assert (result.split, sum(row.winner for row in result.rows)) == ("test", 1)
     tested = [str(job.target) for job in first.jobs if job.split == "test"]
-    assert len(tested) == len(set(tested)) == len(result.rows) == 6
-    assert [job.split for job in first.jobs[-6:]] == ["test"] * 6
+    assert len(tested) == len(set(tested)) == len(result.rows) == 7
+    assert [job.split for job in first.jobs[-7:]] == ["test"] * 7
     assert second.jobs == []
     assert table_rows(again) == table_rows(result)
 

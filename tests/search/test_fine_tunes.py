@@ -13,13 +13,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_evomerge import Example, FlowPart, Recipe, SourceRef, run_search
 from hf_evomerge.errors import FitnessError
+from hf_evomerge.fitness import Scores
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.phases.baselines import lora as lora_phase
-from hf_evomerge.search.phases.baselines import merge_lora
+from hf_evomerge.search.phases.baselines import merge_lora, trainings
 from hf_evomerge.search.phases.baselines.finetune import Lora, LoraAscent, fine_tune
 from hf_evomerge.search.phases.baselines.lora import LoraTrainings, fine_tuned
-from hf_evomerge.search.phases.baselines.trainings import Trainings, save_adapter
+from hf_evomerge.search.phases.baselines.trainings import (
+    Trainings,
+    best_training,
+    costs,
+    save_adapter,
+)
 from hf_evomerge.search.phases.phase import SearchRun
 from hf_evomerge.search.study.study import Study
 
@@ -33,17 +39,15 @@ def run_of(evaluator, place, *splits):
 
 def tune(run, ref, cost):
     """Fine-tune a model at a high rate."""
-    trainings = Trainings(run, run.evaluator, "lora", cost)
-    return fine_tuned(trainings, "LoRA", "a", ref, 1e-2, cost)
+    own = Trainings(run, run.evaluator, "lora", cost)
+    return fine_tuned(own, "LoRA", "a", ref, 1e-2, cost)
 
 
 @pytest.mark.slow
 def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     """Every start is screened by a short training; the best of the whole ones has one row, which
     loads and says what was spent."""
-    monkeypatch.setattr(lora_phase, "RATES", (1e-4, 1e-2))
-    monkeypatch.setattr(lora_phase, "HIGHER", ())
-    monkeypatch.setattr(lora_phase, "TRIED", (1e-2,))
+    monkeypatch.setattr(trainings, "RATES", (1e-4, 1e-2))
     config = search_config(
         compare={"baselines": ["lora"], "retain": {"old": {"jsonl": str(tiny / "test.jsonl")}}}
     )
@@ -58,17 +62,17 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
         "sum": ("the sum", tmp_path / "baselines" / "sum" / "model"),
     }
     with Study.open(tmp_path) as study:
-        fitness = {
-            label: study.evaluation(label, "validation").mean
+        ranks = {
+            label: study.evaluation(label, "validation").rank
             for label, _ in study.evaluated()
             if label.startswith("lora:")
         }
-    short = {start: fitness.pop(f"lora:{start}:0.01:2") for start in starts}
-    first, second, *_ = sorted(starts, key=lambda start: -short[start])
+    short = {start: ranks.pop(f"lora:{start}:0.01:2") for start in starts}
+    first, second, *_ = sorted(starts, key=lambda start: short[start], reverse=True)
     rates = [f"lora:{first}:{rate}:8" for rate in ("0.0001", "0.01")]
-    best = max(rates, key=fitness.__getitem__).split(":")[-2]
-    assert fitness.keys() == {*rates, f"lora:{second}:{best}:8"}
-    assert row.label == max(fitness, key=fitness.__getitem__)
+    best = max(rates, key=ranks.__getitem__).split(":")[-2]
+    assert ranks.keys() == {*rates, f"lora:{second}:{best}:8"}
+    assert row.label == max(ranks, key=ranks.__getitem__)
     start, rate = re.fullmatch("lora:(.*):(.*):8", row.label).groups()
     name, plain = starts[start]
     assert (
@@ -83,76 +87,107 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("best", "trained", "split"),
+    ("worth", "suits", "asked"),
     [
-        (5e-4, [], "validation"),
-        (1e-3, [3e-3], "test"),
-        (3e-3, [3e-3, 1e-2], "validation"),
-        (1e-2, [3e-3, 1e-2], "search"),
+        # each start until its rate, in the short trainings and in the whole ones
+        (
+            {"base": 0.3, "a": 0.9, "b": 0.5},
+            {"base": 3e-4, "a": 1e-3, "b": 3e-3},
+            ["base 3 10", "a 3 10 30", "b 3 10 30 100", "a* 1 3 10 30", "b* 10"],
+        ),
+        (
+            {"base": 0.3, "a": 0.9, "b": 0.5},
+            {"base": 3e-4, "a": 1e-4, "b": 1e-2},
+            ["base 3 10", "a 3 10", "b 3 10 30 100", "a* 1 3 10", "b* 1"],
+        ),
+        (
+            {"base": 0.3, "a": 0.5, "b": 0.9},
+            {"base": 3e-4, "a": 3e-3, "b": 1e-2},
+            ["base 3 10", "a 3 10 30 100", "b 3 10 30 100", "b* 1 3 10 30 100", "a* 100"],
+        ),
     ],
 )
-def test_rates_go_on_while_the_highest_is_the_best(
-    best, trained, split, tmp_path, search_config, monkeypatch
-):
-    """A higher rate is trained only where the highest one so far is the best, on validation or
-    else on test examples; the row has whole evaluations."""
-    asked = []
+def test_a_start_gets_its_rate_before_it_is_dropped(worth, suits, asked):
+    """Short trainings of each start rise in rate while that helps, and so do whole ones of the best
+    start; the second best has one, at the rate that was best."""
+    told = []
 
-    def ranked(self, label, out, cost, train, note):
-        assert self.run.sizes.ranked_on == split
-        rate = float(label.split(":")[-2])
-        asked.append(rate)
-        return -abs(math.log(rate / best))
+    def train(start, rate, share):
+        told.append(f"{start}{'*' * (share == 1)} {rate * 1e4:g}")
+        return worth[start], -abs(math.log(rate / suits[start]))
+
+    best = max(worth, key=worth.__getitem__)
+    choice, count = best_training(dict.fromkeys(worth, "LoRA"), train)
+    assert (choice.start, choice.rate) == (best, suits[best])
+    expected = [f"{name} {rate}" for name, *rates in map(str.split, asked) for rate in rates]
+    assert told == expected
+    whole = sum("*" in each for each in told)
+    assert count == whole
+    least, most = costs(len(worth))
+    assert least <= whole + (len(told) - whole) / 4 <= most
+
+
+def test_right_answers_rank_a_training_before_its_likelihood(tmp_path, search_config, monkeypatch):
+    """The training with more right answers has the row, though another has the better mean."""
+    ranks = {"base": (0.2, -1.0), "source:0": (0.5, -9.0), "source:1": (0.4, -2.0)}
+
+    def ranked(self, label, *given):
+        start = label.removeprefix("lora:").rsplit(":", 2)[0]
+        return ranks.get(start, (0.0, -3.0))
 
     monkeypatch.setattr(Trainings, "ranked", ranked)
     monkeypatch.setattr(lora_phase, "_plain", lambda start, *args: SourceRef(model="tiny"))
-    config = search_config("ps")
-    run = run_of(Evaluator(config), tmp_path, split)
-    monkeypatch.setattr(SearchRun, "searched", 7.88)
+    run = run_of(Evaluator(search_config("ps")), tmp_path, "validation")
     LoraTrainings().run(run)
-    assert [rate for rate in dict.fromkeys(asked) if rate > 1e-3] == trained
     (row,) = run.rows
-    assert f"rate {best:g} " in row.model
-    assert f"on {split} examples" in row.model
-    assert "8 evaluations each" in row.model
+    assert row.model.startswith("LoRA from a, rate 0.0001 (best of ")
+    scores = Scores([-1.0, -3.0], correct=[True, False])
+    assert (scores.rank, Scores([-1.0]).rank) == ((0.5, -2.0), (0.0, -1.0))
 
 
-@pytest.mark.parametrize("helps", [True, False])
-def test_the_parent_that_learns_most_stands_still(helps, tmp_path, search_config, monkeypatch):
-    """Beside moving weights the rate rises while that helps. Then the parent that learns most in a
-    quarter of the steps is trained at this rate, and the rate rises on where it is better."""
-    scores = {
-        "together:0.0001:8": -5.0,
-        "together:sum:0.0001:8": -4.0,
-        "together:sum:0.0003:8": -3.0,
-        "together:sum:0.001:8": -3.5,
-        "together:still-0:0.001:2": -9.0,
-        "together:still-1:0.001:2": -8.0,
-        "together:still-1:0.0003:8": -2.0 if helps else -3.2,
-    }
-    more = {"together:still-1:0.001:8": -1.0, "together:still-1:0.003:8": -1.5} if helps else {}
+@pytest.mark.parametrize(
+    ("best", "name", "kind"),
+    [
+        ("", "merge with LoRA beside it (rate 0.0003, best", "the merge with LoRA beside it"),
+        (
+            "sum",
+            "merge with LoRA beside it (rate 0.0003 from the sum of the task vectors, best",
+            "the merge with LoRA beside it",
+        ),
+        (
+            "still-sum",
+            "LoRA of the sum of the task vectors (rate 0.0003 beside the sum",
+            "a LoRA of the sum of the task vectors",
+        ),
+        ("still-1", "LoRA of b (rate 0.0003 beside b, best", "a LoRA of b"),
+    ],
+)
+def test_what_learns_most_beside_a_lora(best, name, kind, tmp_path, search_config, monkeypatch):
+    """Weights that move, from two starts, and parents and their sum that stand still are trained
+    briefly; the best of them has the row, under its name."""
     asked = []
 
     def ranked(self, label, out, cost, train, note):
         asked.append(label)
         self.done += cost
-        return (scores | more)[label]
+        key = label.removeprefix("together:").rpartition(":")[0].rpartition(":")[0]
+        return (0.0, (key == best) - float(label.split(":")[-2]))
 
     monkeypatch.setattr(Trainings, "ranked", ranked)
     monkeypatch.setattr(merge_lora, "_built", lambda *args: SourceRef(model="tiny"))
     config = search_config("ps", optimize="[{by: gradient, evaluations: 8}]")
     run = run_of(Evaluator(config), tmp_path, "validation")
     merge_lora.MergeWithLora().run(run)
-    assert asked == [*scores, *more]
+    keys = ("", "sum:", "still-sum:", "still-0:", "still-1:")
+    short = [f"together:{key}{rate}:2" for key in keys for rate in ("0.0003", "0.001")]
+    assert asked[: len(short)] == short
     (row,) = run.rows
-    still = "LoRA of b (rate 0.001 beside b as it is, best of 7 on"
-    moved = "merge with LoRA beside it (rate 0.0003 from the sum of"
-    assert row.model.startswith(still if helps else moved)
-    assert row.evaluations == 5 * 8 + 2 * 2 + 8 * len(more)
-    name = "together:built:still-1:0.001:8" if helps else "together:built:sum:0.0003:8"
-    assert row.label == name
-    assert row.against.name == ("a LoRA of b" if helps else "the merge with LoRA beside it")
-    assert row.against.keep.endswith(", a LoRA of b" if helps else "LoRA beside it")
+    assert row.model.startswith(name.replace("rate 0.0003", "rate 0.0001"))
+    assert row.evaluations == len(short) * 2 + 8 * (len(asked) - len(short))
+    key = f"{best}:" if best else ""
+    assert row.label == f"together:built:{key}0.0001:8"
+    assert row.against.name == kind
+    assert row.against.keep.endswith(kind)
 
 
 @pytest.mark.parametrize("of_adapters", [False, True])
@@ -160,8 +195,9 @@ def test_lora_learns_beside_a_merge(
     of_adapters, adapters, tmp_path, search_config, monkeypatch, caplog
 ):
     """One more source of an ordinary recipe: it fits better than the merge alone, is built, and is
-    the same again. Its rate is the last that helped."""
-    monkeypatch.setattr(merge_lora, "RATES", (1e-4, 0.01, 0.1, 100.0, 200.0))
+    the same again."""
+    monkeypatch.setattr(trainings, "RATES", (1e-4, 0.01, 0.1))
+    monkeypatch.setattr(merge_lora, "_starts", lambda *args: {"": merge_lora.Begin()})
     settings = {
         "optimize": "[{by: gradient, evaluations: 20, batch: 4}]",
         "output": "{dtype: float32}",
@@ -174,25 +210,8 @@ def test_lora_learns_beside_a_merge(
     row = result.row("together")
     built = study / "model-with-lora"
     kept = Study.open(study)
-    labels = {label for label, _ in kept.evaluated() if re.match(r"together:[s\d]", label)}
-    means = {label: kept.evaluation(label, "validation").mean for label in labels}
-    stills = {label: mean for label, mean in means.items() if ":still-" in label}
-    means = {label: mean for label, mean in means.items() if label not in stills}
-    lowest = {label: mean for label, mean in means.items() if ":0.0001:" in label}
-    assert lowest.keys() == {"together:0.0001:20", "together:sum:0.0001:20"}
-    start = max(sorted(lowest), key=lowest.__getitem__).removesuffix("0.0001:20")
-    tried = [f"{start}{rate:g}:20" for rate in merge_lora.RATES if f"{start}{rate:g}:20" in means]
-    assert len(means) == len(tried) + 1  # the other start has no further rates
-    ranks = [means[label] for label in tried]
-    best = ranks.index(max(ranks))
-    of_start = " from the sum of the task vectors" if "sum" in start else ""
-    rate = merge_lora.RATES[best]
-    assert f"(rate {rate:g}{of_start}, best of {len(means) + 1} on validation" in row.model
-    assert ranks[: best + 1] == sorted(ranks[: best + 1])
-    assert len(ranks) == best + 2  # and none after the first that is no better
-    # two parents in a quarter of the steps each, and the better one in all
-    assert [label.endswith(":20") for label in sorted(stills)].count(True) == 1
-    assert row.evaluations == 20 * len(means) + 2 * 5 + 20
+    labels = {label for label, _ in kept.evaluated() if re.match(r"together:\d.*:20$", label)}
+    best = max(kept.evaluation(label, "validation").rank for label in labels)
     assert row.seconds > 0
     assert row.scores.error is None
     assert not re.search("adapter says that it is of|no adapter", caplog.text)
@@ -207,7 +226,7 @@ def test_lora_learns_beside_a_merge(
     evaluator = Evaluator(config)
     assert evaluator.evaluate(model, "test") == row.scores
     # ranked with the adapters inside the live merge
-    assert evaluator.evaluate(model, "validation").mean == pytest.approx(max(ranks), abs=1e-4)
+    assert evaluator.evaluate(model, "validation").mean == pytest.approx(best[1], abs=1e-4)
     assert evaluator.evaluate(model).mean > evaluator.evaluate(result.winner).mean + 0.1
     moved = tmp_path / "moved"
     shutil.copytree(study, moved, ignore=shutil.ignore_patterns("model-with-lora"))
@@ -266,8 +285,8 @@ def test_a_classifier_is_trained_too(tiny, tmp_path, search_config):
     evaluator = Evaluator(config, examples=examples)
     before = evaluator.evaluate(ref).mean
     tuned = tune(run_of(evaluator, tmp_path), ref, 60)
-    assert evaluator.evaluate(tuned.model).mean == pytest.approx(tuned.fitness, abs=1e-4)
-    assert tuned.fitness > before + 0.5
+    assert evaluator.evaluate(tuned.model).mean == pytest.approx(tuned.rank[1], abs=1e-4)
+    assert tuned.rank[1] > before + 0.5
 
 
 def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch, caplog):
@@ -277,20 +296,20 @@ def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch
         _, *start, rate, _ = label.split(":")
         if float(rate) > 5e-4 or start == ["base"]:
             raise FitnessError("not finite")
-        return float(rate)
+        return float(rate), 0.0
 
     monkeypatch.setattr(Trainings, "ranked", ranked)
     monkeypatch.setattr(lora_phase, "_plain", lambda start, *args: SourceRef(model="tiny"))
     run = run_of(Evaluator(search_config()), tmp_path)
     LoraTrainings().run(run)
     (row,) = run.rows
-    assert row.model.startswith("LoRA from a, rate 0.0005 (best of 4 on search examples")
-    adapter = str(tmp_path / "study" / "baselines" / "source-0" / "lora-0.0005-0")
+    assert row.model.startswith("LoRA from a, rate 0.0003 (best of 3 on search examples")
+    adapter = str(tmp_path / "study" / "baselines" / "source-0" / "lora-0.0003-0")
     assert row.target == SourceRef(model="tiny", adapter=adapter)
     warned = [line for line in caplog.messages if line.startswith("the results have no LoRA")]
     assert warned[0] == "the results have no LoRA from base, rate 0.0003: not finite"
-    # both rates of the base, the higher one of two others, and 1e-3 of the best start
-    assert len(warned) == 2 + 2 + 1
+    # both rates of the base, the higher one of four others, and 1e-3 of the best start
+    assert len(warned) == 2 + 4 + 1
 
 
 def test_a_training_is_run_once(tiny, tmp_path, search_config):
@@ -301,9 +320,9 @@ def test_a_training_is_run_once(tiny, tmp_path, search_config):
     first = tune(run, evaluator.config.sources[0], 3)
     adapter = Path(first.model.adapter)
     written = (adapter / "adapter_config.json").stat().st_mtime_ns
-    trainings = Trainings(run, evaluator, "lora", 3)
-    assert fine_tuned(trainings, "LoRA", "a", evaluator.config.sources[0], 1e-2, 3) == first
-    assert trainings.seconds > 0
+    again = Trainings(run, evaluator, "lora", 3)
+    assert fine_tuned(again, "LoRA", "a", evaluator.config.sources[0], 1e-2, 3) == first
+    assert again.seconds > 0
     assert (adapter / "adapter_config.json").stat().st_mtime_ns == written
     shutil.rmtree(adapter)
     assert tune(run, evaluator.config.sources[0], 3) == first

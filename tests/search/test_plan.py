@@ -26,7 +26,7 @@ def test_plan(search_config, tmp_path, monkeypatch):
         "ps": "task_arithmetic, 2 numbers to evolve, 8 evaluations, 2 generations of 4 on 5 of 5 "
         "examples",
         "finalists": "up to 4 of the best models on 4 validation examples, which name the winner",
-        "test": "6 models on 6 test examples: all rows of the table",
+        "test": "7 models on 6 test examples: all rows of the table",
     }
     assert all(0 < phase.seconds < 60 for phase in plan.phases)
     assert plan.minutes() == pytest.approx(sum(phase.seconds for phase in plan.phases) / 60)
@@ -79,10 +79,10 @@ def test_a_plan_warns(search_config, search_settings):
     plan = plan_search(search_config("ps", optimize=steps, compare=compare))
     text = {phase.name: phase.text for phase in plan.phases}
     assert text["lora"] == (
-        "5 trainings of 9 evaluations each, and 10 of a quarter of that, which say from which of 5 "
-        "starts: 68 evaluations; up to 2 more trainings where the highest rate is the best"
+        "LoRA from 5 starts, briefly, at rates that rise while that helps, then in full from the "
+        "best two; 6.5 to 11 times the cost of the search"
     )
-    assert text["test"] == "6 models on 6 test + 6 retain:general examples: all rows of the table"
+    assert text["test"] == "7 models on 6 test + 6 retain:general examples: all rows of the table"
 
 
 def test_answers_that_a_tokenizer_makes_one_are_named(search_config, monkeypatch):

@@ -23,7 +23,7 @@ from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.model_pool import ModelPool
-from hf_evomerge.search.phases.baselines import merge_lora
+from hf_evomerge.search.phases.baselines import trainings
 from hf_evomerge.search.phases.baselines.merge_lora import with_adapter
 from hf_evomerge.search.score_model import evaluate_model
 from hf_evomerge.search.study.study import Study
@@ -137,7 +137,7 @@ def test_prompts_are_made_of_the_search_prompts(search_config, agreement, tmp_pa
 def test_trainings_are_ranked_with_their_adapters(search_config, agreement, tmp_path, monkeypatch):
     """The sources answer the prompts before a LoRA is in a model, not between its training and its
     score: each score is that of the adapter that was written."""
-    monkeypatch.setattr(merge_lora, "RATES", (0.1, 0.2))
+    monkeypatch.setattr(trainings, "RATES", (0.1, 0.2))
     config = search_config(
         fitness={"task": "agreement", "max_new_tokens": 2},
         data={split: agreement[split] for split in ("search", "test")},

@@ -27,7 +27,7 @@ def row_of(stage, model, right, **more):
     correct = np.arange(N) < right * N
     lost = "the validation split chose the other one"
     against = {
-        "average": average.AGAINST,
+        "average": average.against("the plain average"),
         "alone": alone.against(model.removesuffix(" alone"), "ps"),
         "noise": noise.AGAINST,
         "prompt": Against(

@@ -110,15 +110,15 @@ class CompareConfig(StrictModel):
     baselines: tuple[Literal["average", "prompt", "alone", "noise", "lora", "merge+lora"], ...] = (
         "average",
     )
-    """The plain ``average``; the best ``prompt``, 1, 4, 8 or 16 of the search examples before each
-    question, of every parent and of the average; the same search over each source ``alone``, which
-    says whether the result needs them all, and costs as much as the search for each; the same
-    search over ``noise`` of the size of the sources' changes, which says whether it needs what they
-    have learned; the best ``lora`` of fine-tunes at four rates, on the search examples, each at the
-    same cost, of the parents and the average, of which short trainings name two (extra ``lora``);
-    ``merge+lora``, merge weights by gradient and a LoRA beside them by the same steps, or beside
-    one parent that stands still, at rates that rise while that helps, the best of which is
-    built."""
+    """The plain ``average``, and the sum of the task vectors; the best ``prompt``, 1, 4, 8 or 16 of
+    the search examples before each question, of every parent and of the average; the same search
+    over each source ``alone``, which says whether the result needs them all, and costs as much as
+    the search for each; the same search over ``noise`` of the size of the sources' changes, which
+    says whether it needs what they have learned; the best ``lora``, fine-tunes on the search
+    examples of the parents, of the average and of the sum, of which short ones name two, at five
+    rates, each at the cost of the search (extra ``lora``); ``merge+lora``, merge weights by
+    gradient and a LoRA beside them by the same steps, or beside a parent or the sum that stands
+    still, by the same schedule, the best of which is built."""
     retain: dict[str, DataSpec] = Field(default_factory=dict)
     """More data, by name, that the result may not forget, such as the sources' own tasks: every
     model of the table of results is scored on it too. Nothing is chosen by it."""

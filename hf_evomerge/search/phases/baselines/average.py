@@ -27,13 +27,18 @@ class Average(Phase):
         """Add the rows, where the sources have one depth."""
         for key, (_, recipe) in plain_merges(run.config, run.sources.layers).items():
             name, called = NAMES[key]
-            against = Against(
-                called,
-                worse=f"{called} is the better merge",
-                level=f"{called} does as well: take it, no search is needed",
-                keep=f"take {called}",
-            )
             label = run.study.add_recipe(recipe)
+            said = against(called)
             run.rows.append(
-                Row("average", name, label=label, against=against, target=recipe, optional=True)
+                Row("average", name, label=label, against=said, target=recipe, optional=True)
             )
+
+
+def against(called: str) -> Against:
+    """Sentences about a merge that needs no search."""
+    return Against(
+        called,
+        worse=f"{called} is the better merge",
+        level=f"{called} does as well: take it, no search is needed",
+        keep=f"take {called}",
+    )

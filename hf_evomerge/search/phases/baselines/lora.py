@@ -1,20 +1,18 @@
 """Baseline: the best of LoRA fine-tunes of a parent, of the average or of the sum of the task
 vectors, each at the cost of the search.
 
-Short trainings say from which models it is worth while. A training sees the examples that the
+A training sees the examples that the
 search sees. The adapters stay in the study's folder, and can be scored and used like any source
 with an adapter.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....errors import EvoMergeError
 from ....recipes.recipe import MergePart, Recipe, SourceRef
 from ...evaluation.evaluator import Evaluator
 from ...evaluation.sources import Target
@@ -22,14 +20,11 @@ from ...file.config import SearchConfig
 from ...results.table import Against, Row
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun, plain_merges, plain_models
 from .finetune import Lora, fine_tune
-from .trainings import FAILED, Rank, Trainings, best_training, check_training, costs, schedule
-
-logger = logging.getLogger(__name__)
+from .trainings import Rank, Trainings, best_training, check_training, costs, schedule
 
 
 class LoraTrainings(Phase):
-    """Trainings from the starts that short ones name, at every rate; the best on validation has a
-    row."""
+    """Fine-tunes from several models and at several rates; the best on validation has a row."""
 
     name = "lora"
     title = "LoRA trainings"
@@ -40,14 +35,13 @@ class LoraTrainings(Phase):
         check_training("lora", config, evaluator)
 
     def plan(self, planner: Planner) -> PhasePlan:
-        """Price a whole training as the search, a short one as a part of it, and a score of each
-        where models are chosen."""
+        """Price a training as the search, and a score of it where models are chosen."""
         planner.rows += 1
         config = planner.config
         sizes = planner.sizes
         spent = sum(stage.evaluations for stage in config.stages if not stage.control)
         starts = _starts(config, planner.evaluator.sources.layers)
-        text = f"LoRA {schedule(len(starts))}, each at the cost of the search"
+        text = f"LoRA {schedule(len(starts))}"
         trained = spent * sizes["search"] + sizes[sizes.ranked_on]
         seconds = sum(costs(len(starts))) / 2 * trained * planner.second
         return PhasePlan(self.name, text, seconds, at_once=1, like=config.stages[0].name)
@@ -61,25 +55,21 @@ class LoraTrainings(Phase):
         finished = dict[tuple[str, float], Trained]()
 
         def train(label: str, rate: float, share: float) -> Rank:
-            """Train, and return the rank; a warning where that fails."""
+            """Train, and return the rank."""
             name, start = starts[label]
             which = f"LoRA from {name}, rate {rate:g}"
-            try:
-                trained = fine_tuned(trainings, which, label, start, rate, share * cost)
-            except EvoMergeError as error:
-                logger.warning(f"the results have no {which}: {error}")
-                return FAILED
+            trained = fine_tuned(trainings, which, label, start, rate, share * cost)
             if share == 1:
                 finished[label, rate] = trained
             return trained.rank
 
-        choice = best_training(list(starts), train)
-        if choice is None:
-            logger.warning("the results have no LoRA: none was trained and scored")
+        names = {label: f"LoRA from {name}" for label, (name, _) in starts.items()}
+        if (found := best_training(names, train)) is None:
             return
+        choice, count = found
         trainings.end()
         best = finished[choice.start, choice.rate]
-        chosen = trainings.best_of(len(finished))
+        chosen = trainings.best_of(count)
         run.rows.append(
             Row(
                 "lora",

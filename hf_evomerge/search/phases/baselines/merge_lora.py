@@ -33,7 +33,7 @@ from ...study.files import TOGETHER_FOLDER
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun
 from .finetune import Lora, LoraAscent, batches
 from .lora import tune
-from .trainings import FAILED, Rank, Trainings, best_training, check_training, costs, schedule
+from .trainings import Rank, Trainings, best_training, check_training, costs, schedule
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Begin:
 
     @property
     def model(self) -> str:
-        """What stands still, in words."""
+        """Name of the model that stands still."""
         return f"the {SUM}" if self.name == SUM else self.name.removesuffix(ALONE)
 
     def __str__(self) -> str:
@@ -103,31 +103,25 @@ class MergeWithLora(Phase):
         cost = stage.evaluations
         starts = _starts(run.config, evaluator)
         trainings = Trainings(run, evaluator, self.name, costs(len(starts))[1] * cost)
-        whole = set[str]()
 
         def name_of(key: str, rate: float, share: float) -> str:
             return ":".join(filter(None, ("together", key, f"{rate:g}", f"{share * cost:g}")))
 
         def train(key: str, rate: float, share: float) -> Rank:
-            """Train, and return the rank; a warning where that fails."""
+            """Train, and return the rank."""
             name = name_of(key, rate, share)
             out = trainings.folder / name.replace(":", "-")
             spent = share * cost
             together = partial(learn_together, evaluator, stage, rate, starts[key], spent)
-            note = f"rate {rate:g}{starts[key]}"
-            if share == 1:
-                whole.add(name)
-            try:
-                return trainings.ranked(name, out, spent, together, note)
-            except EvoMergeError as error:
-                logger.warning(f"the results have no merge with LoRA, {note}: {error}")
-                return FAILED
+            return trainings.ranked(name, out, spent, together, f"rate {rate:g}{starts[key]}")
 
-        choice = best_training(list(starts), train)
-        if choice is None:
-            return  # none could be trained
+        names = {key: f"merge with LoRA{begin}" for key, begin in starts.items()}
+        if (found := best_training(names, train)) is None:
+            return
+        choice, count = found
         trainings.end()
-        begin, rate = starts[choice.start], choice.rate
+        begin = starts[choice.start]
+        rate = choice.rate
         name = name_of(choice.start, rate, 1)
         try:
             model = _built(run, evaluator, trainings.folder / name.replace(":", "-"))
@@ -147,7 +141,7 @@ class MergeWithLora(Phase):
         run.rows.append(
             Row(
                 "together",
-                f"{title} (rate {rate:g}{begin}, {trainings.best_of(len(whole))})",
+                f"{title} (rate {rate:g}{begin}, {trainings.best_of(count)})",
                 evaluations=trainings.done,
                 seconds=trainings.seconds,
                 label=name.replace("together:", "together:built:"),

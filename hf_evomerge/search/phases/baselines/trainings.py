@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ....checkpoints.lora import CONFIG_FILE
-from ....errors import FitnessError, SearchError, optional
+from ....errors import EvoMergeError, FitnessError, SearchError, optional
 from ....recipes.recipe import RECIPE_FILE, Recipe
 from ...callbacks import Progress
 from ...evaluation.evaluator import Evaluator
 from ...evaluation.sources import Target
 from ...file.config import SearchConfig
 from ..phase import SearchRun
+
+logger = logging.getLogger(__name__)
 
 Train = Callable[[Callable[[float], None]], tuple[Target, Any]]
 """Trains adapters. It is given what to call with the cost so far, and returns the target whose live
@@ -29,6 +32,7 @@ Rank = tuple[float, float]
 """Accuracy and fitness where models are ranked; see `Scores.rank`."""
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of AdamW, the lowest first
+USUAL = 1e-3  # the highest rate that is always tried
 SHARE = 0.25  # of the steps of a whole training, which a short one has
 FAILED: Rank = (-math.inf, -math.inf)
 
@@ -49,12 +53,12 @@ class Choice:
 
 
 # A baseline must not lose because it was tuned less, and must not take longer than all the rest.
-# Trainings are of (start, rate), and a climb tries one rate after another while that helps:
+# Trainings are of (start, rate). Rates above `USUAL` are tried while the highest rate so far is the
+# best: small models want more than is usual for LoRA.
 #
-#   1. from every start a climb of short trainings, each with its whole schedule in a quarter of the
-#      steps, from the second lowest rate;
-#   2. from the best start a climb of whole trainings, from the rate that was best in 1, downwards,
-#      or else upwards;
+#   1. from every start short trainings at all rates but the lowest, each with its whole schedule in
+#      a quarter of the steps;
+#   2. from the best start whole trainings at all rates;
 #   3. from the second best start a whole training at the rate that was best in 2.
 #
 # The best of 2 and 3 is taken. Ranks are by right answers first. A mean log-likelihood is ruled by
@@ -63,55 +67,63 @@ class Choice:
 #
 # Why not by what the starts score untrained: that misleads. Why is no start dropped at one rate:
 # Adam moves each number by about rate x steps. What is far from the task needs a high rate to get
-# anywhere in a quarter of the steps, and the sum of the task vectors, from which most can be
-# learned on most pairs, scores badly at first: at 1e-3 it was dropped on a pair where it has .39 at
-# 3e-3 and the next best start .28.
+# anywhere in a quarter of the steps: at 1e-3 the sum of the task vectors was third on a pair where
+# it has .39 in full, at 3e-3, and the next best start .28. Nor do short trainings say the rate: the
+# best of a pair of SmolLM2-135M was at 3e-3, where a whole one has .75 and one at 3e-4 .85.
 def best_training(
-    starts: Sequence[str], train: Callable[[str, float, float], Rank]
-) -> Choice | None:
-    """Find what to begin at and the rate; None where no training could be ranked.
+    starts: Mapping[str, str], train: Callable[[str, float, float], Rank]
+) -> tuple[Choice, int] | None:
+    """Find what to begin at and the rate, and count the whole trainings; None, with warnings, where
+    none could be ranked.
 
     Args:
-        starts: Keys of what a training can begin at.
-        train: Trains from a start, at a rate, for a share of the steps, and returns the rank;
-            `FAILED` where that fails.
+        starts: Names of trainings, by the key of what they begin at.
+        train: Trains from a start, at a rate, for a share of the steps, and returns the rank.
     """
+    whole = 0
 
-    def climb(start: str, rates: Sequence[float], share: float, best: Choice) -> Choice:
-        """Train at one rate after another while that helps, and return the best."""
+    def choose(start: str, rates: Sequence[float], share: float) -> Choice:
+        """Train at rates, and return the best."""
+        nonlocal whole
+        best = Choice(FAILED, start, rates[0])
+        highest = rates[0]
         for rate in rates:
-            tried = Choice(train(start, rate, share), start, rate)
-            if tried.rank <= best.rank:
+            if rate > USUAL and best.rate < highest:
                 break
-            best = tried
+            highest = rate
+            try:
+                rank = train(start, rate, share)
+            except EvoMergeError as error:
+                logger.warning(f"the results have no {starts[start]}, rate {rate:g}: {error}")
+                continue
+            whole += share == 1
+            if rank > best.rank:
+                best = Choice(rank, start, rate)
         return best
 
-    short = [climb(start, RATES[1:], SHARE, Choice(FAILED, start, RATES[1])) for start in starts]
+    short = [choose(start, RATES[1:], SHARE) for start in starts]
     short.sort(key=lambda each: each.rank, reverse=True)
-    first = short[0]
-    at = RATES.index(first.rate)
-    best = climb(first.start, RATES[at::-1], 1.0, replace(first, rank=FAILED))
-    if best.rate == first.rate:
-        best = climb(first.start, RATES[at + 1 :], 1.0, best)
+    best = choose(short[0].start, RATES, 1.0)
     for other in short[1:2]:
-        best = climb(other.start, [best.rate], 1.0, best)
-    return None if best.rank == FAILED else best
+        second = choose(other.start, [best.rate], 1.0)
+        best = max(best, second, key=lambda each: each.rank)
+    return (best, whole) if whole else None
 
 
 def costs(starts: int) -> tuple[float, float]:
     """The least and the most cost of `best_training`, in whole trainings."""
     second = int(starts > 1)
-    least = starts * SHARE * 2 + 2 + second
+    least = starts * SHARE * 2 + 3 + second
     most = starts * SHARE * len(RATES[1:]) + len(RATES) + second
     return least, most
 
 
 def schedule(starts: int) -> str:
-    """Say how often `best_training` trains, after the name of what is trained."""
+    """Describe the trainings of `best_training`, after the name of what is trained."""
     least, most = costs(starts)
     return (
         f"from {starts} starts, briefly, at rates that rise while that helps, then in full from "
-        f"the best two: {least:g} to {most:g} trainings"
+        f"the best two; {least:g} to {most:g} times the cost of the search"
     )
 
 
