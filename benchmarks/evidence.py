@@ -43,6 +43,7 @@ from hf_evomerge import SearchConfig, run_search
 from hf_evomerge.fitness.comparison import Comparison, compare
 from hf_evomerge.fitness.scores import Scores
 from hf_evomerge.search.results.table import Row
+from hf_evomerge.search.spaces.parameter import SUM
 
 RESULTS = Path(__file__).parent / "results" / "search" / "evidence.jsonl"
 OWN_OF_DOZEN = 8
@@ -61,6 +62,7 @@ ROWS = {
     "base": "base",
     "source": "best parent",
     "average": "plain average",
+    SUM: SUM,
     "prompt": "the same examples in the prompt",
     "alone": "one parent alone, rescaled",
     "noise": "noise in place of the parents",
@@ -177,7 +179,7 @@ def run_cell(name: str, count: int, draw: int, work: Path) -> dict[str, Any]:
 def _line(row: Row) -> dict[str, Any]:
     correct = row.scores.correct
     return {
-        "stage": row.stage,
+        "stage": SUM if row.model == SUM else row.stage,
         "model": row.model,
         "right": "" if correct is None else "".join(str(int(each)) for each in correct),
         "values": [round(float(value), 3) for value in row.scores.values],
