@@ -25,7 +25,10 @@ GALLERY = ROOT / "benchmarks" / "pages" / "gallery.md"
 README_TABLE = [
     ("base", "{base}"),
     ("Japanese fine-tune; maths fine-tune", "{source:0}; {source:1}"),
-    ("plain average; with examples in the prompt", "{average}; {prompt}"),
+    (
+        "plain average; sum; examples in the prompt",
+        "{uniform average}; {sum of the task vectors}; {prompt}",
+    ),
     ("one parent alone, rescaled by search", "{alone}"),
     ("**evolved merge: of weights; of layers**", "**{ps}; {dfs}**"),
 ]
@@ -71,7 +74,7 @@ def readme_table() -> str:
     have, the better one."""
     shares: dict[str, float] = {}
     for row in demo_rows("ps") + demo_rows("dfs"):
-        for name in (row["stage"], row["label"]):
+        for name in (row["stage"], row["label"], row["model"]):
             shares[name] = max(row["accuracy"], shares.get(name, 0.0))
     texts = {name: f"{share:.1%}".replace("%", " %") for name, share in shares.items()}
     lines = ["| maths problems in Japanese, 500 that no search saw | solved |", "| --- | --- |"]
