@@ -10,10 +10,10 @@ signs. The seed is fixed: the same scores give the same figures.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from ..errors import FitnessError
 from .scores import Scores
 
 Measure = Literal["accuracy", "fitness"]
+K = TypeVar("K", bound=Hashable)
 RESAMPLES = 10_000
 _Z = 1.959964  # of a two-sided interval of 95 %
 
@@ -159,6 +160,29 @@ def compare_all(first: Scores, second: Scores, by: Sequence[Measure]) -> list[Co
         return 2 if each.measure == "accuracy" and each.difference == 0 else 1
 
     return sorted((each for each in comparisons if each is not None), key=rank)
+
+
+# Right answers come first, for a mean log-likelihood is ruled by the answers that a model is surely
+# wrong of. Where accuracies are closer than chance would make them, the fitness knows more.
+def best_of(models: Mapping[K, Scores]) -> K:
+    """Choose a model by its scores on the examples that models are chosen on.
+
+    Of those whose accuracy is within a standard error of the highest it is the one with the best
+    fitness; where the task cannot tell right from wrong, of all.
+
+    Args:
+        models: Scores of each, on the same examples; none failed.
+
+    Returns:
+        Its key, of equals the first's.
+    """
+    right = {key: scores.accuracy or 0.0 for key, scores in models.items()}
+    most = max(right, key=right.__getitem__)
+    least = right[most] - (models[most].accuracy_error or 0.0)
+    return max(
+        (key for key in models if right[key] >= least),
+        key=lambda key: float(models[key].values.mean()),
+    )
 
 
 # Between equally good models each of the n = b + c examples that tell them apart falls to either

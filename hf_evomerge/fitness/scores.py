@@ -105,12 +105,6 @@ class Scores:
         """The fitness; None where the evaluation failed."""
         return None if self.error is not None else float(self.values.mean())
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Accuracy, 0 where the task cannot tell, and fitness, which decides between equals: the
-        better of two models has the larger rank."""
-        return (self.accuracy or 0.0, float(self.values.mean()))
-
     def metrics(self, names: Iterable[str]) -> dict[str, float]:
         """Mean scores by these metrics, as far as they are known; the first of all is called
         ``fitness``."""

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from hf_evomerge.fitness.comparison import compare, main_measure, mcnemar, share_interval
+from hf_evomerge.fitness.comparison import best_of, compare, main_measure, mcnemar, share_interval
 from hf_evomerge.fitness.scores import Scores
 
 from .conftest import refused
@@ -115,3 +115,22 @@ def test_what_cannot_be_paired_is_not():
         compare(Scores([1.0, 2.0]), Scores([1.0, 2.0, 3.0]))
     with refused("accuracy cannot be compared"):
         compare(Scores([0.1, 2.0]), Scores([1.0, 0.2]), "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("models", "best"),
+    [
+        ({"likely": (-2.0, 6), "right": (-3.0, 9)}, "right"),  # of 32: .19, .28 +- .081
+        ({"likely": (-0.4, 29), "right": (-0.5, 30)}, "likely"),  # .91, .94 +- .044
+        ({"few": (-9.0, 0), "none": (-8.0, 0)}, "none"),
+        ({"first": (-1.0, 5), "second": (-1.0, 5)}, "first"),
+        ({"a": (-2.0, None), "b": (-1.0, None)}, "b"),
+    ],
+)
+def test_the_best_of_models(models, best):
+    """More right answers, beyond a standard error, come before a better fitness."""
+    scores = {
+        name: Scores([mean] * 32, correct=None if right is None else np.arange(32) < right)
+        for name, (mean, right) in models.items()
+    }
+    assert best_of(scores) == best

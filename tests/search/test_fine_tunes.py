@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_evomerge import Example, FlowPart, Recipe, SourceRef, run_search
 from hf_evomerge.errors import FitnessError
 from hf_evomerge.fitness import Scores
+from hf_evomerge.fitness.comparison import best_of
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.sources import SourceSummary
 from hf_evomerge.search.phases.baselines import lora as lora_phase
@@ -23,8 +24,8 @@ from hf_evomerge.search.phases.baselines.lora import LoraTrainings, fine_tuned
 from hf_evomerge.search.phases.baselines.trainings import (
     Trainings,
     best_training,
-    costs,
     save_adapter,
+    usual_cost,
 )
 from hf_evomerge.search.phases.phase import SearchRun
 from hf_evomerge.search.study.study import Study
@@ -63,16 +64,17 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
     }
     with Study.open(tmp_path) as study:
         ranks = {
-            label: study.evaluation(label, "validation").rank
+            label: study.evaluation(label, "validation")
             for label, _ in study.evaluated()
             if label.startswith("lora:")
         }
     short = {start: ranks.pop(f"lora:{start}:0.01:2") for start in starts}
-    first, second, *_ = sorted(starts, key=lambda start: short[start], reverse=True)
+    first = best_of(short)
+    second = best_of({start: short[start] for start in starts if start != first})
     rates = [f"lora:{first}:{rate}:8" for rate in ("0.0001", "0.01")]
-    best = max(rates, key=ranks.__getitem__).split(":")[-2]
+    best = best_of({rate: ranks[rate] for rate in rates}).split(":")[-2]
     assert ranks.keys() == {*rates, f"lora:{second}:{best}:8"}
-    assert row.label == max(ranks, key=ranks.__getitem__)
+    assert row.label == best_of(ranks)
     start, rate = re.fullmatch("lora:(.*):(.*):8", row.label).groups()
     name, plain = starts[start]
     assert (
@@ -114,35 +116,16 @@ def test_a_start_gets_its_rate_before_it_is_dropped(worth, suits, asked):
 
     def train(start, rate, share):
         told.append(f"{start}{'*' * (share == 1)} {rate * 1e4:g}")
-        return worth[start], -abs(math.log(rate / suits[start]))
+        return Scores([10 * worth[start] - abs(math.log(rate / suits[start]))])
 
     best = max(worth, key=worth.__getitem__)
-    choice, count = best_training(dict.fromkeys(worth, "LoRA"), train)
-    assert (choice.start, choice.rate) == (best, suits[best])
+    *choice, count = best_training(dict.fromkeys(worth, "LoRA"), train)
+    assert choice == [best, suits[best]]
     expected = [f"{name} {rate}" for name, *rates in map(str.split, asked) for rate in rates]
     assert told == expected
     whole = sum("*" in each for each in told)
     assert count == whole
-    least, most = costs(len(worth))
-    assert least <= whole + (len(told) - whole) / 4 <= most
-
-
-def test_right_answers_rank_a_training_before_its_likelihood(tmp_path, search_config, monkeypatch):
-    """The training with more right answers has the row, though another has the better mean."""
-    ranks = {"base": (0.2, -1.0), "source:0": (0.5, -9.0), "source:1": (0.4, -2.0)}
-
-    def ranked(self, label, *given):
-        start = label.removeprefix("lora:").rsplit(":", 2)[0]
-        return ranks.get(start, (0.0, -3.0))
-
-    monkeypatch.setattr(Trainings, "ranked", ranked)
-    monkeypatch.setattr(lora_phase, "_plain", lambda start, *args: SourceRef(model="tiny"))
-    run = run_of(Evaluator(search_config("ps")), tmp_path, "validation")
-    LoraTrainings().run(run)
-    (row,) = run.rows
-    assert row.model.startswith("LoRA from a, rate 0.0001 (best of ")
-    scores = Scores([-1.0, -3.0], correct=[True, False])
-    assert (scores.rank, Scores([-1.0]).rank) == ((0.5, -2.0), (0.0, -1.0))
+    assert abs(whole + (len(told) - whole) / 4 - usual_cost(3)) < 2
 
 
 @pytest.mark.parametrize(
@@ -171,7 +154,7 @@ def test_what_learns_most_beside_a_lora(best, name, kind, tmp_path, search_confi
         asked.append(label)
         self.done += cost
         key = label.removeprefix("together:").rpartition(":")[0].rpartition(":")[0]
-        return (0.0, (key == best) - float(label.split(":")[-2]))
+        return Scores([(key == best) - float(label.split(":")[-2])])
 
     monkeypatch.setattr(Trainings, "ranked", ranked)
     monkeypatch.setattr(merge_lora, "_built", lambda *args: SourceRef(model="tiny"))
@@ -211,7 +194,8 @@ def test_lora_learns_beside_a_merge(
     built = study / "model-with-lora"
     kept = Study.open(study)
     labels = {label for label, _ in kept.evaluated() if re.match(r"together:\d.*:20$", label)}
-    best = max(kept.evaluation(label, "validation").rank for label in labels)
+    best = best_of({label: kept.evaluation(label, "validation") for label in labels})
+    fitness = kept.evaluation(best, "validation").mean
     assert row.seconds > 0
     assert row.scores.error is None
     assert not re.search("adapter says that it is of|no adapter", caplog.text)
@@ -226,7 +210,7 @@ def test_lora_learns_beside_a_merge(
     evaluator = Evaluator(config)
     assert evaluator.evaluate(model, "test") == row.scores
     # ranked with the adapters inside the live merge
-    assert evaluator.evaluate(model, "validation").mean == pytest.approx(best[1], abs=1e-4)
+    assert evaluator.evaluate(model, "validation").mean == pytest.approx(fitness, abs=1e-4)
     assert evaluator.evaluate(model).mean > evaluator.evaluate(result.winner).mean + 0.1
     moved = tmp_path / "moved"
     shutil.copytree(study, moved, ignore=shutil.ignore_patterns("model-with-lora"))
@@ -285,8 +269,8 @@ def test_a_classifier_is_trained_too(tiny, tmp_path, search_config):
     evaluator = Evaluator(config, examples=examples)
     before = evaluator.evaluate(ref).mean
     tuned = tune(run_of(evaluator, tmp_path), ref, 60)
-    assert evaluator.evaluate(tuned.model).mean == pytest.approx(tuned.rank[1], abs=1e-4)
-    assert tuned.rank[1] > before + 0.5
+    assert evaluator.evaluate(tuned.model).mean == pytest.approx(tuned.scores.mean, abs=1e-4)
+    assert tuned.scores.mean > before + 0.5
 
 
 def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch, caplog):
@@ -296,7 +280,7 @@ def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch
         _, *start, rate, _ = label.split(":")
         if float(rate) > 5e-4 or start == ["base"]:
             raise FitnessError("not finite")
-        return float(rate), 0.0
+        return Scores([float(rate)])
 
     monkeypatch.setattr(Trainings, "ranked", ranked)
     monkeypatch.setattr(lora_phase, "_plain", lambda start, *args: SourceRef(model="tiny"))

@@ -80,7 +80,7 @@ def test_a_plan_warns(search_config, search_settings):
     text = {phase.name: phase.text for phase in plan.phases}
     assert text["lora"] == (
         "LoRA from 5 starts, briefly, at rates that rise while that helps, then in full from the "
-        "best two; 6.5 to 11 times the cost of the search"
+        "best two; about 9 times the cost of the search"
     )
     assert text["test"] == "7 models on 6 test + 6 retain:general examples: all rows of the table"
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ....fitness.scores import Scores
 from ....recipes.recipe import MergePart, Recipe, SourceRef
 from ...evaluation.evaluator import Evaluator
 from ...evaluation.sources import Target
@@ -20,7 +21,7 @@ from ...file.config import SearchConfig
 from ...results.table import Against, Row
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun, plain_merges, plain_models
 from .finetune import Lora, fine_tune
-from .trainings import Rank, Trainings, best_training, check_training, costs, schedule
+from .trainings import Trainings, best_training, check_training, schedule, usual_cost
 
 
 class LoraTrainings(Phase):
@@ -43,7 +44,7 @@ class LoraTrainings(Phase):
         starts = _starts(config, planner.evaluator.sources.layers)
         text = f"LoRA {schedule(len(starts))}"
         trained = spent * sizes["search"] + sizes[sizes.ranked_on]
-        seconds = sum(costs(len(starts))) / 2 * trained * planner.second
+        seconds = usual_cost(len(starts)) * trained * planner.second
         return PhasePlan(self.name, text, seconds, at_once=1, like=config.stages[0].name)
 
     def run(self, run: SearchRun) -> None:
@@ -51,24 +52,24 @@ class LoraTrainings(Phase):
         assert run.evaluator is not None  # the search has been checked
         starts = _starts(run.config, run.sources.layers)
         cost = run.searched
-        trainings = Trainings(run, run.evaluator, self.name, costs(len(starts))[1] * cost)
+        trainings = Trainings(run, run.evaluator, self.name, usual_cost(len(starts)) * cost)
         finished = dict[tuple[str, float], Trained]()
 
-        def train(label: str, rate: float, share: float) -> Rank:
-            """Train, and return the rank."""
+        def train(label: str, rate: float, share: float) -> Scores:
+            """Train, and score the model."""
             name, start = starts[label]
             which = f"LoRA from {name}, rate {rate:g}"
             trained = fine_tuned(trainings, which, label, start, rate, share * cost)
             if share == 1:
                 finished[label, rate] = trained
-            return trained.rank
+            return trained.scores
 
         names = {label: f"LoRA from {name}" for label, (name, _) in starts.items()}
         if (found := best_training(names, train)) is None:
             return
-        choice, count = found
+        label, rate, count = found
         trainings.end()
-        best = finished[choice.start, choice.rate]
+        best = finished[label, rate]
         chosen = trainings.best_of(count)
         run.rows.append(
             Row(
@@ -108,13 +109,13 @@ class Trained:
         name: Name of the model: what it was trained from, at which rate.
         label: Key of its score in the study.
         model: The model.
-        rank: Its rank where models are ranked.
+        scores: Its scores where models are ranked.
     """
 
     name: str
     label: str
     model: SourceRef
-    rank: Rank
+    scores: Scores
 
 
 def fine_tuned(
@@ -145,9 +146,9 @@ def fine_tuned(
         return plain, tune(evaluator, plain, lora, lambda share: told(cost * share))
 
     scored = f"lora:{label}:{rate:g}:{cost:g}"
-    rank = trainings.ranked(scored, out, cost, train, name)
+    scores = trainings.ranked(scored, out, cost, train, name)
     model = plain.model_copy(update={"adapter": str(out)})
-    return Trained(name, scored, model, rank)
+    return Trained(name, scored, model, scores)
 
 
 def tune(evaluator: Evaluator, model: Target, settings: Lora, told: Callable[[float], None]) -> Any:

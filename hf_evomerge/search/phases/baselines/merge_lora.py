@@ -33,7 +33,7 @@ from ...study.files import TOGETHER_FOLDER
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun
 from .finetune import Lora, LoraAscent, batches
 from .lora import tune
-from .trainings import Rank, Trainings, best_training, check_training, costs, schedule
+from .trainings import Trainings, best_training, check_training, schedule, usual_cost
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class MergeWithLora(Phase):
         text = f"merge weights and a LoRA beside them, by the same steps, {schedule(len(starts))}"
         sizes = planner.sizes
         trained = stage.seconds + sizes[sizes.ranked_on] * planner.second
-        seconds = sum(costs(len(starts))) / 2 * trained
+        seconds = usual_cost(len(starts)) * trained
         return PhasePlan(self.name, text, seconds, at_once=1, like=name)
 
     def run(self, run: SearchRun) -> None:
@@ -102,13 +102,13 @@ class MergeWithLora(Phase):
         stage = together_stage(run.config)
         cost = stage.evaluations
         starts = _starts(run.config, evaluator)
-        trainings = Trainings(run, evaluator, self.name, costs(len(starts))[1] * cost)
+        trainings = Trainings(run, evaluator, self.name, usual_cost(len(starts)) * cost)
 
         def name_of(key: str, rate: float, share: float) -> str:
             return ":".join(filter(None, ("together", key, f"{rate:g}", f"{share * cost:g}")))
 
-        def train(key: str, rate: float, share: float) -> Rank:
-            """Train, and return the rank."""
+        def train(key: str, rate: float, share: float) -> Scores:
+            """Train, and score the model."""
             name = name_of(key, rate, share)
             out = trainings.folder / name.replace(":", "-")
             spent = share * cost
@@ -118,11 +118,10 @@ class MergeWithLora(Phase):
         names = {key: f"merge with LoRA{begin}" for key, begin in starts.items()}
         if (found := best_training(names, train)) is None:
             return
-        choice, count = found
+        key, rate, count = found
         trainings.end()
-        begin = starts[choice.start]
-        rate = choice.rate
-        name = name_of(choice.start, rate, 1)
+        begin = starts[key]
+        name = name_of(key, rate, 1)
         try:
             model = _built(run, evaluator, trainings.folder / name.replace(":", "-"))
         except EvoMergeError as error:

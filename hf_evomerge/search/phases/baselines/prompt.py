@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ....errors import SearchError
+from ....fitness.comparison import best_of
 from ....fitness.data.shots import shot_counts
 from ....fitness.text.encoding import positions
 from ...evaluation.evaluator import Evaluator
@@ -91,12 +92,12 @@ class Prompt(Phase):
         if not targets:
             return  # as the check has warned
         scores = run.evaluate(targets, run.sizes.chosen_on, self.name, shots=shots)
-        ranks = {label: each.rank for label, each in scores.items() if each.error is None}
-        if not ranks:
+        alive = {label: each for label, each in scores.items() if each.error is None}
+        if not alive:
             reason = next(each.error for each in scores.values())
             logger.warning(f"the results have no row with examples in the prompt: {reason}")
             return
-        best = max(ranks, key=ranks.__getitem__)
+        best = best_of(alive)
         share = run.sizes[run.sizes.chosen_on] / run.sizes["search"]
         against = Against(
             names[best],

@@ -15,6 +15,8 @@ from typing import Any
 
 from ....checkpoints.lora import CONFIG_FILE
 from ....errors import EvoMergeError, FitnessError, SearchError, optional
+from ....fitness.comparison import best_of
+from ....fitness.scores import Scores
 from ....recipes.recipe import RECIPE_FILE, Recipe
 from ...callbacks import Progress
 from ...evaluation.evaluator import Evaluator
@@ -28,28 +30,9 @@ Train = Callable[[Callable[[float], None]], tuple[Target, Any]]
 """Trains adapters. It is given what to call with the cost so far, and returns the target whose live
 model has the adapters now, and that model (peft's)."""
 
-Rank = tuple[float, float]
-"""Accuracy and fitness where models are ranked; see `Scores.rank`."""
-
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of AdamW, the lowest first
 USUAL = 1e-3  # the highest rate that is always tried
 SHARE = 0.25  # of the steps of a whole training, which a short one has
-FAILED: Rank = (-math.inf, -math.inf)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The best training so far.
-
-    Attributes:
-        rank: Its rank; `FAILED` where there is none yet.
-        start: Key of what it began at.
-        rate: Peak rate of the optimizer.
-    """
-
-    rank: Rank
-    start: str
-    rate: float
 
 
 # A baseline must not lose because it was tuned less, and must not take longer than all the rest.
@@ -61,9 +44,8 @@ class Choice:
 #   2. from the best start whole trainings at all rates;
 #   3. from the second best start a whole training at the rate that was best in 2.
 #
-# The best of 2 and 3 is taken. Ranks are by right answers first. A mean log-likelihood is ruled by
-# the answers that a model is surely wrong of: on two of five small pairs it chose a training with
-# .23 and .21 of unseen problems where another had .32 and .49, which had more right on validation.
+# The best of 2 and 3 is taken; see `best_of`. By log-likelihood alone two of five small pairs got a
+# training with .23 and .21 of unseen problems where another had .32 and .49.
 #
 # Why not by what the starts score untrained: that misleads. Why is no start dropped at one rate:
 # Adam moves each number by about rate x steps. What is far from the task needs a high rate to get
@@ -71,59 +53,56 @@ class Choice:
 # it has .39 in full, at 3e-3, and the next best start .28. Nor do short trainings say the rate: the
 # best of a pair of SmolLM2-135M was at 3e-3, where a whole one has .75 and one at 3e-4 .85.
 def best_training(
-    starts: Mapping[str, str], train: Callable[[str, float, float], Rank]
-) -> tuple[Choice, int] | None:
+    starts: Mapping[str, str], train: Callable[[str, float, float], Scores]
+) -> tuple[str, float, int] | None:
     """Find what to begin at and the rate, and count the whole trainings; None, with warnings, where
-    none could be ranked.
+    none could be scored.
 
     Args:
         starts: Names of trainings, by the key of what they begin at.
-        train: Trains from a start, at a rate, for a share of the steps, and returns the rank.
+        train: Trains from a start, at a rate, for a share of the steps, and scores the model.
     """
-    whole = 0
 
-    def choose(start: str, rates: Sequence[float], share: float) -> Choice:
-        """Train at rates, and return the best."""
-        nonlocal whole
-        best = Choice(FAILED, start, rates[0])
+    def tried(start: str, rates: Sequence[float], share: float) -> dict[tuple[str, float], Scores]:
+        """Train at rates, and return the scores."""
+        done: dict[tuple[str, float], Scores] = {}
         highest = rates[0]
         for rate in rates:
-            if rate > USUAL and best.rate < highest:
+            if rate > max(USUAL, rates[0]) and (not done or best_of(done)[1] < highest):
                 break
             highest = rate
             try:
-                rank = train(start, rate, share)
+                done[start, rate] = train(start, rate, share)
             except EvoMergeError as error:
                 logger.warning(f"the results have no {starts[start]}, rate {rate:g}: {error}")
-                continue
-            whole += share == 1
-            if rank > best.rank:
-                best = Choice(rank, start, rate)
-        return best
+        return done
 
-    short = [choose(start, RATES[1:], SHARE) for start in starts]
-    short.sort(key=lambda each: each.rank, reverse=True)
-    best = choose(short[0].start, RATES, 1.0)
-    for other in short[1:2]:
-        second = choose(other.start, [best.rate], 1.0)
-        best = max(best, second, key=lambda each: each.rank)
-    return (best, whole) if whole else None
+    short: dict[tuple[str, float], Scores] = {}
+    for start in starts:
+        if done := tried(start, RATES[1:], SHARE):
+            best = best_of(done)
+            short[best] = done[best]
+    if not short:
+        return None
+    first = best_of(short)
+    del short[first]
+    whole = tried(first[0], RATES, 1.0)
+    if short and whole:
+        whole |= tried(best_of(short)[0], [best_of(whole)[1]], 1.0)
+    return (*best_of(whole), len(whole)) if whole else None
 
 
-def costs(starts: int) -> tuple[float, float]:
-    """The least and the most cost of `best_training`, in whole trainings."""
-    second = int(starts > 1)
-    least = starts * SHARE * 2 + 3 + second
-    most = starts * SHARE * len(RATES[1:]) + len(RATES) + second
-    return least, most
+def usual_cost(starts: int) -> float:
+    """The usual cost of `best_training`, in whole trainings: three short ones of each start, and
+    five whole ones."""
+    return 3 * SHARE * starts + 5
 
 
 def schedule(starts: int) -> str:
     """Describe the trainings of `best_training`, after the name of what is trained."""
-    least, most = costs(starts)
     return (
         f"from {starts} starts, briefly, at rates that rise while that helps, then in full from "
-        f"the best two; {least:g} to {most:g} times the cost of the search"
+        f"the best two; about {usual_cost(starts):.0f} times the cost of the search"
     )
 
 
@@ -168,8 +147,8 @@ class Trainings:
 
     # The live model is scored, with the adapters inside it: nothing has to be built. A score is
     # stored after its adapter, so a killed search has both or trains again.
-    def ranked(self, label: str, out: Path, cost: float, train: Train, note: str) -> Rank:
-        """Train and score, unless adapter and score are there, and return the rank.
+    def ranked(self, label: str, out: Path, cost: float, train: Train, note: str) -> Scores:
+        """Train and score, unless adapter and score are there, and return the scores.
 
         Args:
             label: Key by which the score is kept in the study.
@@ -213,7 +192,7 @@ class Trainings:
         self.seconds += scores.seconds
         if scores.error is not None:
             raise SearchError(f"cannot be evaluated: {scores.error}")
-        return scores.rank
+        return scores
 
     def end(self) -> None:
         """Report that no training follows."""
