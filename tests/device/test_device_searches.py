@@ -10,7 +10,7 @@ from tiny_adapters import save_adapter
 
 from hf_evomerge.search.evaluation.devices import device_kind
 from hf_evomerge.search.evaluation.evaluator import Evaluator
-from hf_evomerge.search.phases.baselines import lora as baselines
+from hf_evomerge.search.phases.baselines import trainings
 from hf_evomerge.search.phases.baselines.merge_lora import Begin, learn_together
 from hf_evomerge.search.run import run_search
 
@@ -61,7 +61,7 @@ def check_table(config_of, device, folder):
 def test_a_search_there(kind, device, search_there, tmp_path, monkeypatch):
     """Every kind of search has the processor's trials and winner; without gradients to the last
     bit."""
-    monkeypatch.setattr(baselines, "RATES", (1e-3,))
+    monkeypatch.setattr(trainings, "RATES", (5e-4, 1e-3))
     check_table(lambda place: search_there(place, **KINDS[kind]), device, tmp_path)
     if kind not in ("gradient", "gates"):
         assert facts(tmp_path / device) == facts(tmp_path / "cpu")

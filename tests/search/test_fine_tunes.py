@@ -139,10 +139,10 @@ def test_a_start_gets_its_rate_before_it_is_dropped(worth, suits, asked):
         ),
         (
             "still-sum",
-            "LoRA of the sum of the task vectors (rate 0.0003 beside the sum",
+            "LoRA of the sum of the task vectors (rate 0.0003, best",
             "a LoRA of the sum of the task vectors",
         ),
-        ("still-1", "LoRA of b (rate 0.0003 beside b, best", "a LoRA of b"),
+        ("still-1", "LoRA of b (rate 0.0003, best", "a LoRA of b"),
     ],
 )
 def test_what_learns_most_beside_a_lora(best, name, kind, tmp_path, search_config, monkeypatch):

@@ -129,9 +129,11 @@ class MergeWithLora(Phase):
             return
         title = self.title
         named = f"the {title}"
+        where = str(begin)
         if begin.still:
             title = f"LoRA of {begin.model}"
             named = f"a {title}"
+            where = ""
         against = Against(
             named,
             f"`{TOGETHER_FOLDER}` in the study is better",
@@ -140,7 +142,7 @@ class MergeWithLora(Phase):
         run.rows.append(
             Row(
                 "together",
-                f"{title} (rate {rate:g}{begin}, {trainings.best_of(count)})",
+                f"{title} (rate {rate:g}{where}, {trainings.best_of(count)})",
                 evaluations=trainings.done,
                 seconds=trainings.seconds,
                 label=name.replace("together:", "together:built:"),
