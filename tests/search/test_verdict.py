@@ -338,6 +338,24 @@ def test_searches_whose_truth_is_known(case):
     assert Result(None, "test", rows).doubt == doubt
 
 
+def test_beside_the_merge_a_lora_is_better_than_what_is_level_with_the_merge():
+    """It is advised where it is level with the merge and what is simpler is behind it."""
+    where = np.arange(N)
+    solved = {
+        "uniform average": where < 98,
+        "merge with LoRA beside it": (where >= 20) & (where < 135),
+    }
+    rows = []
+    for row in rows_of(average=0.49, together=0.575, ps=0.5):
+        correct = solved.get(row.model, row.scores.correct)
+        rows.append(replace(row, scores=Scores(correct.astype(float) - 2, correct=correct)))
+    first, second, *_ = verdict(rows, "test")
+    assert first.startswith("Evolved PS is hardly distinguishable from the merge with LoRA")
+    assert "; the latter is better than the plain average by 0.085 of accuracy (0.0" in first
+    assert second.startswith("The plain average does as well; it has 0.490")
+    assert instead(rows).stage == "together"
+
+
 def _record_of_together(rows):
     """The record's row of a merge with a LoRA beside it."""
     (row,) = (row for row in Result(None, "test", rows).published().rows if row.stage == "together")

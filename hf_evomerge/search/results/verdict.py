@@ -263,11 +263,12 @@ class _Judged:
     # It takes several searches, so that it is surer of the same answers is no reason for it. A
     # better score counts where more answers are right too, if so few examples do not show that.
     def beside(self, others: Sequence[Row], simpler: Row | None) -> Row | None:
-        """The merge with a LoRA beside it, where it solves more than the winner and than what is
-        simpler; where nothing is right or wrong, where its score is better."""
-        beaten = [self.winner] if simpler is None else [self.winner, simpler]
+        """The merge with a LoRA beside it, where it solves more than what is simpler and as good
+        as the winner, or else than the winner; where nothing is right or wrong, where its score is
+        better."""
+        beaten = simpler or self.winner
         for row in others:
-            if row.stage == "together" and all(self._solves_more(row, each) for each in beaten):
+            if row.stage == "together" and self._solves_more(row, beaten):
                 return row
         return None
 
@@ -394,8 +395,15 @@ class _Judged:
                 return f"{level}; it has {of_other:.3f} and scores the same on all {size}"
             has = f"it has {of_other:.3f} and {winner} {of_winner:.3f}"
             return f"{level}; {has}, which {size} {hardly} apart: {figures}"
+        more = ""
+        simpler = self.simplest(self.others) if advise and other.stage == "together" else None
+        if simpler is not None and simpler.against is not None:
+            lead = self._compared(other, simpler)[0]
+            by = f"{lead.difference:.3f} {self._of(lead)} ({lead.interval})"
+            more = f"; the latter is better than {simpler.against.name} by {by}"
         return (
-            f"{winner} is {_not(first)} distinguishable from {against.name}, on {size}: {figures}"
+            f"{winner} is {_not(first)} distinguishable from {against.name}, on {size}: "
+            f"{figures}{more}"
         )
 
     def _needs(self, beaten: Row) -> str:
