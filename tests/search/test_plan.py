@@ -79,8 +79,8 @@ def test_a_plan_warns(search_config, search_settings):
     plan = plan_search(search_config("ps", optimize=steps, compare=compare))
     text = {phase.name: phase.text for phase in plan.phases}
     assert text["lora"] == (
-        "LoRA from 5 starts, briefly, at rates that rise while that helps, then in full from the "
-        "best two; about 9 times the cost of the search"
+        "LoRA from 5 starts, at rates that go on while that helps; about 8 times the cost of the "
+        "search"
     )
     assert text["test"] == "7 models on 6 test + 6 retain:general examples: all rows of the table"
 

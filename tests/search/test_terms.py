@@ -137,7 +137,7 @@ def test_prompts_are_made_of_the_search_prompts(search_config, agreement, tmp_pa
 def test_trainings_are_ranked_with_their_adapters(search_config, agreement, tmp_path, monkeypatch):
     """The sources answer the prompts before a LoRA is in a model, not between its training and its
     score: each score is that of the adapter that was written."""
-    monkeypatch.setattr(trainings, "RATES", (0.1, 0.2))
+    monkeypatch.setattr(trainings, "RATES", (0.05, 0.1, 0.2))
     config = search_config(
         fitness={"task": "agreement", "max_new_tokens": 2},
         data={split: agreement[split] for split in ("search", "test")},

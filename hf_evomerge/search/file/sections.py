@@ -115,8 +115,8 @@ class CompareConfig(StrictModel):
     over each source ``alone``, which says whether the result needs them all, and costs as much as
     the search for each; the same search over ``noise`` of the size of the sources' changes, which
     says whether it needs what they have learned; the best ``lora``, fine-tunes on the search
-    examples of the parents, of the average and of the sum, of which short ones name two, at five
-    rates, each at the cost of the search (extra ``lora``); ``merge+lora``, merge weights by
+    examples of the parents, of the average and of the sum, at rates that go on while that
+    helps, each at the cost of the search (extra ``lora``); ``merge+lora``, merge weights by
     gradient and a LoRA beside them by the same steps, or beside a parent or the sum that stands
     still, by the same schedule, the best of which is built."""
     retain: dict[str, DataSpec] = Field(default_factory=dict)

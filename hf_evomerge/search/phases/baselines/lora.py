@@ -18,7 +18,7 @@ from ....recipes.recipe import MergePart, Recipe, SourceRef
 from ...evaluation.evaluator import Evaluator
 from ...evaluation.sources import Target
 from ...file.config import SearchConfig
-from ...results.table import Against, Row
+from ...results.table import Against
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun, plain_merges, plain_models
 from .finetune import Lora, fine_tune
 from .trainings import Trainings, best_training, check_training, schedule, usual_cost
@@ -42,9 +42,9 @@ class LoraTrainings(Phase):
         sizes = planner.sizes
         spent = sum(stage.evaluations for stage in config.stages if not stage.control)
         starts = _starts(config, planner.evaluator.sources.layers)
-        text = f"LoRA {schedule(len(starts))}"
+        text = f"LoRA {schedule(starts)}"
         trained = spent * sizes["search"] + sizes[sizes.ranked_on]
-        seconds = usual_cost(len(starts)) * trained * planner.second
+        seconds = usual_cost(starts) * trained * planner.second
         return PhasePlan(self.name, text, seconds, at_once=1, like=config.stages[0].name)
 
     def run(self, run: SearchRun) -> None:
@@ -52,37 +52,24 @@ class LoraTrainings(Phase):
         assert run.evaluator is not None  # the search has been checked
         starts = _starts(run.config, run.sources.layers)
         cost = run.searched
-        trainings = Trainings(run, run.evaluator, self.name, usual_cost(len(starts)) * cost)
+        trainings = Trainings(run, run.evaluator, self.name, usual_cost(starts) * cost)
         finished = dict[tuple[str, float], Trained]()
 
-        def train(label: str, rate: float, share: float) -> Scores:
+        def train(label: str, rate: float) -> Scores:
             """Train, and score the model."""
             name, start = starts[label]
             which = f"LoRA from {name}, rate {rate:g}"
-            trained = fine_tuned(trainings, which, label, start, rate, share * cost)
-            if share == 1:
-                finished[label, rate] = trained
+            trained = fine_tuned(trainings, which, label, start, rate, cost)
+            finished[label, rate] = trained
             return trained.scores
 
         names = {label: f"LoRA from {name}" for label, (name, _) in starts.items()}
         if (found := best_training(names, train)) is None:
             return
         label, rate, count = found
-        trainings.end()
         best = finished[label, rate]
-        chosen = trainings.best_of(count)
-        run.rows.append(
-            Row(
-                "lora",
-                f"{best.name} ({chosen}, {cost:.0f} evaluations each)",
-                evaluations=round(trainings.done, 2),
-                seconds=trainings.seconds,
-                label=best.label,
-                against=against(best.name, best.model),
-                favoured=trainings.favoured,
-                target=best.model,
-            )
-        )
+        said = against(best.name, best.model)
+        run.rows.append(trainings.row("lora", best.name, count, best.label, said, best.model))
 
 
 def _starts(config: SearchConfig, layers: Sequence[int]) -> dict[str, tuple[str, Target]]:

@@ -26,7 +26,7 @@ from ...file.config import SearchConfig
 from ...file.stages import Stage
 from ...folder import build_winner
 from ...optimizers.descent import GradientOptimizer
-from ...results.table import Against, Row
+from ...results.table import Against
 from ...spaces.parameter import ALONE, BASE, SUM
 from ...spaces.space import make_space
 from ...study.files import TOGETHER_FOLDER
@@ -36,6 +36,8 @@ from .lora import tune
 from .trainings import Trainings, best_training, check_training, schedule, usual_cost
 
 logger = logging.getLogger(__name__)
+
+TITLE = "merge with LoRA beside it"
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,12 @@ class Begin:
     name: str = ""
     still: bool = False
 
-    @property
-    def model(self) -> str:
-        """Name of the model that stands still."""
-        return f"the {SUM}" if self.name == SUM else self.name.removesuffix(ALONE)
-
     def __str__(self) -> str:
-        if self.still:
-            return f" beside {self.model}"
-        return f" from the {self.name}" if self.name else ""
+        """What is trained: ``LoRA of maths``."""
+        if not self.still:
+            return f"{TITLE} from the {self.name}" if self.name else TITLE
+        model = f"the {SUM}" if self.name == SUM else self.name.removesuffix(ALONE)
+        return f"LoRA of {model}"
 
 
 # Where the merge weights begin decides what a LoRA finds beside them. The best start by its score
@@ -74,7 +73,7 @@ class MergeWithLora(Phase):
     and at several rates; the best model is built."""
 
     name = "together"
-    title = "merge with LoRA beside it"
+    title = TITLE
     baseline = "merge+lora"
 
     def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
@@ -88,10 +87,10 @@ class MergeWithLora(Phase):
         name = together_stage(planner.config).name
         stage = next(phase for phase in planner.phases if phase.name == name)
         starts = _starts(planner.config, planner.evaluator)
-        text = f"merge weights and a LoRA beside them, by the same steps, {schedule(len(starts))}"
+        text = f"merge weights and a LoRA beside them, by the same steps, {schedule(starts)}"
         sizes = planner.sizes
         trained = stage.seconds + sizes[sizes.ranked_on] * planner.second
-        seconds = usual_cost(len(starts)) * trained
+        seconds = usual_cost(starts) * trained
         return PhasePlan(self.name, text, seconds, at_once=1, like=name)
 
     def run(self, run: SearchRun) -> None:
@@ -102,55 +101,36 @@ class MergeWithLora(Phase):
         stage = together_stage(run.config)
         cost = stage.evaluations
         starts = _starts(run.config, evaluator)
-        trainings = Trainings(run, evaluator, self.name, usual_cost(len(starts)) * cost)
+        trainings = Trainings(run, evaluator, self.name, usual_cost(starts) * cost)
 
-        def name_of(key: str, rate: float, share: float) -> str:
-            return ":".join(filter(None, ("together", key, f"{rate:g}", f"{share * cost:g}")))
+        def name_of(key: str, rate: float) -> str:
+            return ":".join(filter(None, ("together", key, f"{rate:g}", f"{cost:g}")))
 
-        def train(key: str, rate: float, share: float) -> Scores:
+        def train(key: str, rate: float) -> Scores:
             """Train, and score the model."""
-            name = name_of(key, rate, share)
+            name = name_of(key, rate)
             out = trainings.folder / name.replace(":", "-")
-            spent = share * cost
-            together = partial(learn_together, evaluator, stage, rate, starts[key], spent)
-            return trainings.ranked(name, out, spent, together, f"rate {rate:g}{starts[key]}")
+            together = partial(learn_together, evaluator, stage, rate, starts[key])
+            return trainings.ranked(name, out, cost, together, f"{starts[key]}, rate {rate:g}")
 
-        names = {key: f"merge with LoRA{begin}" for key, begin in starts.items()}
-        if (found := best_training(names, train)) is None:
+        if (found := best_training(starts, train)) is None:
             return
         key, rate, count = found
-        trainings.end()
-        begin = starts[key]
-        name = name_of(key, rate, 1)
+        name = name_of(key, rate)
         try:
             model = _built(run, evaluator, trainings.folder / name.replace(":", "-"))
         except EvoMergeError as error:
             logger.warning(f"the results have no merge with LoRA: {error}")
             return
-        title = self.title
-        named = f"the {title}"
-        where = str(begin)
-        if begin.still:
-            title = f"LoRA of {begin.model}"
-            named = f"a {title}"
-            where = ""
+        named = f"the {starts[key]}"
         against = Against(
             named,
             f"`{TOGETHER_FOLDER}` in the study is better",
             keep=f"take `{TOGETHER_FOLDER}` in the study, {named}",
         )
-        run.rows.append(
-            Row(
-                "together",
-                f"{title} (rate {rate:g}{where}, {trainings.best_of(count)})",
-                evaluations=trainings.done,
-                seconds=trainings.seconds,
-                label=name.replace("together:", "together:built:"),
-                against=against,
-                favoured=trainings.favoured,
-                target=model,
-            )
-        )
+        built = name.replace("together:", "together:built:")
+        title = f"{starts[key]}, rate {rate:g}"
+        run.rows.append(trainings.row("together", title, count, built, against, model))
 
 
 def _starts(config: SearchConfig, evaluator: Evaluator) -> dict[str, Begin]:
@@ -219,7 +199,6 @@ def learn_together(
     stage: Stage,
     rate: float,
     begin: Begin,
-    budget: float,
     after_step: Callable[[float], None] = lambda spent: None,
 ) -> tuple[Recipe, Any]:
     """Search as a stage does, and train LoRA adapters by the same steps.
@@ -229,7 +208,6 @@ def learn_together(
         stage: A stage of `together_stage`.
         rate: Peak rate of the adapters.
         begin: Where it begins.
-        budget: Cost, in scores of all search examples.
         after_step: Called with what has been spent, in scores of all search examples.
 
     Returns:
@@ -242,6 +220,7 @@ def learn_together(
     examples = evaluator.tasks.examples("search")
     space = make_space(config, stage, evaluator.sources.summary)
     count = len(examples)
+    budget = stage.evaluations
     size = stage.batch_sizes(count)[0]
     start = space.start()
     seed = config.compute.seed

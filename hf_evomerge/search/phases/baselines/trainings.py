@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from ...callbacks import Progress
 from ...evaluation.evaluator import Evaluator
 from ...evaluation.sources import Target
 from ...file.config import SearchConfig
+from ...results.table import Against, Row, RowStage
 from ..phase import SearchRun
 
 logger = logging.getLogger(__name__)
@@ -30,79 +31,87 @@ Train = Callable[[Callable[[float], None]], tuple[Target, Any]]
 """Trains adapters. It is given what to call with the cost so far, and returns the target whose live
 model has the adapters now, and that model (peft's)."""
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of AdamW, the lowest first
-USUAL = 1e-3  # the highest rate that is always tried
-SHARE = 0.25  # of the steps of a whole training, which a short one has
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of AdamW
+USUAL = (1, 2)  # places in `RATES` of those that are always tried
 
 
 # A baseline must not lose because it was tuned less, and must not take longer than all the rest.
-# Trainings are of (start, rate). Rates above `USUAL` are tried while the highest rate so far is the
-# best: small models want more than is usual for LoRA.
 #
-#   1. from every start short trainings at all rates but the lowest, each with its whole schedule in
-#      a quarter of the steps;
-#   2. from the best start whole trainings at all rates;
-#   3. from the second best start a whole training at the rate that was best in 2.
+#   1. From the sum of the task vectors trainings at the usual rates, and at the next lower or
+#      higher one while its neighbour is the best: small models want more than is usual for LoRA.
+#   2. From every other start one training, at the rate that is the best so far.
+#   3. If that from another start is the best of all, the other rates from there too.
 #
-# The best of 2 and 3 is taken; see `best_of`. By log-likelihood alone two of five small pairs got a
-# training with .23 and .21 of unseen problems where another had .32 and .49.
+# The best is taken; see `best_of`. By log-likelihood alone two of five small pairs got one with .23
+# and .21 of unseen problems where another had .32 and .49.
 #
-# Why not by what the starts score untrained: that misleads. Why is no start dropped at one rate:
-# Adam moves each number by about rate x steps. What is far from the task needs a high rate to get
-# anywhere in a quarter of the steps: at 1e-3 the sum of the task vectors was third on a pair where
-# it has .39 in full, at 3e-3, and the next best start .28. Nor do short trainings say the rate: the
-# best of a pair of SmolLM2-135M was at 3e-3, where a whole one has .75 and one at 3e-4 .85.
+# Why the sum first? A LoRA from it is the best on seven of eight pairs. Why is no start tried
+# briefly? What is far from the task needs rate x steps to get anywhere, for Adam moves each number
+# by about that: in a quarter of the steps the sum was the best on four of the eight, and .12 was
+# chosen where it has .29. Nor do short trainings say the rate: the best of a pair of SmolLM2-135M
+# was at 3e-3, where a whole one has .75 and one at 3e-4 .85.
 def best_training(
-    starts: Mapping[str, str], train: Callable[[str, float, float], Scores]
+    starts: Mapping[str, object], train: Callable[[str, float], Scores]
 ) -> tuple[str, float, int] | None:
-    """Find what to begin at and the rate, and count the whole trainings; None, with warnings, where
-    none could be scored.
+    """Find what to begin at and the rate, and count the trainings; None, with warnings, where none
+    could be scored.
 
     Args:
-        starts: Names of trainings, by the key of what they begin at.
-        train: Trains from a start, at a rate, for a share of the steps, and scores the model.
+        starts: What is trained, by the key of what it begins at. A key that ends in ``sum`` is the
+            sum of the task vectors; without one the first start stands for it.
+        train: Trains from a start, at a rate, and scores the model.
     """
+    done: dict[tuple[str, float], Scores] = {}
 
-    def tried(start: str, rates: Sequence[float], share: float) -> dict[tuple[str, float], Scores]:
-        """Train at rates, and return the scores."""
-        done: dict[tuple[str, float], Scores] = {}
-        highest = rates[0]
-        for rate in rates:
-            if rate > max(USUAL, rates[0]) and (not done or best_of(done)[1] < highest):
-                break
-            highest = rate
-            try:
-                done[start, rate] = train(start, rate, share)
-            except EvoMergeError as error:
-                logger.warning(f"the results have no {starts[start]}, rate {rate:g}: {error}")
-        return done
+    def add(start: str, place: int) -> None:
+        """Train, and keep the scores unless it fails."""
+        key = start, RATES[place]
+        try:
+            if key not in done:
+                done[key] = train(*key)
+        except EvoMergeError as error:
+            logger.warning(f"the results have no {starts[start]}, rate {key[1]:g}: {error}")
 
-    short: dict[tuple[str, float], Scores] = {}
+    def add_rates(start: str) -> None:
+        """Train at the usual rates, and at those beside the best."""
+        untried = set(range(len(RATES)))
+        wanted = set(USUAL)
+        while wanted:
+            for place in sorted(wanted):
+                add(start, place)
+            untried -= wanted
+            wanted = set()
+            if own := {key: scores for key, scores in done.items() if key[0] == start}:
+                best = RATES.index(best_of(own)[1])
+                wanted = untried & {best - 1, best + 1}
+
+    full = _sums(starts)
+    for start in full:
+        add_rates(start)
+    place = RATES.index(best_of(done)[1]) if done else USUAL[0]
     for start in starts:
-        if done := tried(start, RATES[1:], SHARE):
-            best = best_of(done)
-            short[best] = done[best]
-    if not short:
-        return None
-    first = best_of(short)
-    del short[first]
-    whole = tried(first[0], RATES, 1.0)
-    if short and whole:
-        whole |= tried(best_of(short)[0], [best_of(whole)[1]], 1.0)
-    return (*best_of(whole), len(whole)) if whole else None
+        if start not in full:
+            add(start, place)
+    if done and (start := best_of(done)[0]) not in full:
+        add_rates(start)
+    return (*best_of(done), len(done)) if done else None
 
 
-def usual_cost(starts: int) -> float:
-    """The usual cost of `best_training`, in whole trainings: three short ones of each start, and
-    five whole ones."""
-    return 3 * SHARE * starts + 5
+def _sums(starts: Collection[str]) -> list[str]:
+    """The starts from which all rates are tried."""
+    return [start for start in starts if start.endswith("sum")] or list(starts)[:1]
 
 
-def schedule(starts: int) -> str:
+def usual_cost(starts: Collection[str]) -> int:
+    """The usual number of trainings: four from a sum, and one from every other start."""
+    return len(starts) + 3 * len(_sums(starts))
+
+
+def schedule(starts: Collection[str]) -> str:
     """Describe the trainings of `best_training`, after the name of what is trained."""
     return (
-        f"from {starts} starts, briefly, at rates that rise while that helps, then in full from "
-        f"the best two; about {usual_cost(starts):.0f} times the cost of the search"
+        f"from {len(starts)} starts, at rates that go on while that helps; about "
+        f"{usual_cost(starts)} times the cost of the search"
     )
 
 
@@ -135,15 +144,34 @@ class Trainings:
         """Folder of the adapters."""
         return self.run.study.folder.resolve() / "baselines"
 
-    @property
-    def favoured(self) -> bool:
-        """True where the examples of the table rank the trainings."""
-        return self.run.sizes.ranked_on == "test"
+    def row(
+        self, stage: RowStage, name: str, count: int, label: str, against: Against, model: Target
+    ) -> Row:
+        """Make the row of the best of all trainings, when they are done.
 
-    def best_of(self, count: int) -> str:
-        """Say that a training is the best of so many, and on which examples."""
-        favour = ", which favours it" if self.favoured else ""
-        return f"best of {count} on {self.run.sizes.ranked_on} examples{favour}"
+        Args:
+            stage: Stage of the row.
+            name: Name of the training.
+            count: Number of whole trainings.
+            label: Key by which the scores of the model are kept.
+            against: Sentences about it.
+            model: The model.
+        """
+        self.total = self.done
+        self.tell(before=self.done)
+        split = self.run.sizes.ranked_on
+        favoured = split == "test"  # the examples of the table
+        chosen = f"best of {count} on {split} examples{', which favours it' if favoured else ''}"
+        return Row(
+            stage,
+            f"{name} ({chosen})",
+            evaluations=round(self.done, 2),
+            seconds=self.seconds,
+            label=label,
+            against=against,
+            favoured=favoured,
+            target=model,
+        )
 
     # The live model is scored, with the adapters inside it: nothing has to be built. A score is
     # stored after its adapter, so a killed search has both or trains again.
@@ -193,11 +221,6 @@ class Trainings:
         if scores.error is not None:
             raise SearchError(f"cannot be evaluated: {scores.error}")
         return scores
-
-    def end(self) -> None:
-        """Report that no training follows."""
-        self.total = self.done
-        self.tell(before=self.done)
 
     def tell(self, spent: float = 0.0, *, before: float, note: str = "") -> None:
         """Report how much of the trainings is done.
