@@ -434,10 +434,10 @@ class _Judged:
         first, *others = compared
         said = ""
         for other in others:
+            if is_nothing(other):
+                continue
             word = "but WORSE " if other.is_worse and not first.is_worse else ""
             word = "but better " if other.is_better and not first.is_better else word
-            if is_nothing(other):
-                word = ""
             measured_in = f" ({self.unit})" if self.unit and other.measure == "fitness" else ""
             said += f"; {word}in {other.measure}{measured_in}: {other}"
         return said

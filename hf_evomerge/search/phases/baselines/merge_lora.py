@@ -37,8 +37,6 @@ from .trainings import Trainings, best_training, check_training, schedule, usual
 
 logger = logging.getLogger(__name__)
 
-TITLE = "merge with LoRA beside it"
-
 
 @dataclass(frozen=True)
 class Begin:
@@ -53,9 +51,10 @@ class Begin:
     still: bool = False
 
     def __str__(self) -> str:
-        """What is trained: ``LoRA of maths``."""
+        """Name of the training: ``LoRA of maths``."""
         if not self.still:
-            return f"{TITLE} from the {self.name}" if self.name else TITLE
+            where = f" from the {self.name}" if self.name else ""
+            return f"merge with LoRA beside it{where}"
         model = f"the {SUM}" if self.name == SUM else self.name.removesuffix(ALONE)
         return f"LoRA of {model}"
 
@@ -73,7 +72,7 @@ class MergeWithLora(Phase):
     and at several rates; the best model is built."""
 
     name = "together"
-    title = TITLE
+    title = "merges with LoRA"
     baseline = "merge+lora"
 
     def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:

@@ -160,16 +160,14 @@ class Trainings:
         self.total = self.done
         self.tell(before=self.done)
         split = self.run.sizes.ranked_on
-        favoured = split == "test"  # the examples of the table
-        chosen = f"best of {count} on {split} examples{', which favours it' if favoured else ''}"
         return Row(
             stage,
-            f"{name} ({chosen})",
+            f"{name} (best of {count} on {split} examples)",
             evaluations=round(self.done, 2),
             seconds=self.seconds,
             label=label,
             against=against,
-            favoured=favoured,
+            favoured=split == "test",
             target=model,
         )
 
