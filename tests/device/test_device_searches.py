@@ -87,7 +87,7 @@ def test_lora_learns_beside_a_merge_there(of_adapters, device, adapters, search_
             search_there(place, optimize=STEPS, **(adapters if of_adapters else {}))
         )
         stage = evaluator.config.stages[0]
-        recipe, tuned = learn_together(evaluator, stage, 1e-2, Begin(), stage.evaluations)
+        recipe, tuned = learn_together(evaluator, stage, 1e-2, Begin())
         task = evaluator.tasks.prepared(evaluator.config.sources[0])
         found.append((weights_of(recipe), task.evaluate(tuned).values))
     assert np.allclose(found[0][0], found[1][0], atol=1e-4)
