@@ -338,6 +338,17 @@ def test_searches_whose_truth_is_known(case):
     assert Result(None, "test", rows).doubt == doubt
 
 
+@pytest.mark.parametrize(("share", "needed"), [(0.08, False), (0.2, True)])
+def test_a_source_is_needed_for_what_is_solved(share, needed):
+    """A merge that solves next to nothing beats one source alone, and shows no need of the
+    other."""
+    nothing = dict.fromkeys(("base", "maths", "japanese", "alone_maths", "alone_japanese"), 0.0)
+    said = verdict(rows_of(**nothing, together=0.9, ps=share), "test")
+    (lone,) = (each for each in said if "alone" in each)
+    assert lone.startswith("Evolved PS needs both sources: ") == needed
+    assert lone.startswith("Evolved PS is better than ") != needed
+
+
 def test_beside_the_merge_a_lora_is_better_than_what_is_level_with_the_merge():
     """It is advised where it is level with the merge and what is simpler is behind it."""
     where = np.arange(N)

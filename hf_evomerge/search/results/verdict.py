@@ -359,7 +359,7 @@ class _Judged:
             trained = self.winner.stage == "together"  # which tells nothing of the sources
             if against.better and not (trained and other.stage == "noise"):
                 better = f"{winner} {against.better}"
-            if other.stage == "alone" and not trained:
+            if other.stage == "alone" and not trained and not self._solves_little(other):
                 simpler = self.simplest(self.others)
                 if simpler is not None and simpler.stage in PARENTS:
                     return ""  # one source is enough, as it is

@@ -85,7 +85,7 @@ def best_training(
                 best = RATES.index(best_of(own)[1])
                 wanted = untried & {best - 1, best + 1}
 
-    full = _sums(starts)
+    full = _in_full(starts)
     for start in full:
         add_rates(start)
     place = RATES.index(best_of(done)[1]) if done else USUAL[0]
@@ -97,14 +97,14 @@ def best_training(
     return (*best_of(done), len(done)) if done else None
 
 
-def _sums(starts: Collection[str]) -> list[str]:
-    """The starts from which all rates are tried."""
+def _in_full(starts: Collection[str]) -> list[str]:
+    """The starts from which all rates are tried: sums, or the first."""
     return [start for start in starts if start.endswith("sum")] or list(starts)[:1]
 
 
 def usual_cost(starts: Collection[str]) -> int:
     """The usual number of trainings: four from a sum, and one from every other start."""
-    return len(starts) + 3 * len(_sums(starts))
+    return len(starts) + 3 * len(_in_full(starts))
 
 
 def schedule(starts: Collection[str]) -> str:
@@ -147,12 +147,12 @@ class Trainings:
     def row(
         self, stage: RowStage, name: str, count: int, label: str, against: Against, model: Target
     ) -> Row:
-        """Make the row of the best of all trainings, when they are done.
+        """End the trainings, and make the row of the best.
 
         Args:
             stage: Stage of the row.
             name: Name of the training.
-            count: Number of whole trainings.
+            count: Number of trainings.
             label: Key by which the scores of the model are kept.
             against: Sentences about it.
             model: The model.
