@@ -4,6 +4,7 @@ would do, and how long."""
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +99,7 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
         >>> plan_search(SearchConfig.load("search.yaml")).examples
         {'search': 5, 'validation': 4, 'test': 6}
     """
+    begin = time.perf_counter()
     warnings = list[str]()
     try:
         check_devices(config)
@@ -110,6 +112,9 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
     workers = default_workers(config, memory)
     crowded = _of_devices(config, memory, workers)
     planner = Planner(config, evaluator)
+    if evaluator.sources.weights:
+        begun = time.perf_counter() - begin
+        planner.phases.append(PhasePlan("start", "checks, and models are loaded", begun, at_once=1))
     planner.plan(phases_of(config))
     doubts = list[str]()
     if evaluator.sources.weights:

@@ -146,6 +146,9 @@ class ModelPool:
     def forget(self) -> None:
         """Let go of every model, sources that paths run through among them; what is wanted again is
         loaded again."""
+        held = (self._visitor, self._merger, self._pool, self._noise)
+        if not any((*held, self._merged_models, self._resident)):
+            return
         self._visitor = self._merger = self._gradient = self._applied = self._pool = None
         self._noise = None
         self._merged_models.clear()

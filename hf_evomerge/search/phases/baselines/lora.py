@@ -1,13 +1,13 @@
 """Baseline: the best of LoRA fine-tunes of a parent, of the average or of the sum of the task
 vectors, each at the cost of the search.
 
-A training sees the examples that the
-search sees. The adapters stay in the study's folder, and can be scored and used like any source
-with an adapter.
+A training sees the examples that the search sees. The adapters stay in the study's folder, and can
+be scored and used like any source with an adapter.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +40,12 @@ class LoraTrainings(Phase):
         planner.rows += 1
         config = planner.config
         sizes = planner.sizes
-        spent = sum(stage.evaluations for stage in config.stages if not stage.control)
+        searched = [stage.name for stage in config.stages if not stage.control]
         starts = _starts(config, planner.evaluator.sources.layers)
         text = f"LoRA {schedule(starts)}"
-        trained = spent * sizes["search"] + sizes[sizes.ranked_on]
-        seconds = usual_cost(starts) * trained * planner.second
+        spent = math.fsum(phase.seconds for phase in planner.phases if phase.name in searched)
+        trained = spent + sizes[sizes.ranked_on] * planner.second
+        seconds = usual_cost(starts) * trained
         return PhasePlan(self.name, text, seconds, at_once=1, like=config.stages[0].name)
 
     def run(self, run: SearchRun) -> None:

@@ -210,6 +210,7 @@ class Trainings:
             try:
                 target, tuned = train(told)
                 save_adapter(tuned, out, target if isinstance(target, Recipe) else None)
+                del tuned
                 scores = self.evaluator.evaluate(target, split)
             finally:
                 models.forget()  # peft has put its layers into the model
