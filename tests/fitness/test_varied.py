@@ -37,7 +37,7 @@ def test_words_are_exchanged_that_stand_in_one_place():
 def test_a_second_round_finds_more():
     """A word that came by an exchange has neighbours of its own, so that its place is exchanged
     next."""
-    found = made(["Al sees cats", "Bo sees cats", "Al feeds cats", "Al feeds dogs"], 9)
+    found = made(["Al sees cats", "Bo sees cats", "Al feeds cats", "Al feeds dogs"], 4)
     assert set(found) == {"Bo feeds cats", "Bo feeds dogs", "Al sees dogs", "Bo sees dogs"}
 
 
@@ -94,6 +94,18 @@ def test_one_neighbour_on_either_side_is_enough_where_all_differ():
         first, colon, *letters, end = prompt.split()
         assert (first, colon, end) == ("mirror", ":", "=")
         assert set(letters) <= set("dakbfe")
+
+
+def test_words_of_every_prompt_stay():
+    """Only what differs is exchanged, also where one neighbour is enough; there are as many as were
+    asked for, although words with more in common give some."""
+    prompts = ["x w g ; call ?", "t ; call ?", "u ; call ?", "d w ; call ?", "t q ; call ?"]
+    found = made(prompts, 40)
+    assert len(set(found)) == 40
+    for prompt in found:
+        *letters, mark, ask, end = prompt.split()
+        assert (mark, ask, end) == (";", "call", "?")
+        assert set(letters) <= set("xwgtudq")
 
 
 def test_words_are_joined_where_exchanging_them_gives_too_few():

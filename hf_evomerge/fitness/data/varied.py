@@ -25,21 +25,20 @@ _MISSES = 1000  # prompts in a row that are there already, before no more are lo
 
 Pieces = list[str]
 Place = tuple[str, ...]
-Words = dict[Place, dict[str, None]]
-"""Words by the place where they stand, in the order in which they come."""
 
 
 # A word w of a prompt may become w' where both stand somewhere between the same four pieces:
 # (a, b, w, c, d) in one prompt and (a, b, w', c, d) in another; a space is a piece. All places of w
 # change alike: "taro has 3 keys. taro loses 1" names one person afterwards too. Neighbours have
-# changed after one round, and the next one finds more.
+# changed after one round, and the next one finds more. Words of every prompt, as "Passive" of
+# "Passive: Two actors cover the toy", say what is asked, and stay.
 #
-# Where this gives fewer prompts than there are, words are joined: the beginning of w and the end of
-# such a w' are a new word, to which a rule on letters or digits applies as well. "turn tegi" and
-# "turn velt" give "turn telt". Whole words are better where there are enough: they have a meaning.
-#
-# Where that gives fewer too, as of "mirror : d a k =" and "mirror : b f a =", in which no letters
+# Where this gives too few, as of "mirror : d a k =" and "mirror : b f a =", in which no letters
 # have the same neighbours, one piece before a word and one after it must be the same.
+#
+# Where that gives too few, words are joined: the beginning of w and the end of such a w' are a new
+# word, to which a rule on letters or digits applies as well. "turn tegi" and "turn velt" give "turn
+# telt". Whole words come first: they have a meaning, and are in every vocabulary.
 #
 # All sources get as many as the one of which the fewest can be made, so that none outweighs
 # another. No prompt gets longer than the longest that was given, which a model has room for.
@@ -63,34 +62,22 @@ def _made(examples: Sequence[Example], count: int, seen: set[str]) -> list[Examp
     rng = random.Random(0)
     split: list[Pieces] = [_PIECES.findall(example.prompt) for example in examples]
     longest = max(len(example.prompt) for example in examples)
+    near = _Exchange(split, reach=2)
     found = list[Example]()
-    misses = 0
-    ways = [(2, False), (2, True), (1, False)]  # pieces on either side; whether words are joined
-    reach, is_joined = ways.pop(0)
-    words = _words(split, reach)
-    while len(found) < count:
-        if misses == _MISSES:
-            if not ways or len(found) >= len(examples):
-                break
-            reach, is_joined = ways.pop(0)
-            words = _words(split, reach)
-            misses = 0
-        misses += 1
-        number = rng.randrange(len(examples))
-        pieces = split[number]
-        for _ in range(_ROUNDS):
-            pieces = _exchanged(pieces, reach, words, rng)
-        if is_joined:
-            pieces = _joined(pieces, reach, words, rng)
-        prompt = "".join(pieces)
-        if len(prompt) > longest or _plain(prompt) in seen:
-            continue
-        seen.add(_plain(prompt))
+    for change in (near.words, _Exchange(split, reach=1).words, near.joined_words):
         misses = 0
-        own = examples[number]
-        name = f"{own.id}, varied {len(found)}"
-        new = replace(own, prompt=prompt, answer="", content="", id=name, made=True)
-        found.append(new)
+        while len(found) < count and misses < _MISSES:
+            misses += 1
+            number = rng.randrange(len(examples))
+            prompt = "".join(change(split[number], rng))
+            if len(prompt) > longest or _plain(prompt) in seen:
+                continue
+            seen.add(_plain(prompt))
+            misses = 0
+            own = examples[number]
+            name = f"{own.id}, varied {len(found)}"
+            new = replace(own, prompt=prompt, answer="", content="", id=name, made=True)
+            found.append(new)
     return found
 
 
@@ -99,46 +86,55 @@ def _plain(prompt: str) -> str:
     return " ".join(prompt.split())
 
 
-def _exchanged(pieces: Pieces, reach: int, words: Words, rng: random.Random) -> Pieces:
-    """Exchange each word for one that stands where it does; or keep it."""
-    chosen = {word: rng.choice(others) for word, others in _choices(pieces, reach, words).items()}
-    return [chosen.get(piece, piece) for piece in pieces]
+class _Exchange:
+    """Words of prompts by the places where they stand.
 
+    Args:
+        prompts: Pieces of each prompt.
+        reach: How many pieces on either side make a place.
+    """
 
-def _joined(pieces: Pieces, reach: int, words: Words, rng: random.Random) -> Pieces:
-    """Give each word the end of one that stands where it does; or keep it."""
-    chosen = dict[str, str]()
-    for word, others in _choices(pieces, reach, words).items():
-        other = rng.choice(others)
-        if other != word:
-            begin = word[: rng.randint(1, len(word))]
-            chosen[word] = begin + other[rng.randint(1, len(other)) :]
-    return [chosen.get(piece, piece) for piece in pieces]
+    def __init__(self, prompts: Sequence[Pieces], reach: int) -> None:
+        self._reach = reach
+        self._everywhere = set[str]().union(*prompts).intersection(*prompts)
+        self._words = defaultdict[Place, dict[str, None]](dict)  # in the order in which they come
+        for pieces in prompts:
+            for word, place in self._places(pieces):
+                self._words[place][word] = None
 
+    def words(self, pieces: Pieces, rng: random.Random) -> Pieces:
+        """Exchange each word for one that stands where it does, or keep it; in rounds."""
+        for _ in range(_ROUNDS):
+            choices = self._choices(pieces)
+            chosen = {word: rng.choice(others) for word, others in choices.items()}
+            pieces = [chosen.get(piece, piece) for piece in pieces]
+        return pieces
 
-def _choices(pieces: Pieces, reach: int, words: Words) -> dict[str, list[str]]:
-    """Words that may take the place of each word, itself included."""
-    choices = defaultdict[str, dict[str, None]](dict)
-    for word, place in _places(pieces, reach):
-        choices[word][word] = None
-        choices[word] |= words.get(place, {})
-    return {word: [*others] for word, others in choices.items()}
+    def joined_words(self, pieces: Pieces, rng: random.Random) -> Pieces:
+        """Exchange words, and give each the end of one that stands where it does, or keep it."""
+        pieces = self.words(pieces, rng)
+        chosen = dict[str, str]()
+        for word, others in self._choices(pieces).items():
+            other = rng.choice(others)
+            if other != word:
+                begin = word[: rng.randint(1, len(word))]
+                chosen[word] = begin + other[rng.randint(1, len(other)) :]
+        return [chosen.get(piece, piece) for piece in pieces]
 
+    def _choices(self, pieces: Pieces) -> dict[str, list[str]]:
+        """Words that may take the place of each word, itself included."""
+        choices = defaultdict[str, dict[str, None]](dict)
+        for word, place in self._places(pieces):
+            choices[word][word] = None
+            choices[word] |= self._words.get(place, {})
+        return {word: [*others] for word, others in choices.items()}
 
-def _words(prompts: Sequence[Pieces], reach: int) -> Words:
-    """Words of all prompts by their places."""
-    words: Words = defaultdict(dict)
-    for pieces in prompts:
-        for word, place in _places(pieces, reach):
-            words[place][word] = None
-    return words
-
-
-def _places(pieces: Pieces, reach: int) -> Iterator[tuple[str, Place]]:
-    """Words, each with so many pieces before it and after it."""
-    edge = [""] * reach
-    whole = [*edge, *pieces, *edge]
-    for number, piece in enumerate(pieces, reach):
-        if piece[0].isalnum():
-            before = whole[number - reach : number]
-            yield piece, (*before, *whole[number + 1 : number + 1 + reach])
+    def _places(self, pieces: Pieces) -> Iterator[tuple[str, Place]]:
+        """Words that may change, each with its place."""
+        reach = self._reach
+        edge = [""] * reach
+        whole = [*edge, *pieces, *edge]
+        for number, piece in enumerate(pieces, reach):
+            if piece[0].isalnum() and piece not in self._everywhere:
+                before = whole[number - reach : number]
+                yield piece, (*before, *whole[number + 1 : number + 1 + reach])
