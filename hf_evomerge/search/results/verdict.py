@@ -200,7 +200,7 @@ class _Judged:
         values = self.winner.scores.values
         if self._column(self.winner).any() or (self.by[0] == "fitness" and values.any()):
             return []
-        why = "nothing solves this task, or the form of the answers does not suit the models"
+        why = "nothing here solves this task, or the form of the answers does not suit the models"
         more = "" if self.any_right else f", and of all others too: {why}"
         count = f"{values.size} of {values.size}"
         return [f"EVERY ANSWER of {self.winner.model} IS WRONG ({count}){more}"]
@@ -391,8 +391,6 @@ class _Judged:
                 return ""  # to be level with nothing is no advice
             hardly = "hardly tell" if first.is_close else "do not tell"
             of_other, of_winner = (self._column(row).mean() for row in (other, self.winner))
-            if np.allclose(other.scores.values, self.winner.scores.values, atol=1e-4):
-                return f"{level}; it has {of_other:.3f} and scores the same on all {size}"
             has = f"it has {of_other:.3f} and {winner} {of_winner:.3f}"
             return f"{level}; {has}, which {size} {hardly} apart: {figures}"
         more = ""
