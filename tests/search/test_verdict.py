@@ -228,7 +228,7 @@ a task that the base solves:
 a task that nobody solves:
   shares: {base: 0, maths: 0, japanese: 0, average: 0, ps: 0}
   said:
-  - 'EVERY ANSWER of evolved PS IS WRONG (200 of 200), and of all others too: nothing solves'
+  - 'EVERY ANSWER of evolved PS IS WRONG (200 of 200), and of all others too: nothing here s'
 a task that hardly anybody solves:
   shares: {maths: 0.08, japanese: 0.05, average: 0.05, alone_maths: 0.09, ps: 0.08}
   said:
