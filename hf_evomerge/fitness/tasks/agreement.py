@@ -52,8 +52,8 @@ class AgreementSpec(TaskSpec):
     """Tokens of the answer that a source writes itself, where the data has none."""
     vary: Annotated[Index, Field(le=10_000)] = 0
     """Prompts that are made beside each source's search prompts, of these, by exchanging words that
-    stand in the same place; where that gives too few, by exchanging words with less in common, or by
-    joining them. Fewer where the words allow no more."""
+    stand in the same place; where that gives too few, by exchanging words with less in common, or
+    by joining them. Fewer where the words allow no more."""
     separator: str = ""
     """Text between prompt and answer, where the data has answers."""
     batch_size: Count = 8

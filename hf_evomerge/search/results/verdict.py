@@ -38,7 +38,10 @@ RULE = (
 )
 DIFFERENCE = 0.05  # of accuracy; what a reader would call better
 LEAST = 0.005  # of fitness; what is printed as 0.00
-FORM = "do separator, chat template and end of the answer suit the models?"
+FORM = (
+    "do separator, chat template and end of the answer suit the models, and have the sources what "
+    "the task needs?"
+)
 
 
 def verdict(rows: Sequence[Row], split: str, unit: str = "", looks: int = 1) -> list[str]:
