@@ -113,8 +113,9 @@ def plan_search(config: SearchConfig, *, trust_remote_code: bool = False) -> Pla
     crowded = _of_devices(config, memory, workers)
     planner = Planner(config, evaluator)
     if evaluator.sources.weights:
-        begun = time.perf_counter() - begin
-        planner.phases.append(PhasePlan("start", "checks, and models are loaded", begun, at_once=1))
+        seconds = time.perf_counter() - begin
+        start = PhasePlan("start", "checks, and models are loaded", seconds, at_once=1)
+        planner.phases.append(start)
     planner.plan(phases_of(config))
     doubts = list[str]()
     if evaluator.sources.weights:

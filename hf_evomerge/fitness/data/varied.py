@@ -96,7 +96,7 @@ class _Exchange:
 
     def __init__(self, prompts: Sequence[Pieces], reach: int) -> None:
         self._reach = reach
-        self._everywhere = set[str]().union(*prompts).intersection(*prompts)
+        self._everywhere = set(prompts[0]).intersection(*prompts)
         self._words = defaultdict[Place, dict[str, None]](dict)  # in the order in which they come
         for pieces in prompts:
             for word, place in self._places(pieces):

@@ -7,7 +7,6 @@ be scored and used like any source with an adapter.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from ...file.config import SearchConfig
 from ...results.table import Against
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun, plain_merges, plain_models
 from .finetune import Lora, fine_tune
-from .trainings import Trainings, best_training, check_training, schedule, usual_cost
+from .trainings import Trainings, best_training, check_training, schedule, seconds_of, usual_cost
 
 
 class LoraTrainings(Phase):
@@ -39,13 +38,10 @@ class LoraTrainings(Phase):
         """Price a training as the search, and a score of it where models are chosen."""
         planner.rows += 1
         config = planner.config
-        sizes = planner.sizes
         searched = [stage.name for stage in config.stages if not stage.control]
         starts = _starts(config, planner.evaluator.sources.layers)
         text = f"LoRA {schedule(starts)}"
-        spent = math.fsum(phase.seconds for phase in planner.phases if phase.name in searched)
-        trained = spent + sizes[sizes.ranked_on] * planner.second
-        seconds = usual_cost(starts) * trained
+        seconds = seconds_of(starts, searched, planner)
         return PhasePlan(self.name, text, seconds, at_once=1, like=config.stages[0].name)
 
     def run(self, run: SearchRun) -> None:

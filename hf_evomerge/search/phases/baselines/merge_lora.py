@@ -33,7 +33,7 @@ from ...study.files import TOGETHER_FOLDER
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun
 from .finetune import Lora, LoraAscent, batches
 from .lora import tune
-from .trainings import Trainings, best_training, check_training, schedule, usual_cost
+from .trainings import Trainings, best_training, check_training, schedule, seconds_of, usual_cost
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +84,9 @@ class MergeWithLora(Phase):
         """Price a training as its stage, and a score of each where they are ranked."""
         planner.rows += 1
         name = together_stage(planner.config).name
-        stage = next(phase for phase in planner.phases if phase.name == name)
         starts = _starts(planner.config, planner.evaluator)
         text = f"merge weights and a LoRA beside them, by the same steps, {schedule(starts)}"
-        sizes = planner.sizes
-        trained = stage.seconds + sizes[sizes.ranked_on] * planner.second
-        seconds = usual_cost(starts) * trained
+        seconds = seconds_of(starts, [name], planner)
         return PhasePlan(self.name, text, seconds, at_once=1, like=name)
 
     def run(self, run: SearchRun) -> None:

@@ -23,7 +23,7 @@ from ...evaluation.evaluator import Evaluator
 from ...evaluation.sources import Target
 from ...file.config import SearchConfig
 from ...results.table import Against, Row, RowStage
-from ..phase import SearchRun
+from ..phase import Planner, SearchRun
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,14 @@ def _in_full(starts: Collection[str]) -> list[str]:
 def usual_cost(starts: Collection[str]) -> int:
     """The usual number of trainings: four from a sum, and one from every other start."""
     return len(starts) + 3 * len(_in_full(starts))
+
+
+def seconds_of(starts: Collection[str], stages: Collection[str], planner: Planner) -> float:
+    """Price the trainings: each takes what the stages of these names do, and a score where models
+    are ranked."""
+    searched = math.fsum(phase.seconds for phase in planner.phases if phase.name in stages)
+    sizes = planner.sizes
+    return usual_cost(starts) * (searched + sizes[sizes.ranked_on] * planner.second)
 
 
 def schedule(starts: Collection[str]) -> str:
@@ -210,7 +218,7 @@ class Trainings:
             try:
                 target, tuned = train(told)
                 save_adapter(tuned, out, target if isinstance(target, Recipe) else None)
-                del tuned
+                del tuned  # which nothing holds then, when models are forgotten
                 scores = self.evaluator.evaluate(target, split)
             finally:
                 models.forget()  # peft has put its layers into the model
