@@ -83,7 +83,7 @@ class SearchTasks:
     @property
     def splits(self) -> list[str]:
         """The splits that there are examples for."""
-        names = {**self.config.splits, **self._given}
+        names = {**self.config.splits, **self._given, **self._made}
         return [
             *(split for split in SPLITS if split in names),
             *(split for split in names if ":" in split),
@@ -92,24 +92,42 @@ class SearchTasks:
     def examples(self, split: str) -> Sequence[Example]:
         """The examples of a split; raises `FitnessError` where the search file gives none."""
         if split not in self._examples:
-            fitness = self.config.fitness
-            own = self._given.get(split)
-            if own is None:
-                if (spec := self.config.splits.get(split)) is None:
-                    raise FitnessError(f"data.{split}: not given; name a file or data set")
-                own = load_examples(spec, trust_remote_code=self.sources.trust_remote_code)
-            if (
-                isinstance(fitness, TermsSpec)
-                and split in SPLITS
-                and not any(example.beside for example in own)
-            ):
-                own = fitness.deal(own, split)
-            if split == "search" and isinstance(fitness, AgreementSpec) and fitness.vary:
-                names = [name for name in self.splits if name != split]
-                others = [each for name in names for each in self.examples(name)]
-                own = [*own, *varied(own, fitness.vary, others)]
-            self._examples[split] = own
+            made = self._made.get(split, [])
+            own = [] if split == "test" and made else self._read(split)
+            self._examples[split] = [*own, *made]
         return self._examples[split]
+
+    def _read(self, split: str) -> Sequence[Example]:
+        """The examples of a split that are given."""
+        fitness = self.config.fitness
+        if split not in self._given:
+            if (spec := self.config.splits.get(split)) is None:
+                raise FitnessError(f"data.{split}: not given; name a file or data set")
+            found = load_examples(spec, trust_remote_code=self.sources.trust_remote_code)
+            self._given[split] = found
+        own = self._given[split]
+        if (
+            isinstance(fitness, TermsSpec)
+            and split in SPLITS
+            and not any(example.beside for example in own)
+        ):
+            return fitness.deal(own, split)
+        return own
+
+    @cached_property
+    def _made(self) -> dict[str, list[Example]]:
+        """Prompts that are made of the search's, per split."""
+        fitness = self.config.fitness
+        if not isinstance(fitness, AgreementSpec) or not fitness.vary:
+            return {}
+        names = {**self.config.splits, **self._given}
+        others = [each for name in names if name != "search" for each in self._read(name)]
+        if "test" in names or "validation" in names:
+            return {"search": varied(self._read("search"), fitness.vary, others)}
+        # Every fourth is for the test, where no other prompts are.
+        made = varied(self._read("search"), fitness.vary * 4 // 3, others)
+        tested = made[::4]
+        return {"search": [each for each in made if each not in tested], "test": tested}
 
     def add(self, split: str, examples: Sequence[Example]) -> None:
         """Add examples under the name of a split that the search file does not have."""

@@ -29,6 +29,7 @@ from ...errors import FitnessError, SearchError, SourceError
 from ...fitness.data.loading import load_examples
 from ...fitness.data.records import read_jsonl
 from ...fitness.data.spec import DataSpec
+from ...fitness.data.varied import varied
 from ...fitness.registry import parse_task
 from ...fitness.tasks.classification import label_names, label_shares
 from ...recipes.recipe import MergePart, Recipe, SourceRef, labels_of, with_optional
@@ -407,6 +408,12 @@ class _Problems:
         self.sizes["test"] += self.sizes.pop("validation", 0)
 
     @property
+    def needs_all(self) -> bool:
+        """True where all prompts are for the search, and those of the test are made of them."""
+        few = self.task == "agreement" and self.count < FEW + LEAST
+        return few and len(varied(self.examples, self.count, ())) == self.count
+
+    @property
     def takes_shots(self) -> bool:
         """True where examples can stand in the prompt, before the question."""
         text = self.task in ("likelihood", "multiple_choice", "generation")
@@ -420,20 +427,13 @@ class _Problems:
     def in_words(self) -> list[str]:
         """Say how many examples each split has, and why."""
         sizes = ", ".join(f"{count} for {split}" for split, count in self.sizes.items())
-        error = 0.98 / math.sqrt(self.sizes["test"])  # 95 %, at most
-        helped = "more search examples mostly help"
-        if self.sizes["search"] == MOST["search"]:
-            helped = "more search examples may help (count), and take longer"
-        chosen = "validation guards against luck"
-        if self.joined:
-            chosen = "none are left to choose the best by, for another file has too few"
-        elif "validation" not in self.sizes:
-            enough = 10 * FEW if self.has_gradient else 10 * FEW // 3 + 1
-            chosen = f"none are left to choose the best by, which takes {enough} problems"
-        lines = [
-            f"{self.count} problems in {self.file}: {sizes}",
-            f"{helped}; the test tells an accuracy to ± {error:.2f}; {chosen}",
-        ]
+        lines = [f"{self.count} problems in {self.file}: {sizes}"]
+        if "test" in self.sizes:
+            lines.append(self._about_splits())
+        else:
+            lines.append(
+                "the test is of prompts that are made of them: give 24 for one of your own"
+            )
         if self.task == "agreement":
             lines.append(f"no answers in it: the result is to answer as {self.name} does")
         answers = Counter(each.answer for each in self.examples)
@@ -444,6 +444,20 @@ class _Problems:
                 "more?"
             )
         return lines
+
+    def _about_splits(self) -> str:
+        """Say what the number of examples of each split is good for."""
+        error = 0.98 / math.sqrt(self.sizes["test"])  # 95 %, at most
+        helped = "more search examples mostly help"
+        if self.sizes["search"] == MOST["search"]:
+            helped = "more search examples may help (count), and take longer"
+        chosen = "validation guards against luck"
+        if self.joined:
+            chosen = "none are left to choose the best by, for another file has too few"
+        elif "validation" not in self.sizes:
+            enough = 10 * FEW if self.has_gradient else 10 * FEW // 3 + 1
+            chosen = f"none are left to choose the best by, which takes {enough} problems"
+        return f"{helped}; the test tells an accuracy to ± {error:.2f}; {chosen}"
 
     def _pair(self, record: Mapping[str, Any], source: Parent) -> dict[str, Any]:
         """Find the two texts and the label of a cross-encoder's record; empty for a model or a
@@ -543,7 +557,10 @@ def _skills(skills: list[_Problems]) -> list[_Problems]:
     if len(tasks) > 1:
         told = ", ".join(f"{file} is for {task}" for task, file in tasks.items())
         raise SearchError(f"data: {told}; write one search for each task")
-    if len({tuple(each.sizes) for each in skills}) > 1:
+    if all(each.needs_all for each in skills):
+        for each in skills:
+            each.sizes = {"search": each.count}
+    elif len({tuple(each.sizes) for each in skills}) > 1:
         for each in skills:
             each.join_validation()
     return skills

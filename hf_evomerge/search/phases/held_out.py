@@ -21,6 +21,9 @@ _IMITATED = (
     "Right means here: a model writes what the prompt's own source writes; whether that is true "
     "was not asked"
 )
+_MADE = (
+    "The test's prompts are made of the search's, by exchanging words: on others it may be worse"
+)
 _MUCH = 0.1  # of accuracy, that the search examples are ahead of others
 
 
@@ -71,6 +74,8 @@ class HeldOut(Phase):
             )
         if config.fitness.task == "agreement" and scores[run.winner].correct is not None:
             run.notes.append(_IMITATED)
+        if run.evaluator is not None and run.evaluator.tasks.examples(run.sizes.judged_on)[0].made:
+            run.notes.append(_MADE)
         heart = _learned_by_heart(run, scores[run.winner])
         run.notes += heart
         run.result = Result(
