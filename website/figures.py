@@ -57,7 +57,7 @@ EVIDENCE_ROWS = {
 SKILL_ROWS = {
     "average": "average",
     "merge": "merge",
-    "LoRA of the sum": "lora",
+    "LoRA from the sum": "lora",
     "LoRA beside the merge": "together",
 }
 

@@ -92,7 +92,7 @@ def _text(study=STUDY, kind="ps"):
 def test_a_lora_of_one_parent_is_called_so(study, weights):
     """Sources of weight 0 are not in the model: no sentence and no metadata names them as what was
     merged. Where the only weights are a whole parent's, it was not searched."""
-    study["results"]["rows"][-1] |= {"stage": "together", "model": "LoRA of a (rate 0.001)"}
+    study["results"]["rows"][-1] |= {"stage": "together", "model": "LoRA beside a (rate 0.001)"}
     for number, row in enumerate(study["results"]["rows"][:2]):
         row |= {"label": f"source:{number}", "accuracy": 0.25}
     base = TABLES["recipe"]["base"]

@@ -135,8 +135,8 @@ def test_a_training_that_fails_is_left_out(caplog):
     [
         ("", "merge with LoRA beside it"),
         ("sum", "merge with LoRA beside it from the sum of the task vectors"),
-        ("still-sum", "LoRA of the sum of the task vectors"),
-        ("still-1", "LoRA of b"),
+        ("still-sum", "LoRA beside the sum of the task vectors"),
+        ("still-1", "LoRA beside b"),
     ],
 )
 def test_what_learns_most_beside_a_lora(best, name, tmp_path, search_config, monkeypatch):

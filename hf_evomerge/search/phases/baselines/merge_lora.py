@@ -51,12 +51,12 @@ class Begin:
     still: bool = False
 
     def __str__(self) -> str:
-        """Name of the training: ``LoRA of maths``."""
+        """Name of the training: ``LoRA beside maths``."""
         if not self.still:
             where = f" from the {self.name}" if self.name else ""
             return f"merge with LoRA beside it{where}"
         model = f"the {SUM}" if self.name == SUM else self.name.removesuffix(ALONE)
-        return f"LoRA of {model}"
+        return f"LoRA beside {model}"
 
 
 # Where the merge weights begin decides what a LoRA finds beside them. The best start by its score
@@ -72,7 +72,7 @@ class MergeWithLora(Phase):
     and at several rates; the best model is built."""
 
     name = "together"
-    title = "merges with LoRA"
+    title = "merge with LoRA beside it"
     baseline = "merge+lora"
 
     def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
@@ -116,7 +116,7 @@ class MergeWithLora(Phase):
         try:
             model = _built(run, evaluator, trainings.folder / name.replace(":", "-"))
         except EvoMergeError as error:
-            logger.warning(f"the results have no merge with LoRA: {error}")
+            logger.warning(f"the results have no merge with LoRA beside it: {error}")
             return
         named = f"the {starts[key]}"
         against = Against(
