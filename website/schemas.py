@@ -86,9 +86,7 @@ def search_schema() -> dict[str, Any]:
             "description": part["properties"]["task"]["description"],
             "const": name,
         }
-        part["required"] = (
-            ["terms"] if name == "terms" else sorted({*part.get("required", []), "task"})
-        )
+        part["required"] = sorted({*part.get("required", []), "task"})
         schema["$defs"][part["title"]] = part
         choices.append({"$ref": REFERENCE.format(model=part["title"])})
     other = {"type": "string", "not": {"enum": built_in}}
@@ -101,12 +99,6 @@ def search_schema() -> dict[str, Any]:
         }
     )
     schema["$defs"].pop("TaskSpec", None)
-    term = schema["$defs"]["Term"]  # the keys of its task stand beside its own
-    term["properties"]["task"] = {
-        "description": term["properties"].pop("fitness")["description"],
-        "type": "string",
-    }
-    term |= {"required": ["task"], "additionalProperties": True}
     schema["properties"]["fitness"] = {
         "description": schema["properties"]["fitness"]["description"],
         "anyOf": choices,

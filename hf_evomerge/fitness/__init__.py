@@ -31,7 +31,6 @@ from .tasks.multiple_choice import MultipleChoiceSpec, MultipleChoiceTask
 from .tasks.perplexity import PerplexitySpec, PerplexityTask
 from .tasks.retrieval import RetrievalSpec, RetrievalTask
 from .tasks.reward import RewardSpec, RewardTask
-from .tasks.terms import TermsSpec, TermsTask
 from .tasks.word_problems import Gsm8kSpec, Gsm8kTask, MgsmSpec, MgsmTask
 from .text.encoding import render_prompt
 
@@ -70,8 +69,6 @@ __all__ = [
     "Scores",
     "Task",
     "TaskSpec",
-    "TermsSpec",
-    "TermsTask",
     "check_disjoint",
     "compare",
     "draw",

@@ -92,7 +92,6 @@ class Example:
         source: The name of the source that it belongs to, where the task compares models with a
             source.
         weight: Factor of its score in the fitness.
-        beside: Examples of further terms of the fitness, which are scored together with this one.
         gloss: What the problem says, in a language that readers of the published model know; no
             model sees it.
         shots: Other problems with their answers, which the model is given before the prompt.
@@ -111,16 +110,10 @@ class Example:
     head: str = ""
     source: str = ""
     weight: float = 1.0
-    beside: tuple[Beside, ...] = dataclasses.field(default=(), repr=False)
     gloss: str = dataclasses.field(default="", compare=False, repr=False)
     shots: tuple[Shot, ...] = dataclasses.field(default=(), repr=False)
     made: bool = dataclasses.field(default=False, compare=False, repr=False)
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def all(self) -> list[Example]:
-        """Examples: this one and the ones beside it."""
-        return [self, *(other.example for other in self.beside)]
 
 
 def by_source(examples: Iterable[Example]) -> dict[str, list[Example]]:
@@ -136,12 +129,3 @@ class Shot(NamedTuple):
 
     prompt: str
     answer: str
-
-
-class Beside(NamedTuple):
-    """An example of a further term: the term's number, and what the example counts where one of the
-    search's counts 1."""
-
-    term: int
-    share: float
-    example: Example

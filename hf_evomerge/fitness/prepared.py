@@ -16,13 +16,7 @@ class PreparedTask:
 
     Args:
         spec: The section of the task.
-
-    Attributes:
-        shares: Weight of each example in the gradient, where the task is a term of a sum; 1 where
-            None.
     """
-
-    shares: Sequence[float] | None = None
 
     def __init__(self, spec: Any) -> None:
         self.spec = spec
@@ -36,11 +30,6 @@ class PreparedTask:
             raise FitnessError("no examples to evaluate on")
         self._examples = list(examples)
         self._tokenizer = tokenizer
-
-    def share(self, number: int) -> float:
-        """Weight of an example in the gradient."""
-        share = 1.0 if self.shares is None else self.shares[number]
-        return share * self._examples[number].weight
 
     def evaluate(self, model: Any) -> Scores:
         """Score one model.

@@ -41,11 +41,6 @@ class TaskSpec(StrictModel):
         """Unit of the fitness; empty where the task does not say."""
         return ""
 
-    @property
-    def parts(self) -> tuple[TaskSpec, ...]:
-        """The tasks that it is made of: by default itself."""
-        return (self,)
-
     def complete(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """A section of ``data`` with what this task knows of its examples and the section leaves
         out; by default nothing."""
@@ -143,12 +138,11 @@ def task_names() -> list[str]:
 
 
 def parse_task(section: Mapping[str, Any]) -> TaskSpec:
-    """Read a task's section of a YAML file; one with terms need not name its task.
+    """Read a task's section of a YAML file.
 
     Raises:
         FitnessError: The task is unknown, or a key is wrong; the message names the key.
     """
-    section = {"task": "terms", **section} if "terms" in section else section
     name = section.get("task")
     if not isinstance(name, str):
         raise FitnessError(f"task: which one? There are {', '.join(task_names())} (found {name!r})")

@@ -43,8 +43,8 @@ def check_search(config: SearchConfig, evaluator: Evaluator, *, here: bool = Tru
     splits = {"search": evaluator.tasks.examples("search"), **evaluator.tasks.of_splits}
     retained = {name: splits[f"{RETAINED}{name}"] for name in config.compare.retain}
     together: dict[str, list[Example]] = {}
-    for split in SPLITS:  # whatever is looked at for one task, or term, is no test of another
-        together[split] = [each for example in splits.get(split, ()) for each in example.all]
+    for split in SPLITS:  # whatever is looked at for one task is no test of another
+        together[split] = [*splits.get(split, ())]
     for extra in config.extra_splits:
         together[extra.beside] += splits[extra.name]
     check_disjoint(**together, retained=retained)
@@ -135,8 +135,8 @@ def _check_extras(config: SearchConfig, evaluator: Evaluator, *, here: bool) -> 
     others = [spec for spec in config.task_specs if spec is not config.fitness]
     if any(getattr(spec, "vary", 0) for spec in others):
         raise SearchError(
-            "vary: goes with a fitness that is agreement alone, and not with a term, a step or an "
-            "objective; leave it out there"
+            "vary: goes with the search's own fitness, and not with a step or an objective; leave "
+            "it out there"
         )
     for name in config.report_to:
         Tracker(name)  # refuses one that is not installed

@@ -290,8 +290,10 @@ class AgreementTask(GradientTask):
             for e, each in zip(self._examples, readings, strict=True)
         ]
         lengths = [len(answer) for _, answer in pairs]
-        # Divisors: the mean over an answer's tokens, times the example's weight in a sum of terms.
-        units = [length / self.share(number) for number, length in enumerate(lengths)]
+        # Divisors: the mean over an answer's tokens, times the example's weight.
+        units = [
+            length / example.weight for length, example in zip(lengths, self._examples, strict=True)
+        ]
 
         # With p of the source and q of the model, both softened by T, over the kept classes k:
         #   score = -T^2 sum_k p_k (log p_k - log q_k)

@@ -180,7 +180,7 @@ class ClassificationTask(GradientTask):
                 if not chosen.isfinite().all():
                     raise FitnessError("the model's logits are not finite")
                 if gradient:
-                    (chosen * chosen.new_tensor([self.share(i) for i in batch])).sum().div(
+                    (chosen * chosen.new_tensor([self._examples[i].weight for i in batch])).sum().div(
                         count
                     ).backward()
                 for i, value, label, taken in zip(

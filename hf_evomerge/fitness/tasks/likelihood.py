@@ -76,7 +76,9 @@ class TextTask(PreparedTask):
 
     def _run(self, model: Any, *, gradient: bool) -> Scores:
         units = (
-            [self._units[owner] / self.share(owner) for owner in self._owners] if gradient else []
+            [self._units[owner] / self._examples[owner].weight for owner in self._owners]
+            if gradient
+            else []
         )
         mean_of = (units, len(self._units)) if gradient else None
         found, exact = self._pairs.score(model, mean_of)

@@ -133,9 +133,8 @@ class RetrievalTask(GradientTask):
             ranks = (cosines >= right).sum(1)  # from 1; a passage as near counts as nearer
             values = (cosines / self.spec.temperature).log_softmax(1).gather(1, own[:, None])[:, 0]
             if gradient:
-                (
-                    values * values.new_tensor([self.share(i) for i in range(len(self._examples))])
-                ).mean().backward()
+                weights = values.new_tensor([example.weight for example in self._examples])
+                (values * weights).mean().backward()
             correct = (ranks == 1).tolist()
             if self.spec.score == "ndcg":
                 values = torch.where(ranks <= _DEPTH, 1 / torch.log2(ranks + 1.0), 0.0)

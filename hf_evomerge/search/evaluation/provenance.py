@@ -157,7 +157,6 @@ def _text_of(example: Example) -> list[Any]:
         *filter(None, [example.head, example.source]),
         *([example.weight] if example.weight != 1.0 else []),
         *([dict(example.columns)] if example.columns else []),
-        *((other.term, other.share, _text_of(other.example)) for other in example.beside),
     ]
 
 
@@ -172,10 +171,7 @@ def _task(config: SearchConfig, task_factory: Callable[[], Task] | None) -> dict
         parts["scores"] = spec_type.scores_version
     elif task_factory is not None:
         parts["code"] = _text(type(task))
-    of_terms = [
-        spec for term in getattr(config.fitness, "terms", ()) for spec in term.data.values()
-    ]
-    named = (name for spec in [*config.splits.values(), *of_terms] for name in spec.lm_eval or ())
+    named = (name for spec in config.splits.values() for name in spec.lm_eval or ())
     code = (each.code for spec in specs for each in getattr(spec, "functions", ()))
     files = dict.fromkeys(filter(os.path.isfile, [*named, *code]))
     parts |= {

@@ -26,7 +26,6 @@ from ...fitness.pictures import SeeingTokenizer
 from ...fitness.tasks.agreement import AgreementSpec, AgreementTask, Reference
 from ...fitness.tasks.classification import ClassificationSpec, ClassificationTask, Head
 from ...fitness.tasks.retrieval import RetrievalTask
-from ...fitness.tasks.terms import TermsSpec, TermsTask
 from ...recipes.recipe import SourceRef
 from ..file.config import SearchConfig
 from ..file.splits import SPLITS, Sizes
@@ -99,20 +98,12 @@ class SearchTasks:
 
     def _read(self, split: str) -> Sequence[Example]:
         """The examples of a split that are given."""
-        fitness = self.config.fitness
         if split not in self._given:
             if (spec := self.config.splits.get(split)) is None:
                 raise FitnessError(f"data.{split}: not given; name a file or data set")
             found = load_examples(spec, trust_remote_code=self.sources.trust_remote_code)
             self._given[split] = found
-        own = self._given[split]
-        if (
-            isinstance(fitness, TermsSpec)
-            and split in SPLITS
-            and not any(example.beside for example in own)
-        ):
-            return fitness.deal(own, split)
-        return own
+        return self._given[split]
 
     @cached_property
     def _made(self) -> dict[str, list[Example]]:
@@ -164,10 +155,7 @@ class SearchTasks:
     def check_gradient(self, fitness: TaskSpec | None) -> None:
         """Raise `FitnessError` unless the fitness, the search's own where None, has a gradient."""
         if not isinstance(self._new_task(fitness), DifferentiableTask):
-            parts = (fitness or self.config.fitness).parts
-            task = next(
-                part.task for part in parts if not isinstance(make_task(part), DifferentiableTask)
-            )
+            task = (fitness or self.config.fitness).task
             raise FitnessError(
                 f"fitness.task: {task} has no gradient; use likelihood, or by: cma, after a step "
                 "{by: gradient, fitness: {task: likelihood}}"
@@ -187,12 +175,7 @@ class SearchTasks:
         some."""
         which, owner = self.sources.tokenizer_owner(target)
         if which not in self._tokenizers:
-            examples = (
-                each
-                for split in self.splits
-                for example in self.examples(split)
-                for each in example.all
-            )
+            examples = (example for split in self.splits for example in self.examples(split))
             seeing = any(example.pictures for example in examples)
             self._tokenizers[which] = (
                 SeeingTokenizer(owner.processor()) if seeing else owner.tokenizer()
@@ -236,12 +219,8 @@ class SearchTasks:
                 self._tasks.clear()
             examples = self.examples(split)
             task: Any = self._new_task(fitness, owner)
-            for part in _parts(task):
-                if (
-                    rows is not None
-                    and getattr(getattr(part, "spec", None), "batch_size", 0) > rows
-                ):
-                    part.spec = part.spec.model_copy(update={"batch_size": rows})
+            if rows is not None and getattr(getattr(task, "spec", None), "batch_size", 0) > rows:
+                task.spec = task.spec.model_copy(update={"batch_size": rows})
             if batch is not None:
                 examples = [examples[i] for i in batch]
             if shots and split in SPLITS and takes_shots(task):
@@ -249,7 +228,7 @@ class SearchTasks:
             task.prepare(examples, self.tokenizer(target))
             self._tasks[key] = task
         prepared = self._tasks[key]
-        if ready and isinstance(prepared, AgreementTask | TermsTask):
+        if ready and isinstance(prepared, AgreementTask):
             prepared.read_references(self.examples(split))
         return prepared
 
@@ -267,17 +246,17 @@ class SearchTasks:
         return with_shots(examples, solved, shots, separator=separator, end=end or "")
 
     def _new_task(self, fitness: TaskSpec | None, owner: Checkpoint | None = None) -> Task:
-        task: Task = self._make_task() if fitness is None else make_task(fitness)
-        for part in _parts(task):
-            if hasattr(part, "trust_remote_code"):
-                part.trust_remote_code = self.sources.trust_remote_code
-            if isinstance(part, ClassificationTask):
-                part.heads = self._heads_of(part.spec.heads)
-            if isinstance(part, AgreementTask):
-                part.references = self._references
-            if isinstance(part, RetrievalTask):
-                part.sentence = (owner or self.sources[0]).sources[0].sentence
-        return task
+        task: Any = self._make_task() if fitness is None else make_task(fitness)
+        if hasattr(task, "trust_remote_code"):
+            task.trust_remote_code = self.sources.trust_remote_code
+        if isinstance(task, ClassificationTask):
+            task.heads = self._heads_of(task.spec.heads)
+        if isinstance(task, AgreementTask):
+            task.references = self._references
+        if isinstance(task, RetrievalTask):
+            task.sentence = (owner or self.sources[0]).sources[0].sentence
+        made: Task = task
+        return made
 
     @cached_property
     def _references(self) -> dict[str, Reference]:
@@ -353,8 +332,3 @@ def parents_of(config: SearchConfig) -> dict[str, SourceRef]:
     """The base and the sources of a search by name; the base is called ``base``."""
     base = {} if config.base is None else {"base": config.base}
     return {**base, **dict(zip(config.source_names, config.sources, strict=True))}
-
-
-def _parts(task: Task) -> list[Any]:
-    """A task, or the terms of a sum."""
-    return task.tasks if isinstance(task, TermsTask) else [task]

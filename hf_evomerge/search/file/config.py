@@ -13,7 +13,6 @@ from ...errors import RecipeError, SearchError
 from ...fitness.data.spec import DataSpec
 from ...fitness.registry import AnyTaskSpec, TaskSpec
 from ...fitness.scores import FITNESS, Scores
-from ...fitness.tasks.terms import TermsSpec
 from ...merging.registry import all_methods
 from ...recipes.recipe import (
     FlowPart,
@@ -158,10 +157,10 @@ class SearchConfig(StrictModel):
 
     @property
     def task_specs(self) -> list[TaskSpec]:
-        """The fitness, those of the stages and those of the objectives; of a sum its terms."""
+        """The fitness, those of the stages and those of the objectives."""
         tasks = [self.fitness, *(stage.fitness for stage in self.stages)]
         tasks += [each.fitness for each in only_tasks(self.objectives)]
-        return [part for task in tasks if task is not None for part in task.parts]
+        return [task for task in tasks if task is not None]
 
     @model_validator(mode="before")
     @classmethod
@@ -278,25 +277,12 @@ class SearchConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_data(self) -> SearchConfig:
-        terms = self.fitness.terms if isinstance(self.fitness, TermsSpec) else ()
-        objectives = only_tasks(self.objectives)
-        parts = {f"fitness.terms: {term.fitness.task}": term.data for term in terms}
-        for key, data in (
-            parts | {f"objectives: {each.name}": each.data for each in objectives}
-        ).items():
+        for objective in only_tasks(self.objectives):
+            data = objective.data
             if data and self.data and data.keys() != self.data.keys():
                 raise ValueError(
-                    f"{key} has data for {', '.join(data)}, and the search for "
-                    f"{', '.join(self.data)}"
-                )
-        for task in (
-            *(step.fitness for step in self.optimize),
-            *(each.fitness for each in objectives),
-        ):
-            if isinstance(task, TermsSpec) and any(term.data for term in task.terms):
-                raise ValueError(
-                    "terms: have data in the search's own fitness only; leave it out of "
-                    "steps and objectives"
+                    f"objectives: {objective.name} has data for {', '.join(data)}, and the search "
+                    f"for {', '.join(self.data)}"
                 )
         for split, spec in self.data.items() if self.fitness.task == "lm_eval" else ():
             if spec.lm_eval is None:
