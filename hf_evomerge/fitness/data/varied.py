@@ -108,8 +108,8 @@ class _Exchange:
         for words in places.values():
             for word in words:
                 alike[word] |= words
-        self._alike = {word: [*words] for word, words in alike.items()}
-        self._characters = sorted(set().union(*alike))
+        self._alike = {word: [*words] for word, words in alike.items() if len(words) > 1}
+        self._characters = sorted(set().union(*self._alike))
 
     def words(self, pieces: Pieces, rng: random.Random) -> Pieces:
         """Exchange each word for one that is like it, or keep it."""
