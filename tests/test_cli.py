@@ -209,7 +209,7 @@ def test_objects_for_programs(search_file, hybrid_search, tiny, tmp_path, monkey
     Path("problems.jsonl").write_text("".join(texts))
     begun = _object(f"init {tiny}/a {tiny}/b --data problems.jsonl --out b.yaml")
     assert begun["file"] == "b.yaml"
-    assert begun["next"][0] == "hf-evomerge search b.yaml --out my-search --dry-run"
+    assert begun["next"][0] == "hf-evomerge search b.yaml --out my-b --dry-run"
     assert any("problems in problems.jsonl" in line for line in begun["found"])
 
 

@@ -190,12 +190,13 @@ def init(
         draft = draft_search(sources, data, base=base, device=device, measure=measure)
         write_whole(out, draft.text)
         name = shlex.quote(str(out))
-        publish = "push my-search YOUR-NAME/YOUR-MERGE --space --examples 50"
-        check = f"search {name} --out my-search --dry-run"
+        study = shlex.quote(f"my-{out.stem}")
+        publish = f"push {study} YOUR-NAME/YOUR-MERGE --space --examples 50"
+        check = f"search {name} --out {study} --dry-run"
         steps = {
             "Check everything, and say how long it takes": check,
-            "Search; the same command goes on after a stop": f"search {name} --out my-search",
-            "See what the winner answers": "eval my-search --show 3",
+            "Search; the same command goes on after a stop": f"search {name} --out {study}",
+            "See what the winner answers": f"eval {study} --show 3",
             "Publish the model with a card and a Space": publish,
         }
         if as_json:

@@ -1,5 +1,7 @@
 """Prompts that are made of others by exchanging words."""
 
+import re
+
 from hf_evomerge.fitness import Example
 from hf_evomerge.fitness.data.varied import varied
 
@@ -62,11 +64,11 @@ def test_held_out_prompts_are_not_made():
 def test_special_tokens_stay_and_no_prompt_gets_longer():
     """A model has room for the longest prompt that was given, and a chat's marks mean what they
     mean."""
-    assert made(["<s>a b", "<t>a b", "<s>c b"], 9) == []
-    assert made(["[INST]a b", "[/INST]a b", "[INST]c b"], 9) == []
+    assert made(["<s>a b", "<t>a b", "<s>c b"], 9) == ["<t>c b"]
+    assert made(["[INST]a b", "[/INST]a b", "[INST]c b"], 9) == ["[/INST]c b"]
     prompts = ["a cat sleeps now", "a cat runs now", "a hippopotamus runs"]
     found = made(prompts, 99)
-    assert found[0] == "a cat runs"
+    assert {"a cat runs", "a cat sleeps"} <= set(found)
     assert max(map(len, found)) == len(prompts[2])  # and no "a hippopotamus runs now"
 
 
@@ -109,16 +111,36 @@ def test_words_of_every_prompt_stay():
 
 
 def test_words_are_joined_where_exchanging_them_gives_too_few():
-    """The beginning of a word and the end of another one that stands where it does are a new word;
-    the others stay. Where exchanging gives enough, words stay whole."""
+    """The beginning of a word and the end of another one that stands where it does are a new word,
+    in which letters may stand for others; the other words stay. Where exchanging gives enough,
+    words stay whole."""
     prompts = ["turn tegi plain =", "turn velt plain =", "turn nune plain ="]
-    found = made(prompts, 20)
-    assert len(set(found)) == 20
+    found = made(prompts, 40)
+    assert len(set(found)) == 40
+    begins = {each[:size] for each in ("tegi", "velt", "nune") for size in range(1, 5)}
+    ends = {each[size:] for each in ("tegi", "velt", "nune") for size in range(1, 5)}
+    joined = 0
     for prompt in found:
         first, word, *rest = prompt.split()
         assert (first, rest) == ("turn", ["plain", "="])
-        begins = {each[:size] for each in ("tegi", "velt", "nune") for size in range(1, 5)}
-        ends = {each[size:] for each in ("tegi", "velt", "nune") for size in range(1, 5)}
-        assert any(word[:at] in begins and word[at:] in ends for at in range(1, len(word) + 1))
+        assert set(word) <= set("tegiveltnune")
+        joined += any(word[:at] in begins and word[at:] in ends for at in range(1, len(word) + 1))
+    assert 10 < joined < 30
+
+
+def test_letters_stand_for_letters():
+    """An exchange of letters keeps which are the same, their case, and what is a digit."""
+    found = made(["say aab1B", "say aab2C"], 10)
+    words = {prompt.split()[1] for prompt in found}
+    assert "bba2C" in words or "bba1B" in words
+    for word in words:
+        assert re.fullmatch(r"([ab]+)([12]?)([BC]?)", word)
+
+
+def test_words_that_are_alike_are_exchanged_everywhere():
+    """Cat and dog are alike, for both sleep; so what runs may be either, as in
+    arXiv:1904.09545."""
+    found = made(["a cat sleeps", "a dog sleeps", "the big cat runs home"], 1)
+    assert found == ["the big dog runs home"]
     words = {word for prompt in TOLD for word in prompt.split()}
     assert {word for prompt in made(TOLD, 99) for word in prompt.split()} == words

@@ -270,6 +270,28 @@ def test_prompts_without_answers_are_of_a_model_each(pair, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("counts", "prompt", "splits"),
+    [
+        ((16, 9), "add {} to {}", {"search": 16}),
+        ((16, 24), "add {} to {}", {"search": 8, "test": 8}),
+        ((16, 16), "<{}{}>", {"search": 8, "test": 8}),
+    ],
+)
+def test_few_prompts_without_answers(pair, tmp_path, counts, prompt, splits):
+    """Fewer than 24 are all searched with, and those of validation are made of them; where a file
+    has more, or none can be made, half is for the test."""
+    files = []
+    for name, count in zip("ab", counts, strict=True):
+        records = ({"prompt": prompt.format(n, 3 * n)} for n in range(count))
+        files.append(write_lines(tmp_path / f"{name}.jsonl", *records))
+    config, draft = _drafted(pair, files)
+    assert {split: spec.sources["a"].count for split, spec in config.data.items()} == splits
+    assert config.fitness.vary == 128 - min(s.count for s in config.data["search"].sources.values())
+    said = "validation is of prompts made of them, and tells too much; 24 make a test too"
+    assert (said in draft.found) == ("test" not in splits)
+
+
+@pytest.mark.parametrize(
     ("records", "message"),
     [
         ([{"prompt": "a"}, {"prompt": "b", "answer": "c"}], "some records have an answer and some"),

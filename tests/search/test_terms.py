@@ -134,6 +134,29 @@ def test_prompts_are_made_of_the_search_prompts(search_config, agreement, tmp_pa
         plan_search(search_config(fitness=term))
 
 
+def test_prompts_of_validation_are_made_where_none_are_given(search_config, agreement, tmp_path):
+    """Every fourth that is made is for validation, and not for the search; the result says so."""
+    prompts = ("w1 w2 w3", "w1 w4 w3", "w5 w4 w3", "w5 w4 w6")
+    data = write_lines(tmp_path / "prompts.jsonl", *({"prompt": prompt} for prompt in prompts))
+    for part in agreement["search"]["sources"].values():
+        part["jsonl"] = str(data)
+    config = search_config(
+        fitness={"task": "agreement", "max_new_tokens": 2, "vary": 3},
+        data={"search": agreement["search"]},
+        optimize=[{**GRADIENT, "batch": 2}],
+    )
+    tasks = Evaluator(config).tasks
+    splits = {split: [each.prompt for each in tasks.examples(split)] for split in tasks.splits}
+    assert list(splits) == ["search", "validation"]
+    assert len(splits["validation"]) == 2
+    assert len(splits["search"]) == 2 * 4 + 6
+    assert not set(splits["validation"]) & set(splits["search"])
+    result = run_search(config, tmp_path / "study", build=False)
+    assert result.split == "validation"
+    assert result.examples == 2
+    assert any("validation prompts are made of the search's" in note for note in result.notes)
+
+
 def test_trainings_are_ranked_with_their_adapters(search_config, agreement, tmp_path, monkeypatch):
     """The sources answer the prompts before a LoRA is in a model, not between its training and its
     score: each score is that of the adapter that was written."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from ..example import Example, by_source
@@ -20,25 +20,25 @@ from ..example import Example, by_source
 _MARKS = r"<[^<>\s]+>|\[[^][\s]+]"
 _WORDS = r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]+"
 _PIECES = re.compile(f"{_MARKS}|{_WORDS}|.", re.DOTALL)
-_ROUNDS = 3
 _MISSES = 1000  # prompts in a row that are there already, before no more are looked for
 
 Pieces = list[str]
-Place = tuple[str, ...]
 
 
-# A word w of a prompt may become w' where both stand somewhere between the same four pieces:
-# (a, b, w, c, d) in one prompt and (a, b, w', c, d) in another; a space is a piece. All places of w
-# change alike: "taro has 3 keys. taro loses 1" names one person afterwards too. Neighbours have
-# changed after one round, and the next one finds more. Words of every prompt, as "Passive" of
-# "Passive: Two actors cover the toy", say what is asked, and stay.
+# Two words are alike that stand between the same four pieces somewhere: (a, b, w, c, d) in one
+# prompt and (a, b, w', c, d) in another; a space is a piece. A word may become one that is like it,
+# wherever it stands. All places of w change alike: "taro has 3 keys. taro loses 1" names one person
+# afterwards too. Words of every prompt, as "Passive" of "Passive: Two actors cover the toy", say
+# what is asked, and stay.
 #
 # Where this gives too few, as of "mirror : d a k =" and "mirror : b f a =", in which no letters
 # have the same neighbours, one piece before a word and one after it must be the same.
 #
 # Where that gives too few, words are joined: the beginning of w and the end of such a w' are a new
 # word, to which a rule on letters or digits applies as well. "turn tegi" and "turn velt" give "turn
-# telt". Whole words come first: they have a meaning, and are in every vocabulary.
+# telt". In half of these prompts each letter then stands for another, and each digit: "turn sild".
+# Of 16 strings few letters would stand beside each other else. Whole words come first: they have a
+# meaning, and are in every vocabulary.
 #
 # All sources get as many as the one of which the fewest can be made, so that none outweighs
 # another. No prompt gets longer than the longest that was given, which a model has room for.
@@ -95,46 +95,49 @@ class _Exchange:
     """
 
     def __init__(self, prompts: Sequence[Pieces], reach: int) -> None:
-        self._reach = reach
-        self._everywhere = set(prompts[0]).intersection(*prompts)
-        self._words = defaultdict[Place, dict[str, None]](dict)  # in the order in which they come
+        everywhere = set(prompts[0]).intersection(*prompts)
+        places = defaultdict[tuple[str, ...], dict[str, None]](dict)  # words as they come
+        edge = [""] * reach
         for pieces in prompts:
-            for word, place in self._places(pieces):
-                self._words[place][word] = None
+            whole = [*edge, *pieces, *edge]
+            for number, piece in enumerate(pieces, reach):
+                if piece[0].isalnum() and piece not in everywhere:
+                    before = whole[number - reach : number]
+                    places[(*before, *whole[number + 1 : number + 1 + reach])][piece] = None
+        alike = defaultdict[str, dict[str, None]](dict)
+        for words in places.values():
+            for word in words:
+                alike[word] |= words
+        self._alike = {word: [*words] for word, words in alike.items() if len(words) > 1}
+        self._characters = sorted(set().union(*self._alike))
 
     def words(self, pieces: Pieces, rng: random.Random) -> Pieces:
-        """Exchange each word for one that stands where it does, or keep it; in rounds."""
-        for _ in range(_ROUNDS):
-            choices = self._choices(pieces)
-            chosen = {word: rng.choice(others) for word, others in choices.items()}
-            pieces = [chosen.get(piece, piece) for piece in pieces]
-        return pieces
-
-    def joined_words(self, pieces: Pieces, rng: random.Random) -> Pieces:
-        """Exchange words, and give each the end of one that stands where it does, or keep it."""
-        pieces = self.words(pieces, rng)
-        chosen = dict[str, str]()
-        for word, others in self._choices(pieces).items():
-            other = rng.choice(others)
-            if other != word:
-                begin = word[: rng.randint(1, len(word))]
-                chosen[word] = begin + other[rng.randint(1, len(other)) :]
+        """Exchange each word for one that is like it, or keep it."""
+        chosen = {word: rng.choice(self._alike[word]) for word in self._changed(pieces)}
         return [chosen.get(piece, piece) for piece in pieces]
 
-    def _choices(self, pieces: Pieces) -> dict[str, list[str]]:
-        """Words that may take the place of each word, itself included."""
-        choices = defaultdict[str, dict[str, None]](dict)
-        for word, place in self._places(pieces):
-            choices[word][word] = None
-            choices[word] |= self._words.get(place, {})
-        return {word: [*others] for word, others in choices.items()}
+    def joined_words(self, pieces: Pieces, rng: random.Random) -> Pieces:
+        """Exchange words, give each the end of one that is like it, or keep it; and in half of the
+        prompts exchange letters, and digits."""
+        pieces = self.words(pieces, rng)
+        table = self._permuted(rng) if rng.random() < 0.5 else {}
+        chosen = dict[str, str]()
+        for word in self._changed(pieces):
+            new = word
+            other = rng.choice(self._alike[word])
+            if other != word:
+                new = word[: rng.randint(1, len(word))] + other[rng.randint(1, len(other)) :]
+            chosen[word] = new.translate(table)
+        return [chosen.get(piece, piece) for piece in pieces]
 
-    def _places(self, pieces: Pieces) -> Iterator[tuple[str, Place]]:
-        """Words that may change, each with its place."""
-        reach = self._reach
-        edge = [""] * reach
-        whole = [*edge, *pieces, *edge]
-        for number, piece in enumerate(pieces, reach):
-            if piece[0].isalnum() and piece not in self._everywhere:
-                before = whole[number - reach : number]
-                yield piece, (*before, *whole[number + 1 : number + 1 + reach])
+    def _changed(self, pieces: Pieces) -> list[str]:
+        """Words that may change, each once."""
+        return [word for word in dict.fromkeys(pieces) if word in self._alike]
+
+    def _permuted(self, rng: random.Random) -> dict[int, str]:
+        """A letter for each letter of the words that may change, and a digit for each digit."""
+        table = dict[int, str]()
+        for is_kind in (str.islower, str.isupper, str.isdigit):
+            own = [each for each in self._characters if is_kind(each)]
+            table |= zip(map(ord, own), rng.sample(own, len(own)), strict=True)
+        return table

@@ -92,7 +92,7 @@ class SearchTasks:
         """The examples of a split; raises `FitnessError` where the search file gives none."""
         if split not in self._examples:
             made = self._made.get(split, [])
-            own = [] if split == "test" and made else self._read(split)
+            own = [] if split == "validation" and made else self._read(split)
             self._examples[split] = [*own, *made]
         return self._examples[split]
 
@@ -115,10 +115,11 @@ class SearchTasks:
         others = [each for name in names if name != "search" for each in self._read(name)]
         if "test" in names or "validation" in names:
             return {"search": varied(self._read("search"), fitness.vary, others)}
-        # Every fourth is for the test, where no other prompts are.
+        # Where no other prompts are, models are chosen by every fourth that is made.
         made = varied(self._read("search"), fitness.vary * 4 // 3, others)
-        tested = made[::4]
-        return {"search": [each for each in made if each not in tested], "test": tested}
+        chosen_by = made[::4]
+        searched = [each for each in made if each not in chosen_by]
+        return {"search": searched, "validation": chosen_by}
 
     def add(self, split: str, examples: Sequence[Example]) -> None:
         """Add examples under the name of a split that the search file does not have."""

@@ -409,7 +409,7 @@ class _Problems:
 
     @property
     def needs_all(self) -> bool:
-        """True where all prompts are for the search, and those of the test are made of them."""
+        """True where all prompts are for the search, and those of validation are made of them."""
         few = self.task == "agreement" and self.count < FEW + LEAST
         return few and len(varied(self.examples, self.count, ())) == self.count
 
@@ -432,7 +432,7 @@ class _Problems:
             lines.append(self._about_splits())
         else:
             lines.append(
-                "the test is of prompts that are made of them: give 24 for one of your own"
+                "validation is of prompts made of them, and tells too much; 24 make a test too"
             )
         if self.task == "agreement":
             lines.append(f"no answers in it: the result is to answer as {self.name} does")

@@ -22,7 +22,8 @@ _IMITATED = (
     "was not asked"
 )
 _MADE = (
-    "The test's prompts are made of the search's, by exchanging words: on others it may be worse"
+    "The validation prompts are made of the search's, by exchanging words: on others all of this "
+    "may be much worse"
 )
 _MUCH = 0.1  # of accuracy, that the search examples are ahead of others
 

@@ -333,7 +333,7 @@ class _Judged:
         skills that the search is for it has lost whole; empty where of none."""
         for name, kept in self.winner.retained.items():
             lost = row.retained.get(name)
-            if self.is_for_skills and lost is not None and lost.accuracy == 0:
+            if self.is_for_skills and lost is not None and lost.accuracy == 0 != kept.accuracy:
                 return f"has nothing of {name}"
             compared = None if lost is None else compare(kept, lost)
             if lost is not None and compared is not None and compared.is_better:
