@@ -3,14 +3,11 @@ pretrained pair.
 
     # DIR as for real_models.py, which trains the pair
     python benchmarks/agreement.py run --work DIR --prompts 8 16
-    # agreement as a term beside the likelihood
-    python benchmarks/agreement.py term --work DIR
     python benchmarks/agreement.py table
 
 One parent looks up and answers in JSON, the other calculates. `run` is given prompts of each parent
-and no answers. Costs are in scores of 128 examples: 9, and 18 for both searches of `term`. Skills
-are accuracies on 50 held-out problems of each parent; "both" are 100 problems that need both
-skills.
+and no answers. A search costs 9 scores of 128 examples. Skills are accuracies on 50 held-out
+problems of each parent; "both" are 100 problems that need both skills.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent / "search"))
 
 from json_maths import SKILLS, draw
 from lab import Lab
-from real_models import FULL, MODELS, real_pair, write_examples
+from real_models import FULL, MODELS, real_pair
 from records import append
 
 from hf_evomerge import Example, MergePart, Recipe, run_search
@@ -53,27 +50,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("run", "without labels, and what needs no search"),
-        ("term", "beside the likelihood"),
-    ):
-        command = commands.add_parser(name, help=text)
-        command.add_argument(
-            "--work", type=Path, required=True, help="folder of the pair; studies are written there"
-        )
-        command.add_argument(
-            "--draws", type=int, nargs="+", default=[1], help="draws of the prompts and examples"
-        )
-        command.add_argument(
-            "--prompts",
-            type=int,
-            nargs="+",
-            default=[8, 16] if name == "run" else [16],
-            help="of each parent",
-        )
-        command.add_argument(
-            "--groups", default="tensor", help="as in a search file; tensor by default"
-        )
+    command = commands.add_parser("run", help="without labels, and what needs no search")
+    command.add_argument(
+        "--work", type=Path, required=True, help="folder of the pair; studies are written there"
+    )
+    command.add_argument("--draws", type=int, nargs="+", default=[1], help="draws of the prompts")
+    command.add_argument("--prompts", type=int, nargs="+", default=[8, 16], help="of each parent")
+    command.add_argument(
+        "--groups", default="tensor", help="as in a search file; tensor by default"
+    )
     commands.add_parser("table", help="print the results as Markdown")
     arguments = parser.parse_args()
     if arguments.command == "table":
@@ -86,12 +71,9 @@ def main() -> None:
             lab,
             examples={"search": lab.examples["search"], "both": lab.examples["test"][:BOTH], **own},
         )
-        if arguments.command == "run":
-            known(lab)
+        known(lab)
         for prompts in arguments.prompts:
-            (without_labels if arguments.command == "run" else as_a_term)(
-                lab, prompts, arguments.groups, arguments.work
-            )
+            without_labels(lab, prompts, arguments.groups, arguments.work)
 
 
 def known(lab: Lab) -> None:
@@ -114,75 +96,22 @@ def merged(lab: Lab, method: str, numbers: dict[str, Any]) -> Recipe:
 
 
 def without_labels(lab: Lab, prompts: int, groups: str, folder: Path) -> None:
-    """Search by agreement on prompts of each parent."""
+    """Search by agreement on prompts of each parent, and measure the winner."""
+    name = f"agreement, {groups}"
     examples = [
         replace(each, answer="", source=skill)
         for skill in OWN
         for each in drawn(skill, prompts, lab.draw)
     ]
-    search(
-        lab,
-        f"agreement, {groups}",
-        {"task": "agreement", "batch_size": 8},
-        examples,
-        prompts,
-        COST,
-        groups,
-        folder,
+    evaluations = math.ceil(COST * FULL / len(examples))
+    step = {"by": "gradient", "evaluations": evaluations, "batch": BATCH}
+    config = lab.config(
+        space="ps",
+        fitness={"task": "agreement", "batch_size": 8},
+        merge={**lab.sections["merge"], "groups": groups},
+        optimize=[step],
+        compute={"seed": lab.draw},
     )
-
-
-def as_a_term(lab: Lab, prompts: int, groups: str, folder: Path) -> None:
-    """Search by the likelihood of a few answers, alone and with agreement beside it, at the same
-    cost."""
-    likelihood = lab.settings["fitness"]
-    examples = list(lab.examples["search"])
-    data = {
-        skill: write_examples(
-            folder / "prompts" / f"{skill}-{lab.draw}-{prompts}.jsonl",
-            drawn(skill, prompts, lab.draw),
-        )
-        for skill in OWN
-    }
-    agreement = {"task": "agreement", "batch_size": 8, "data": {"search": {"sources": data}}}
-    both = {"terms": [{**likelihood, "weight": 0.3}, agreement]}
-    search(lab, f"likelihood, {groups}", likelihood, examples, 0, 2 * COST, groups, folder)
-    search(
-        lab,
-        f"likelihood and agreement, {groups}",
-        both,
-        examples,
-        prompts,
-        2 * COST,
-        groups,
-        folder,
-    )
-
-
-def drawn(skill: Any, count: int, number: int) -> list[Example]:
-    """Prompts of a skill that are in no other set; answers are there, and nobody looks at them."""
-    return draw(skill, count, 100 + number, AVOID)
-
-
-def search(
-    lab: Lab,
-    name: str,
-    fitness: Any,
-    examples: list[Example],
-    prompts: int,
-    cost: int,
-    groups: str,
-    folder: Path,
-) -> None:
-    """Search by gradient at a cost, and measure the winner."""
-    scored = len(examples) + (len(OWN) * prompts if "terms" in fitness else 0)
-    step = {"by": "gradient", "evaluations": math.ceil(cost * FULL / scored), "batch": BATCH}
-    how = {
-        "merge": {**lab.sections["merge"], "groups": groups},
-        "optimize": [step],
-        "compute": {"seed": lab.draw},
-    }
-    config = lab.config(space="ps", fitness=fitness, **how)
     begin = time.perf_counter()
     processor = time.process_time()
     out = folder / "studies" / f"{name}-{prompts}-{lab.draw}".replace(", ", "-").replace(" ", "-")
@@ -191,7 +120,12 @@ def search(
         "seconds": round(time.perf_counter() - begin),
         "cpu": round(time.process_time() - processor),
     }
-    measure(lab, name, result.winner, prompts=prompts, cost=cost, **seconds)
+    measure(lab, name, result.winner, prompts=prompts, cost=COST, **seconds)
+
+
+def drawn(skill: Any, count: int, number: int) -> list[Example]:
+    """Prompts of a skill that are in no other set; answers are there, and nobody looks at them."""
+    return draw(skill, count, 100 + number, AVOID)
 
 
 def measure(lab: Lab, name: str, target: Any, **more: Any) -> None:

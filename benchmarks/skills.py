@@ -58,7 +58,7 @@ TITLES = {
     "agreement": "agreement with the parents, no answers",
     "lora": "LoRA, best start and rate",
     "together": "merge with LoRA beside it",
-    "both": "merge, likelihood and agreement",
+    "both": "merge, likelihood and agreement",  # recorded, and not run any more
     "merge": "merge",
 }
 """Rows of the table."""
@@ -221,7 +221,6 @@ def run_cell(name: str, count: int, draw: int, work: Path) -> dict[str, Any]:
     rows["sweep"] = evaluator.evaluate(best, "test")
     search("merge", LIKELIHOOD, ["lora", "merge+lora"], weighted)
     search("agreement", AGREEMENT, [], examples)
-    search("both", {"terms": [LIKELIHOOD, AGREEMENT]}, [], weighted)
     return line()
 
 

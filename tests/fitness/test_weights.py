@@ -34,19 +34,12 @@ def test_every_task_is_weighted(examples, tokenizer):
     assert task.evaluate(torch.nn.Linear(1, 1)).values.tolist() == [2.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    "section",
-    [
-        {"task": "multiple_choice", "separator": " "},  # of several choices, one score
-        {"task": "terms", "terms": [LIKELIHOOD]},  # a sum has the factor of its term
-    ],
-)
-def test_a_score_is_weighted_once(section, model, examples, tokenizer):
+def test_a_score_of_several_choices_is_weighted_once(model, examples, tokenizer):
     """An example's score has its weight, whatever it is made of."""
     values = []
     for weight in (1.0, 3.0):
         rows = [replace(each, choices=(each.answer, "?"), weight=weight) for each in examples[:2]]
-        task = prepared(examples=rows, tokenizer=tokenizer, **section)
+        task = prepared("multiple_choice", rows, tokenizer, separator=" ")
         values.append(task.evaluate(model).values)
     assert values[1] == pytest.approx(3 * values[0], rel=1e-6)
 

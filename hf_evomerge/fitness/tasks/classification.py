@@ -180,9 +180,8 @@ class ClassificationTask(GradientTask):
                 if not chosen.isfinite().all():
                     raise FitnessError("the model's logits are not finite")
                 if gradient:
-                    (chosen * chosen.new_tensor([self._examples[i].weight for i in batch])).sum().div(
-                        count
-                    ).backward()
+                    weights = chosen.new_tensor([self._examples[i].weight for i in batch])
+                    (chosen * weights).sum().div(count).backward()
                 for i, value, label, taken in zip(
                     batch, chosen.tolist(), labels, logits.argmax(1).tolist(), strict=True
                 ):

@@ -247,7 +247,7 @@ class SearchTasks:
         return with_shots(examples, solved, shots, separator=separator, end=end or "")
 
     def _new_task(self, fitness: TaskSpec | None, owner: Checkpoint | None = None) -> Task:
-        task: Any = self._make_task() if fitness is None else make_task(fitness)
+        task: Task = self._make_task() if fitness is None else make_task(fitness)
         if hasattr(task, "trust_remote_code"):
             task.trust_remote_code = self.sources.trust_remote_code
         if isinstance(task, ClassificationTask):
@@ -256,8 +256,7 @@ class SearchTasks:
             task.references = self._references
         if isinstance(task, RetrievalTask):
             task.sentence = (owner or self.sources[0]).sources[0].sentence
-        made: Task = task
-        return made
+        return task
 
     @cached_property
     def _references(self) -> dict[str, Reference]:

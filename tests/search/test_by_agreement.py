@@ -1,16 +1,13 @@
-"""Searches whose fitness is a sum of terms, or agreement with the parents."""
+"""Searches whose fitness is agreement with the parents."""
 
-import json
 import random
 import re
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from refusals import refused
 from searches import GRADIENT, facts, write_lines
-from slowly import slow_beyond
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -27,9 +24,6 @@ from hf_evomerge.search.phases.baselines import trainings
 from hf_evomerge.search.phases.baselines.merge_lora import with_adapter
 from hf_evomerge.search.score_model import evaluate_model
 from hf_evomerge.search.study.study import Study
-
-OWN = {"task": "likelihood", "separator": " ", "weight": 0.5}
-
 
 WORDS = [f"w{number}" for number in range(12)]
 
@@ -56,38 +50,6 @@ def agreement(prompts):
         split: {"sources": {name: {"jsonl": f"{prompts}/{name}-{split}.jsonl"} for name in "ab"}}
         for split in ("search", "validation", "test")
     }
-
-
-@pytest.fixture
-def terms(agreement):
-    """A sum of the likelihood and the agreement."""
-    return {
-        "terms": [OWN, {"task": "agreement", "weight": 0.2, "max_new_tokens": 4, "data": agreement}]
-    }
-
-
-@pytest.mark.parametrize(
-    ("space", "more"), slow_beyond(["ps"], [("ps", {}), ("dfs", {"evaluations": 20})])
-)
-def test_a_search_by_terms(space, more, search_config, terms, tmp_path):
-    """By gradient and in batches it shows every term; two workers give the same trials."""
-    steps = [{**GRADIENT, "batch": 2, **more}]
-    config = search_config(
-        space, optimize=steps, fitness=terms, merge="{groups: tensor}", path="{kind: gates}"
-    )
-    result = run_search(config, tmp_path / "whole", build=False)
-    trials = Study.open(tmp_path / "whole").trials(space)
-    assert sum(trial.scores.gradient is not None for trial in trials) > 2
-    (scores,) = (row.scores for row in result.rows if row.winner)
-    likelihood, agreement = (scores.others[name] for name in ("likelihood", "agreement"))
-    assert scores.mean == pytest.approx(0.5 * likelihood.mean + 0.2 * agreement.mean, rel=1e-5)
-    assert (scores.values.size, agreement.values.size) == (6, 4)
-    assert scores.accuracy is not None
-    assert "agreement" in str(result)
-
-    if space == "dfs":  # workers take long to start
-        run_search(config, tmp_path / "workers", workers=2, build=False)
-        assert facts(tmp_path / "workers") == facts(tmp_path / "whole")
 
 
 def test_answers_of_every_skill_are_shown(search_config, agreement, tiny):
@@ -129,9 +91,9 @@ def test_prompts_are_made_of_the_search_prompts(search_config, agreement, tmp_pa
     assert facts(tmp_path / "workers") == facts(tmp_path / "whole")
     write_lines(data, {"prompt": "w1"}, {"prompt": "w2 w3"})
     assert "of 2 prompts of a none were made" in str(plan_search(config))
-    term = {"terms": [OWN, {**fitness, "data": agreement}]}
-    with refused(SearchError, "vary: goes with a fitness that is agreement alone"):
-        plan_search(search_config(fitness=term))
+    first = {**GRADIENT, "fitness": {**fitness, "source": "a"}}
+    with refused(SearchError, "vary: goes with the search's own fitness"):
+        plan_search(search_config(optimize=[first, {}]))
 
 
 def test_prompts_of_validation_are_made_where_none_are_given(search_config, agreement, tmp_path):
@@ -256,65 +218,29 @@ def test_agreement_with_the_base_is_an_objective(search_config, tmp_path):
     assert scores.others["near"].values == pytest.approx(0, abs=1e-5)
 
 
-def test_a_term_by_evolution(search_config, terms, tmp_path):
-    """A black-box search climbs the same sum, and a term without a gradient may be in it."""
-    writes = {"task": "generation", "extract": "all", "max_new_tokens": 2}
-    fitness = {"terms": [*terms["terms"], writes]}
-    result = run_search(search_config(fitness=fitness), tmp_path, build=False)
-    (row,) = (row for row in result.rows if row.winner)
-    assert row.scores.outputs is not None
-    assert list(row.scores.others) == ["likelihood", "agreement", "generation"]
-    with refused(EvoMergeError, r"fitness\.task: generation has no gradient; use like"):
-        plan_search(search_config(optimize=[GRADIENT], fitness=fitness))
-
-
-def test_a_study_stands_on_the_data_of_its_terms(search_config, terms, prompts, tmp_path):
-    """A search whose prompts have changed does not go on: its scores would not be comparable."""
-    moved = shutil.copytree(prompts, tmp_path / "prompts")
-    config = search_config(fitness=json.loads(json.dumps(terms).replace(str(prompts), str(moved))))
-    for _ in range(2):
-        run_search(config, tmp_path / "search", build=False)
-    file = moved / "b-search.jsonl"
-    file.write_text(file.read_text(encoding="utf-8").replace("b1", "b9"), encoding="utf-8")
-    with refused(EvoMergeError, r"the search examples .* are not what this study was"):
-        run_search(config, tmp_path / "search", build=False)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda _, term: term.pop("data"), "search.jsonl:1: belongs to no source; there are base,"),
         (
-            lambda _, term: term["data"].pop("test"),
-            "has data for search, validation, and the search for search",
+            lambda data: data.update(search=data["search"]["sources"]["a"]),
+            "a-search.jsonl:1: belongs to no source; there are base,",
         ),
+        (lambda data: data["search"]["sources"].update(c={"jsonl": "c.jsonl"}), "c.jsonl"),
         (
-            lambda _, term: term.update(weight=0),
-            "fitness: terms.1.weight: must be more than 0 (found 0)",
-        ),
-        (
-            lambda _, term: term["data"]["search"]["sources"].update(c={"jsonl": "c.jsonl"}),
-            "c.jsonl",
-        ),
-        (
-            lambda _, term: term["data"]["search"].update(chat=True),
+            lambda data: data["search"].update(chat=True),
             "'sources': each source has fields of its own; move 'chat' there",
         ),
         (
-            lambda _, term: term["data"]["search"]["sources"]["a"].update(chat=True),
+            lambda data: data["search"]["sources"]["a"].update(chat=True),
             "a has no chat template; set 'chat: false'",
         ),
-        (
-            lambda settings, _: settings.update(optimize=[{"fitness": settings["fitness"]}, {}]),
-            "terms: have data in the search's own fitness only",
-        ),
-        (lambda _, term: term["data"].update(test=term["data"]["search"]), "the splits overlap"),
+        (lambda data: data.update(test=data["search"]), "the splits overlap"),
     ],
 )
-def test_refuses(change, message, search_settings, terms, monkeypatch):
+def test_refuses(change, message, search_settings, agreement, monkeypatch):
     """What cannot work is said in one line, before a model is loaded."""
-    settings = search_settings(fitness=terms)
-    change(settings, terms["terms"][1])
+    change(agreement)
+    settings = search_settings(fitness={"task": "agreement"}, data=agreement)
     monkeypatch.setattr(ModelPool, "model", lambda *_: pytest.fail("a model was loaded"))
     with refused(EvoMergeError, rf"^.*{re.escape(message)}.*$"):
         plan_search(validate(SearchConfig, settings, SearchError))
