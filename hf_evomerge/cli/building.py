@@ -239,7 +239,7 @@ def extract(
             help="A search file, on whose task the adapter and the fine-tune are scored.",
         ),
     ] = None,
-    split: Split = "test",
+    split: Split = None,
     overwrite: Replace = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,

@@ -96,7 +96,13 @@ Ray = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Out = Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="The folder to write.")]
 Replace = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
-Split = Annotated[str, typer.Option(help="The split of its data: search, validation or test.")]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="The split of its data: search, validation or test. Default: the last that there is.",
+        show_default=False,
+    ),
+]
 RepoId = Annotated[
     str, typer.Argument(help="The repository on the Hub, user/name.", show_default=False)
 ]

@@ -356,7 +356,7 @@ def evaluate(
             ),
         ),
     ] = None,
-    split: Split = "test",
+    split: Split = None,
     show: Annotated[
         int, typer.Option(min=0, help="Print this many problems with the model's answers.")
     ] = 0,

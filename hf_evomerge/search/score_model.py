@@ -14,7 +14,7 @@ from ..record import Figures
 from .evaluation.evaluator import Evaluator
 from .evaluation.tasks import parents_of
 from .file.config import SearchConfig
-from .file.splits import SPLITS
+from .file.splits import SPLITS, Sizes
 from .results.table import other_text
 
 
@@ -81,7 +81,7 @@ def evaluate_model(
     model: str,
     config: SearchConfig,
     *,
-    split: str = "test",
+    split: str | None = None,
     show: int = 0,
     adapter: str | None = None,
     trust_remote_code: bool = False,
@@ -91,7 +91,8 @@ def evaluate_model(
     Args:
         model: A folder, or a repository on the Hub.
         config: The search whose task and data are used.
-        split: ``search``, ``validation`` or ``test``.
+        split: ``search``, ``validation`` or ``test``; by default the last of them that the search
+            has.
         show: Number of examples to which the model's answers are kept: the first, of each skill in
             turn, and where it is right in all of them, or wrong, one of the other kind in place of
             the last.
@@ -107,7 +108,7 @@ def evaluate_model(
         >>> print(evaluation)  # doctest: +ELLIPSIS
         fitness -... ± ..., accuracy ... on 6 examples
     """
-    if split not in (known := {*SPLITS, *config.splits}):
+    if split is not None and split not in (known := {*SPLITS, *config.splits}):
         raise SearchError(f"split: {split!r} is unknown; {nearest(split, known)}")
     target = SourceRef(model=model, adapter=adapter)
     merge = config.merge.model_copy(update={"sources": None, "core_space": None})
@@ -119,6 +120,7 @@ def evaluate_model(
     evaluator = Evaluator(alone, trust_remote_code=trust_remote_code)
     evaluator.tasks.parents = parents_of(config)
     evaluator.tasks.headed = config.sources
+    split = split or Sizes(dict.fromkeys(evaluator.tasks.splits, 0)).judged_on
     examples = [*evaluator.tasks.examples(split)]
     scores = evaluator.evaluate(target, split)
     if scores.error is not None:

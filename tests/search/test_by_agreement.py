@@ -117,6 +117,7 @@ def test_prompts_of_validation_are_made_where_none_are_given(search_config, agre
     assert result.split == "validation"
     assert result.examples == 2
     assert any("validation prompts are made of the search's" in note for note in result.notes)
+    assert len(evaluate_model(config.sources[0].model, config).examples) == 2
 
 
 def test_trainings_are_ranked_with_their_adapters(search_config, agreement, tmp_path, monkeypatch):
