@@ -1,5 +1,6 @@
 """A first search file: what it is made from, that it is one, and what it cannot be made from."""
 
+import importlib.util
 import re
 import shutil
 from pathlib import Path
@@ -250,7 +251,7 @@ def test_data_that_does_not_do(pair, tmp_path, record, count, message):
         _drafted(pair, write_lines(tmp_path / "problems.jsonl", *[record] * count))
 
 
-def test_prompts_without_answers_are_of_a_model_each(pair, tmp_path):
+def test_prompts_without_answers_are_of_a_model_each(pair, tmp_path, monkeypatch):
     """One file of prompts for each model, in their order, gives a search by agreement; one for all
     is refused, for its answers may have another name."""
     files = []
@@ -264,6 +265,10 @@ def test_prompts_without_answers_are_of_a_model_each(pair, tmp_path):
         assert [Path(each.jsonl).stem for each in spec.sources.values()] == ["first", "second"]
         assert {each.answer_field for each in spec.sources.values()} == {None}
     assert "no answers in it: the result is to answer as a does" in draft.found
+    assert not any("needs peft" in line for line in draft.found)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert any("needs peft" in line for line in _drafted(pair, files)[1].found)
+    monkeypatch.undo()
     assert config.fitness.vary == 128 - config.data["search"].sources["a"].count
     with refused(FitnessError, "none of the fields prompt, reply looks like the answer.*1 given"):
         _drafted(pair, files[0])

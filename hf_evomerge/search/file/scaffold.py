@@ -182,6 +182,11 @@ def draft_search(
             "where each file is one model's own skill, prompts without answers keep more of both: "
             "give one file for each model, in their order"
         )
+    if problems.task == "agreement" and importlib.util.find_spec("peft") is None:
+        said.append(
+            "a LoRA beside the merge keeps more of all, and needs peft: pip install "
+            '"hf-evomerge[lora]"'
+        )
     text = _render(facts, problems.form(chat=all(templates)), {})
     config = parse_yaml(SearchConfig, text, SearchError)
     if measure is not None and problems.task in ("likelihood", "multiple_choice"):
