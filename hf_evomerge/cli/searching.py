@@ -523,6 +523,7 @@ def _run(
     publish it where asked."""
     from ..search.reports.display import LiveTable
     from ..search.run import run_search
+    from ..search.study.files import TOGETHER_FOLDER
     from .publishing import publish
 
     with LiveTable(config=config) as table:
@@ -537,9 +538,12 @@ def _run(
         typer.echo(as_object(facts))
         return
     say(str(result))
+    instead = result.instead
+    beside = instead is not None and instead.stage == "together"
+    model = out / (TOGETHER_FOLDER if beside else "model")
     lines = [
         f"recipe: {out / 'recipe.yaml'}",
-        *([f"model:  {out / 'model'}"] if build else []),
+        *([f"model:  {model}"] if build else []),
         f"plots:  {out / 'plots'}",
     ]
     if push is None:

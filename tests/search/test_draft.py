@@ -292,7 +292,7 @@ def test_few_prompts_without_answers(pair, tmp_path, counts, prompt, splits):
     config, draft = _drafted(pair, files)
     assert {split: spec.sources["a"].count for split, spec in config.data.items()} == splits
     assert config.fitness.vary == 128 - min(s.count for s in config.data["search"].sources.values())
-    said = "validation is of prompts made of them, and tells too much; 24 make a test too"
+    said = "validation, of prompts made of these, is too kind; of 24 some are for a test"
     assert (said in draft.found) == ("test" not in splits)
 
 

@@ -1,5 +1,6 @@
 """What to do after a search: the model to take, or what stands against it."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 from support.compared import row_of, rows_of, rows_with
 
 from hf_evomerge import Scores, SourceRef
-from hf_evomerge.cli.searching import _next
+from hf_evomerge.cli.searching import _next, _run
+from hf_evomerge.search import run
+from hf_evomerge.search.reports import display
 from hf_evomerge.search.results.result import Result
 from hf_evomerge.search.results.table import Against, Row
 from hf_evomerge.search.results.verdict import instead, verdict
@@ -66,6 +69,17 @@ def test_the_next_step_is_to_publish_what_nothing_simpler_equals(rows, lines):
     said = _next(result, Path("mine"), build=True)
     assert [each[: len(start)] for each, start in zip(said, lines, strict=True)] == lines
     assert (_next(result, Path("mine"), build=False) == []) == ("eval" in lines[0])
+
+
+@pytest.mark.parametrize(("together", "folder"), [(0.9, "model-with-lora"), (0.4, "model")])
+def test_the_model_is_what_the_next_step_is_for(together, folder, monkeypatch, capsys):
+    """Where the merge with a LoRA beside it is to be taken, its folder is called the model."""
+    result = Result(None, "test", rows_with(0.6, together=together))
+    monkeypatch.setattr(display, "LiveTable", lambda config: nullcontext())
+    monkeypatch.setattr(run, "run_search", lambda *_, **__: result)
+    _run(None, Path("mine"), build=True, push=None)
+    said = capsys.readouterr().out
+    assert f"model:  mine/{folder}\n" in said
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.8])

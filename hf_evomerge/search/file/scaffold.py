@@ -437,7 +437,7 @@ class _Problems:
             lines.append(self._about_splits())
         else:
             lines.append(
-                "validation is of prompts made of them, and tells too much; 24 make a test too"
+                "validation, of prompts made of these, is too kind; of 24 some are for a test"
             )
         if self.task == "agreement":
             lines.append(f"no answers in it: the result is to answer as {self.name} does")
