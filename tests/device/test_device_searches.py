@@ -61,7 +61,7 @@ def check_table(config_of, device, folder):
 def test_a_search_there(kind, device, search_there, tmp_path, monkeypatch):
     """Every kind of search has the processor's trials and winner; without gradients to the last
     bit."""
-    monkeypatch.setattr(trainings, "RATES", (5e-4, 1e-3))
+    monkeypatch.setattr(trainings, "RATES", (2e-4, 5e-4, 1e-3))
     check_table(lambda place: search_there(place, **KINDS[kind]), device, tmp_path)
     if kind not in ("gradient", "gates"):
         assert facts(tmp_path / device) == facts(tmp_path / "cpu")
