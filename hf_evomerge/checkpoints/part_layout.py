@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ class PartLayout:
         head: The path of the output head, which belongs to the language part.
         modules: The name in the model of each tensor in the files.
         linear: The linear layers by their paths, and whether each stores its inputs as rows.
+        embeddings: The tensor in the files that has a row for each token of the input.
     """
 
     parts: dict[str, str]
@@ -41,6 +43,7 @@ class PartLayout:
     head: str | None
     modules: dict[str, str]
     linear: dict[str, bool] = field(default_factory=dict)
+    embeddings: str | None = None
 
     @classmethod
     def of_names(cls, config: PretrainedConfig, names: Iterable[str], called: str) -> PartLayout:
@@ -75,6 +78,9 @@ class PartLayout:
         paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
         parts = _parts(model)
         head = model.get_output_embeddings()
+        inputs = ""
+        with suppress(NotImplementedError):  # as of a model without words
+            inputs = f"{paths.get(id(model.get_input_embeddings()))}.weight"
         towers = len(parts) > 1 and ("vision" in parts or "audio" in parts)
         return cls(
             {part: paths[id(module)] for part, module in parts.items()},
@@ -86,6 +92,7 @@ class PartLayout:
                 for path, one in model.named_modules()
                 if type(one) in (torch.nn.Linear, Conv1D)
             },
+            next((raw for raw, module in modules.items() if module == inputs), None),
         )
 
     def place(self, raw: str) -> tuple[str, str]:

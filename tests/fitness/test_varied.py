@@ -2,7 +2,11 @@
 
 import re
 
+import pytest
+import torch
+
 from hf_evomerge.fitness import Example
+from hf_evomerge.fitness.data.neighbours import neighbours
 from hf_evomerge.fitness.data.varied import varied
 
 TOLD = [
@@ -11,6 +15,26 @@ TOLD = [
     "taro has 5 keys . taro finds 9 .",
     "emma has 3 pears . emma loses 4 .",
 ]
+
+
+@pytest.fixture
+def word_embeddings():
+    """A tokenizer of seven words and their embeddings."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vectors = {
+        "cat": [1.0, 0.0],
+        "dog": [1.0, 0.1],
+        "cow": [1.0, 1.0],
+        "sky": [1.0, 3.0],
+        "Anna": [0.9, 0.0],
+        "Mary": [0.5, 0.5],
+        "7": [1.0, 0.0],
+    }
+    model = models.WordLevel({word: place for place, word in enumerate(vectors)}, unk_token="7")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model))
+    return tokenizer, torch.tensor([*vectors.values()])
 
 
 def made(prompts, count, avoid=(), **more):
@@ -144,3 +168,33 @@ def test_words_that_are_alike_are_exchanged_everywhere():
     assert found == ["the big dog runs home"]
     words = {word for prompt in TOLD for word in prompt.split()}
     assert {word for prompt in made(TOLD, 99) for word in prompt.split()} == words
+
+
+def test_words_that_no_prompt_has_come_as_often_as_is_to_be_expected():
+    """Where each word occurs once, all are exchanged for neighbours, or for these with another end;
+    where each occurs twice, none is."""
+    once = [f"the {word} sleeps" for word in ("cat", "dog", "cow", "pig", "hen")]
+    asked = list[str]()
+
+    def near(words):
+        asked.extend(words)
+        return {"cat": ["lion", "dog"], "dog": ["wolf"]}
+
+    examples = [Example(prompt, "") for prompt in [*once, "this big cat runs", "a small dog eats"]]
+    words = set()
+    for each in varied(examples, 30, [], near):
+        words |= set(each.prompt.split())
+    assert {"cat", "dog"} <= set(asked)
+    assert {"lion", "wolf"} & words
+    assert len(words) > 20  # with other ends too
+    twice = [Example(f"{prompt} {end}", "") for prompt in once for end in ("now", "here")]
+    twice += [Example(f"the {word} sleeps twice", "") for word in ("cat", "dog")]
+    known = {word for example in twice for word in example.prompt.split()}
+    assert {word for each in varied(twice, 3, [], near) for word in each.prompt.split()} <= known
+
+
+def test_neighbours_point_alike_and_are_of_one_kind(word_embeddings):
+    """The nearest come first, of one kind, and none whose cosine is below half of the nearest's."""
+    tokenizer, vectors = word_embeddings
+    found = neighbours(["cat", "Anna", "absent"], tokenizer, vectors)
+    assert found == {"cat": ["dog", "cow"], "Anna": ["Mary"]}

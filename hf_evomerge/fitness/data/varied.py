@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import random
 import re
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from ..example import Example, by_source
+from .neighbours import WORDS
 
 # Special tokens such as <eos> or [INST], which stay; words; and single characters of scripts that
 # write no words apart (Thai, Japanese, Chinese).
 _MARKS = r"<[^<>\s]+>|\[[^][\s]+]"
-_WORDS = r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]+"
-_PIECES = re.compile(f"{_MARKS}|{_WORDS}|.", re.DOTALL)
+_PIECES = re.compile(f"{_MARKS}|{WORDS}|.", re.DOTALL)
 _MISSES = 1000  # prompts in a row that are there already, before no more are looked for
 
 Pieces = list[str]
+Near = Callable[[Collection[str]], Mapping[str, Sequence[str]]]
+"""Finds the neighbours of words; see `neighbours`."""
 
 
 # Two words are alike that stand between the same four pieces somewhere: (a, b, w, c, d) in one
@@ -40,9 +42,18 @@ Pieces = list[str]
 # Of 16 strings few letters would stand beside each other else. Whole words come first: they have a
 # meaning, and are in every vocabulary.
 #
+# What is learned from few words fails at others. So a word that is exchanged becomes one that no
+# prompt has as often as the next one of its kind would be such a word by Good and Turing's estimate
+# (Good 1953, equation 9): n_1 / n, where the words that are like it occur n times, and n_1 of them
+# once. The new word is a neighbour of one of these by a model's embeddings. In half of the cases,
+# and where there is no neighbour, it gets the end of another: models answer words too that they
+# read in pieces.
+#
 # All sources get as many as the one of which the fewest can be made, so that none outweighs
 # another. No prompt gets longer than the longest that was given, which a model has room for.
-def varied(examples: Sequence[Example], count: int, avoid: Collection[Example]) -> list[Example]:
+def varied(
+    examples: Sequence[Example], count: int, avoid: Collection[Example], near: Near | None = None
+) -> list[Example]:
     """Make more examples, without answers, of the prompts of some examples.
 
     Args:
@@ -50,28 +61,42 @@ def varied(examples: Sequence[Example], count: int, avoid: Collection[Example]) 
         count: Number of new ones of each source that examples belong to; fewer come where the
             prompts of one have too few places in common.
         avoid: Examples whose prompts are not made.
+        near: Finds words that no prompt has; without, words are those of the prompts.
     """
     seen = {_plain(example.prompt) for example in (*examples, *avoid)}
-    made = [_made(own, count, seen) for own in by_source(examples).values()]
+    made = [_made(own, count, seen, near) for own in by_source(examples).values()]
     fewest = min(map(len, made), default=0)
     return [example for own in made for example in own[:fewest]]
 
 
-def _made(examples: Sequence[Example], count: int, seen: set[str]) -> list[Example]:
+def _made(
+    examples: Sequence[Example], count: int, seen: set[str], near: Near | None
+) -> list[Example]:
     """Examples of one source; their prompts are added to `seen`."""
     rng = random.Random(0)
     split: list[Pieces] = [_PIECES.findall(example.prompt) for example in examples]
     longest = max(len(example.prompt) for example in examples)
-    near = _Exchange(split, reach=2)
+    close = _Exchange(split, 2, near)
+    wide = _Exchange(split, 1, near)
     found = list[Example]()
-    for change in (near.words, _Exchange(split, reach=1).words, near.joined_words):
+    exchanged = set(seen)
+    for change, renew in (
+        (close.words, close.new_words),
+        (wide.words, wide.new_words),
+        (close.joined_words, None),
+    ):
         misses = 0
         while len(found) < count and misses < _MISSES:
             misses += 1
             number = rng.randrange(len(examples))
-            prompt = "".join(change(split[number], rng))
+            pieces = change(split[number], rng)
+            # first: how many exchanges there are does not depend on new words
+            if (plain := _plain("".join(pieces))) in exchanged:
+                continue
+            prompt = "".join(renew(pieces, rng) if renew else pieces)
             if len(prompt) > longest or _plain(prompt) in seen:
                 continue
+            exchanged.add(plain)
             seen.add(_plain(prompt))
             misses = 0
             own = examples[number]
@@ -92,9 +117,10 @@ class _Exchange:
     Args:
         prompts: Pieces of each prompt.
         reach: How many pieces on either side make a place.
+        near: Finds words that no prompt has.
     """
 
-    def __init__(self, prompts: Sequence[Pieces], reach: int) -> None:
+    def __init__(self, prompts: Sequence[Pieces], reach: int, near: Near | None) -> None:
         everywhere = set(prompts[0]).intersection(*prompts)
         places = defaultdict[tuple[str, ...], dict[str, None]](dict)  # words as they come
         edge = [""] * reach
@@ -110,11 +136,36 @@ class _Exchange:
                 alike[word] |= words
         self._alike = {word: [*words] for word, words in alike.items() if len(words) > 1}
         self._characters = sorted(set().union(*self._alike))
+        self._times = Counter(piece for pieces in prompts for piece in pieces)
+        found = near(self._alike) if near else {}
+        self._new = dict[str, list[str]]()
+        for word, exchanged in self._alike.items():
+            own = [new for each in exchanged for new in found.get(each, ())]
+            self._new[word] = [new for new in own if new not in self._times]
+        self._renewed = near is not None
 
     def words(self, pieces: Pieces, rng: random.Random) -> Pieces:
         """Exchange each word for one that is like it, or keep it."""
         chosen = {word: rng.choice(self._alike[word]) for word in self._changed(pieces)}
         return [chosen.get(piece, piece) for piece in pieces]
+
+    def new_words(self, pieces: Pieces, rng: random.Random) -> Pieces:
+        """Exchange words for some that no prompt has, as often as such a word is to be expected."""
+        if not self._renewed:
+            return pieces
+        chosen = dict[str, str]()
+        for word in self._changed(pieces):
+            times = [self._times[each] for each in self._alike[word]]
+            if rng.random() < times.count(1) / sum(times):
+                chosen[word] = self._new_word(word, rng)
+        return [chosen.get(piece, piece) for piece in pieces]
+
+    def _new_word(self, word: str, rng: random.Random) -> str:
+        """A neighbour of a word that is like this one; half of them with the end of another."""
+        new = rng.choice(self._new[word] or self._alike[word])
+        if self._new[word] and rng.random() < 0.5:
+            return new
+        return _joined(new, rng.choice(self._alike[word]), rng)
 
     def joined_words(self, pieces: Pieces, rng: random.Random) -> Pieces:
         """Exchange words, give each the end of one that is like it, or keep it; and in half of the
@@ -126,7 +177,7 @@ class _Exchange:
             new = word
             other = rng.choice(self._alike[word])
             if other != word:
-                new = word[: rng.randint(1, len(word))] + other[rng.randint(1, len(other)) :]
+                new = _joined(word, other, rng)
             chosen[word] = new.translate(table)
         return [chosen.get(piece, piece) for piece in pieces]
 
@@ -141,3 +192,8 @@ class _Exchange:
             own = [each for each in self._characters if is_kind(each)]
             table |= zip(map(ord, own), rng.sample(own, len(own)), strict=True)
         return table
+
+
+def _joined(first: str, second: str, rng: random.Random) -> str:
+    """The beginning of a word and the end of another."""
+    return first[: rng.randint(1, len(first))] + second[rng.randint(1, len(second)) :]

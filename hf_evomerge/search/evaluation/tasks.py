@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from ...fitness import (
     load_examples,
     make_task,
 )
+from ...fitness.data.neighbours import neighbours
 from ...fitness.data.shots import with_shots
 from ...fitness.data.varied import varied
 from ...fitness.pictures import SeeingTokenizer
@@ -114,12 +115,29 @@ class SearchTasks:
         names = {**self.config.splits, **self._given}
         others = [each for name in names if name != "search" for each in self._read(name)]
         if "test" in names or "validation" in names:
-            return {"search": varied(self._read("search"), fitness.vary, others)}
+            return {"search": self._varied(fitness.vary, others)}
         # Where no other prompts are, models are chosen by every fourth that is made.
-        made = varied(self._read("search"), fitness.vary * 4 // 3, others)
+        made = self._varied(fitness.vary * 4 // 3, others)
         chosen_by = made[::4]
         searched = [each for each in made if each not in chosen_by]
         return {"search": searched, "validation": chosen_by}
+
+    def _varied(self, count: int, avoid: Sequence[Example]) -> list[Example]:
+        """Make so many prompts of the search's, but none of those to avoid."""
+        return varied(self._read("search"), count, avoid, self._near)
+
+    def _near(self, words: Collection[str]) -> Mapping[str, Sequence[str]]:
+        """Find the neighbours of words by the embeddings of the base, or of the first source; none
+        where no weights may be read, or transformers does not know where they are."""
+        source = (self.sources.base or self.sources[0]).whole
+        try:
+            name = source.layout.embeddings if self.sources.weights else None
+        except SourceError:
+            return {}
+        if name is None:
+            return {}
+        source.download()
+        return neighbours(words, source.tokenizer(), source.read(name))
 
     def add(self, split: str, examples: Sequence[Example]) -> None:
         """Add examples under the name of a split that the search file does not have."""
