@@ -50,7 +50,12 @@ def load(
 
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     loaded = kind.from_pretrained(
-        model, dtype="auto", use_safetensors=True, revision=revision, trust_remote_code=False
+        model,
+        dtype="auto",
+        use_safetensors=True,
+        use_kernels=False,
+        revision=revision,
+        trust_remote_code=False,
     ).eval()
     if adapter is not None:
         model, revision = adapter  # the tokenizer is there

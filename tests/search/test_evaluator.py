@@ -406,6 +406,9 @@ def test_attention_is_computed_as_the_file_says(search_config):
         models = Evaluator(config).models
         for target in (config.sources[0], config.recipe(merge=config.merge.part())):
             assert models.model(target).config._attn_implementation == used
+            assert not models.model(
+                target
+            ).use_kernels  # which transformers would fetch from the Hub
     with refused(SearchError, "attn_implementation"):
         search_config(compute="{attn_implementation: kernels-community/flash-attn}")
 

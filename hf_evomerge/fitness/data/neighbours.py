@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,33 +34,45 @@ def neighbours(
     Returns:
         The neighbours of each word, the nearest first; words that have none are missing.
     """
-    import torch
-
     count = min(len(tokenizer), len(embeddings))
     tokens = tokenizer.convert_ids_to_tokens(range(count))
     decoded = tokenizer.batch_decode([[number] for number in range(count)])
     texts = [text.strip() for text in decoded]
     whole = [number for number, text in enumerate(texts) if re.fullmatch(WORDS, text)]
     kinds = {number: _kind(tokens[number], texts[number]) for number in whole}
-    wanted = {texts[number]: number for number in sorted(whole, key=kinds.__getitem__)}
-    wanted = {word: wanted[word] for word in words if word in wanted}
-    if not wanted:
-        return {}
-    unit = torch.nn.functional.normalize
-    own = unit(embeddings[[*wanted.values()]].float())
-    pieces = [whole[start : start + _ROWS] for start in range(0, len(whole), _ROWS)]
-    cosines = torch.cat([own @ unit(embeddings[piece].float()).T for piece in pieces], dim=1)
+    # of two tokens that are one word, the one that begins with a space
+    rows = {texts[number]: number for number in sorted(whole, key=kinds.__getitem__)}
+    members = defaultdict[tuple[bool, ...], list[int]](list)
+    for number in whole:
+        members[kinds[number]].append(number)
+    asked = defaultdict[tuple[bool, ...], list[str]](list)
+    for word in words:
+        if word in rows:
+            asked[kinds[rows[word]]].append(word)
     found = dict[str, list[str]]()
-    for (word, number), row in zip(wanted.items(), cosines, strict=True):
-        alike = [
-            (cosine, texts[other])
-            for other, cosine in zip(whole, row.tolist(), strict=True)
-            if kinds[other] == kinds[number] and other != number and cosine > 0
-        ]
-        alike.sort(key=lambda each: -each[0])
-        if near := [text for cosine, text in alike[:_MOST] if 2 * cosine >= alike[0][0]]:
-            found[word] = near
-    return found
+    for kind, own in asked.items():
+        others = members[kind]
+        cosines = _cosines(embeddings, [rows[word] for word in own], others)
+        best = cosines.topk(min(_MOST + 1, len(others)))  # a word itself is among them
+        for word, values, places in zip(own, *(each.tolist() for each in best), strict=True):
+            near = {
+                texts[others[place]]: value for value, place in zip(values, places, strict=True)
+            }
+            near.pop(word, None)
+            least = max(near.values(), default=0.0) / 2
+            found[word] = [text for text, value in near.items() if value >= least > 0][:_MOST]
+    return {word: near for word, near in found.items() if near}
+
+
+# In float64, so that the order of neighbours is the same on any number of threads.
+def _cosines(embeddings: torch.Tensor, rows: Sequence[int], others: Sequence[int]) -> torch.Tensor:
+    """(rows, others) cosines between rows of the embeddings."""
+    import torch
+
+    unit = torch.nn.functional.normalize
+    own = unit(embeddings[rows].double())
+    pieces = [others[start : start + _ROWS] for start in range(0, len(others), _ROWS)]
+    return torch.cat([own @ unit(embeddings[piece].double()).T for piece in pieces], dim=1)
 
 
 def _kind(token: str, text: str) -> tuple[bool, ...]:

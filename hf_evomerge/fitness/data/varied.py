@@ -23,8 +23,8 @@ _PIECES = re.compile(f"{_MARKS}|{WORDS}|.", re.DOTALL)
 _MISSES = 1000  # prompts in a row that are there already, before no more are looked for
 
 Pieces = list[str]
-Near = Callable[[Collection[str]], Mapping[str, Sequence[str]]]
-"""Finds the neighbours of words; see `neighbours`."""
+Near = Mapping[str, Sequence[str]]
+"""The neighbours of words; see `neighbours`."""
 
 
 # Two words are alike that stand between the same four pieces somewhere: (a, b, w, c, d) in one
@@ -52,7 +52,10 @@ Near = Callable[[Collection[str]], Mapping[str, Sequence[str]]]
 # All sources get as many as the one of which the fewest can be made, so that none outweighs
 # another. No prompt gets longer than the longest that was given, which a model has room for.
 def varied(
-    examples: Sequence[Example], count: int, avoid: Collection[Example], near: Near | None = None
+    examples: Sequence[Example],
+    count: int,
+    avoid: Collection[Example],
+    near: Callable[[Collection[str]], Near] | None = None,
 ) -> list[Example]:
     """Make more examples, without answers, of the prompts of some examples.
 
@@ -64,7 +67,9 @@ def varied(
         near: Finds words that no prompt has; without, words are those of the prompts.
     """
     seen = {_plain(example.prompt) for example in (*examples, *avoid)}
-    made = [_made(own, count, seen, near) for own in by_source(examples).values()]
+    pieces = dict.fromkeys(each for own in examples for each in _PIECES.findall(own.prompt))
+    found = near([*pieces]) if near else None
+    made = [_made(own, count, seen, found) for own in by_source(examples).values()]
     fewest = min(map(len, made), default=0)
     return [example for own in made for example in own[:fewest]]
 
@@ -81,8 +86,8 @@ def _made(
     found = list[Example]()
     exchanged = set(seen)
     for change, renew in (
-        (close.words, close.new_words),
-        (wide.words, wide.new_words),
+        (close.words, close.new_words if near is not None else None),
+        (wide.words, wide.new_words if near is not None else None),
         (close.joined_words, None),
     ):
         misses = 0
@@ -117,7 +122,7 @@ class _Exchange:
     Args:
         prompts: Pieces of each prompt.
         reach: How many pieces on either side make a place.
-        near: Finds words that no prompt has.
+        near: The neighbours of words.
     """
 
     def __init__(self, prompts: Sequence[Pieces], reach: int, near: Near | None) -> None:
@@ -137,12 +142,10 @@ class _Exchange:
         self._alike = {word: [*words] for word, words in alike.items() if len(words) > 1}
         self._characters = sorted(set().union(*self._alike))
         self._times = Counter(piece for pieces in prompts for piece in pieces)
-        found = near(self._alike) if near else {}
         self._new = dict[str, list[str]]()
         for word, exchanged in self._alike.items():
-            own = [new for each in exchanged for new in found.get(each, ())]
+            own = [new for each in exchanged for new in (near or {}).get(each, ())]
             self._new[word] = [new for new in own if new not in self._times]
-        self._renewed = near is not None
 
     def words(self, pieces: Pieces, rng: random.Random) -> Pieces:
         """Exchange each word for one that is like it, or keep it."""
@@ -151,8 +154,6 @@ class _Exchange:
 
     def new_words(self, pieces: Pieces, rng: random.Random) -> Pieces:
         """Exchange words for some that no prompt has, as often as such a word is to be expected."""
-        if not self._renewed:
-            return pieces
         chosen = dict[str, str]()
         for word in self._changed(pieces):
             times = [self._times[each] for each in self._alike[word]]

@@ -138,7 +138,11 @@ class ClipTask(PreparedTask):
         refused = f"fitness.model: {name} cannot be loaded: "
         with told(FitnessError, (OSError, ValueError), refused):
             judge = AutoModel.from_pretrained(
-                name, revision=revision, use_safetensors=True, trust_remote_code=False
+                name,
+                revision=revision,
+                use_safetensors=True,
+                use_kernels=False,
+                trust_remote_code=False,
             ).eval()
             return judge, AutoProcessor.from_pretrained(
                 name, revision=revision, trust_remote_code=False

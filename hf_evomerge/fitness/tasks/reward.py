@@ -247,6 +247,7 @@ def _reward_model(name: str, revision: str | None) -> tuple[Any, Any]:
             name,
             revision=revision,
             use_safetensors=True,
+            use_kernels=False,
             trust_remote_code=False,
             output_loading_info=True,
         )

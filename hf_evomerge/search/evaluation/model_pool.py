@@ -245,6 +245,7 @@ class ModelPool:
                 attn_implementation=self.config.compute.attn_implementation,
                 output_loading_info=True,
                 use_safetensors=True,
+                use_kernels=False,  # code of the Hub, and scores would depend on it
                 trust_remote_code=self.sources.trust_remote_code,
                 **places,
             )
