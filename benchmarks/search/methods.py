@@ -285,7 +285,7 @@ def with_lora(lab: Lab, budget: int, seed: int, folder: Path) -> list[Point]:
     )
     spent = list[float]()
     evaluator = Evaluator(config, examples=lab.examples)
-    _, model = learn_together(evaluator, config.stages[0], 3e-4, Begin(), spent.append)
+    _, model = learn_together(evaluator, config.stages[0], 3e-4, Begin(), after_step=spent.append)
     return [Point(spent[-1], float(lab.scores(model, "search").values.mean()), model)]
 
 

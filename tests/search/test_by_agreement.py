@@ -20,6 +20,7 @@ from hf_evomerge.recipes.recipe import Recipe, SourceRef
 from hf_evomerge.recipes.strict_yaml import validate
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.model_pool import ModelPool
+from hf_evomerge.search.evaluation.tasks import MORE
 from hf_evomerge.search.phases.baselines import trainings
 from hf_evomerge.search.phases.baselines.merge_lora import with_adapter
 from hf_evomerge.search.score_model import evaluate_model
@@ -118,6 +119,29 @@ def test_prompts_of_validation_are_made_where_none_are_given(search_config, agre
     assert result.examples == 2
     assert any("validation prompts are made of the search's" in note for note in result.notes)
     assert len(evaluate_model(config.sources[0].model, config).examples) == 2
+
+
+@pytest.mark.parametrize("splits", [("search",), ("search", "validation", "test")])
+def test_more_prompts_are_made_for_a_longer_training(splits, search_config, agreement, tmp_path):
+    """They are the search's prompts and others, and none of those that models are chosen by or
+    tested on; a search that makes none has no more."""
+    prompts = [f"w{1 + i % 7} w{1 + i % 5} w{1 + i % 6}" for i in range(12)]
+    data = {}
+    for split, own in zip(splits, (prompts[:6], prompts[6:9], prompts[9:]), strict=False):
+        file = write_lines(tmp_path / f"{split}.jsonl", *({"prompt": each} for each in own))
+        data[split] = {"sources": {name: {"jsonl": str(file)} for name in "ab"}}
+    fitness = {"task": "agreement", "max_new_tokens": 2, "vary": 3}
+    config = search_config(fitness=fitness, data=data, optimize=[{**GRADIENT, "batch": 2}])
+    tasks = Evaluator(config).tasks
+    search, more = ([each.prompt for each in tasks.examples(split)] for split in ("search", MORE))
+    assert MORE not in tasks.splits
+    assert more[: 2 * 6] == search[: 2 * 6]
+    assert len(more) > len(search)
+    others = {each.prompt for split in tasks.splits[1:] for each in tasks.examples(split)}
+    assert not others & set(more)
+    plain = search_config(fitness={**fitness, "vary": 0}, data=data)
+    tasks = Evaluator(plain).tasks
+    assert tasks.examples(MORE) == tasks.examples("search")
 
 
 def test_trainings_are_ranked_with_their_adapters(search_config, agreement, tmp_path, monkeypatch):

@@ -17,11 +17,13 @@ from hf_evomerge.fitness import Scores
 from hf_evomerge.fitness.comparison import best_of
 from hf_evomerge.search.evaluation.evaluator import Evaluator
 from hf_evomerge.search.evaluation.sources import SourceSummary
+from hf_evomerge.search.evaluation.tasks import MORE
 from hf_evomerge.search.phases.baselines import lora as lora_phase
 from hf_evomerge.search.phases.baselines import merge_lora, trainings
 from hf_evomerge.search.phases.baselines.finetune import Lora, LoraAscent, fine_tune
 from hf_evomerge.search.phases.baselines.lora import LoraTrainings, fine_tuned
 from hf_evomerge.search.phases.baselines.trainings import (
+    Course,
     Trainings,
     best_training,
     save_adapter,
@@ -40,8 +42,8 @@ def run_of(evaluator, place, *splits):
 
 def tune(run, ref, cost):
     """Fine-tune a model at a high rate."""
-    own = Trainings(run, run.evaluator, "lora", cost)
-    return fine_tuned(own, "LoRA", "a", ref, 1e-2, cost)
+    own = Trainings(run, run.evaluator, "lora", cost, ["a"])
+    return fine_tuned(own, "LoRA", ref, Course("a", 1e-2))
 
 
 @pytest.mark.slow
@@ -101,31 +103,50 @@ def test_fine_tunes_for_comparison(tiny, tmp_path, search_config, monkeypatch):
         ({"": 1, "sum": 5, "still-sum": 9}, {}, "sum 3 10 30, still-sum 3 10 30,  10"),
     ],
 )
-def test_starts_and_rates(worth, suits, asked):
+def test_starts_and_rates(worth, suits, asked, search_config):
     """All rates are tried from the sum, and from another start where it is the best."""
     told = {}
 
-    def train(start, rate):
+    def train(course):
+        start, rate, _ = course
         told.setdefault(start, []).append(f"{rate * 1e4:g}")
         return Scores([10 * worth[start] - abs(math.log(rate / suits.get(start, 1e-3)))])
 
     best = max(worth, key=worth.__getitem__)
-    *choice, count = best_training(dict.fromkeys(worth, "LoRA"), train)
-    assert choice == [best, suits.get(best, 1e-3)]
+    choice, count = best_training(dict.fromkeys(worth, "LoRA"), train)
+    assert choice == Course(best, suits.get(best, 1e-3))
     assert ", ".join(f"{start} {' '.join(rates)}" for start, rates in told.items()) == asked
     assert count == sum(map(len, told.values()))
-    assert abs(count - usual_cost(worth)) < 4
+    assert abs(count - usual_cost(worth, Evaluator(search_config()).tasks)) < 4
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_the_best_training_goes_on_with_more_prompts(helps):
+    """The best is trained once more on more made prompts, and that one is taken where it is the
+    better."""
+    asked = []
+
+    def train(course):
+        asked.append(course)
+        more = course.split == MORE and (1 if helps else -1)
+        return Scores([(course.start == "b") - abs(course.rate - 1e-3) + more])
+
+    choice, count = best_training(dict.fromkeys(("sum", "b"), "LoRA"), train, more=True)
+    (more,) = (course for course in asked if course.split == MORE)
+    assert (more, count) == (Course("b", 1e-3, MORE), len(asked))
+    assert choice == (more if helps else Course("b", 1e-3))
+    assert str(more) == "rate 0.001 on more made prompts"
 
 
 def test_a_training_that_fails_is_left_out(caplog):
     """A warning names it, and the best of the others is taken; without any there is none."""
 
-    def train(start, rate):
-        if start == "sum":
+    def train(course):
+        if course.start == "sum":
             raise FitnessError("no memory")
-        return Scores([float(start == "b")])
+        return Scores([float(course.start == "b")])
 
-    assert best_training(dict.fromkeys(("a", "b", "sum"), "LoRA"), train)[0] == "b"
+    assert best_training(dict.fromkeys(("a", "b", "sum"), "LoRA"), train)[0].start == "b"
     assert "the results have no LoRA, rate 0.001: no memory" in caplog.text
     assert best_training({"sum": "LoRA"}, train) is None
 
@@ -144,9 +165,9 @@ def test_what_learns_most_beside_a_lora(best, name, tmp_path, search_config, mon
     the best of them has the row, under its name."""
     asked = []
 
-    def ranked(self, label, out, cost, train, note):
+    def ranked(self, label, out, course, train, name):
         asked.append(label)
-        self.done += cost
+        self.done += self.cost
         key = label.removeprefix("together:").rpartition(":")[0].rpartition(":")[0]
         return Scores([(key == best) - float(label.split(":")[-2])])
 
@@ -270,7 +291,7 @@ def test_a_classifier_is_trained_too(tiny, tmp_path, search_config):
 def test_what_cannot_be_trained_is_left_out(tmp_path, search_config, monkeypatch, caplog):
     """A start or a rate that cannot be trained is named in a warning; the others are there."""
 
-    def ranked(self, label, out, cost, train, note):
+    def ranked(self, label, out, course, train, name):
         _, *start, rate, _ = label.split(":")
         if float(rate) > 5e-4 or start == ["base"]:
             raise FitnessError("not finite")
@@ -299,8 +320,8 @@ def test_a_training_is_run_once(tiny, tmp_path, search_config):
     first = tune(run, evaluator.config.sources[0], 3)
     adapter = Path(first.model.adapter)
     written = (adapter / "adapter_config.json").stat().st_mtime_ns
-    again = Trainings(run, evaluator, "lora", 3)
-    assert fine_tuned(again, "LoRA", "a", evaluator.config.sources[0], 1e-2, 3) == first
+    again = Trainings(run, evaluator, "lora", 3, ["a"])
+    assert fine_tuned(again, "LoRA", evaluator.config.sources[0], Course("a", 1e-2)) == first
     assert again.seconds > 0
     assert (adapter / "adapter_config.json").stat().st_mtime_ns == written
     shutil.rmtree(adapter)

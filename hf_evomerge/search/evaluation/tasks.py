@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from ...checkpoints.checkpoint import Checkpoint, Parent
 
 Batch = tuple[int, ...]
+MORE = "more"
+"""Split of the search's prompts and of more made ones, for a longer training."""
+_TIMES = 8  # as many are made for it as for the search
 
 
 class SearchTasks:
@@ -92,9 +95,10 @@ class SearchTasks:
     def examples(self, split: str) -> Sequence[Example]:
         """The examples of a split; raises `FitnessError` where the search file gives none."""
         if split not in self._examples:
-            made = self._made.get(split, [])
-            own = [] if split == "validation" and made else self._read(split)
-            self._examples[split] = [*own, *made]
+            given = "search" if split == MORE else split
+            made = self._made_more if split == MORE else self._made.get(split, [])
+            only_made = split == "validation" and bool(made)
+            self._examples[split] = [*([] if only_made else self._read(given)), *made]
         return self._examples[split]
 
     def _read(self, split: str) -> Sequence[Example]:
@@ -113,18 +117,27 @@ class SearchTasks:
         if not isinstance(fitness, AgreementSpec) or not fitness.vary:
             return {}
         names = {**self.config.splits, **self._given}
-        others = [each for name in names if name != "search" for each in self._read(name)]
         if "test" in names or "validation" in names:
-            return {"search": self._varied(fitness.vary, others)}
+            return {"search": self._varied(fitness.vary)}
         # Where no other prompts are, models are chosen by every fourth that is made.
-        made = self._varied(fitness.vary * 4 // 3, others)
+        made = self._varied(fitness.vary * 4 // 3)
         chosen_by = made[::4]
         searched = [each for each in made if each not in chosen_by]
         return {"search": searched, "validation": chosen_by}
 
-    def _varied(self, count: int, avoid: Sequence[Example]) -> list[Example]:
-        """Make so many prompts of the search's, but none of those to avoid."""
-        return varied(self._read("search"), count, avoid, self._near)
+    @property
+    def _made_more(self) -> list[Example]:
+        """More prompts that are made of the search's, but none that models are chosen by."""
+        if not self._made:
+            return []
+        assert isinstance(self.config.fitness, AgreementSpec)  # as prompts are made
+        return self._varied(_TIMES * self.config.fitness.vary, self._made.get("validation", ()))
+
+    def _varied(self, count: int, avoid: Sequence[Example] = ()) -> list[Example]:
+        """Make so many prompts of the search's, but none of other splits or of those to avoid."""
+        names = {**self.config.splits, **self._given}
+        others = [each for name in names if name != "search" for each in self._read(name)]
+        return varied(self._read("search"), count, [*others, *avoid], self._near)
 
     def _near(self, words: Collection[str]) -> Mapping[str, Sequence[str]]:
         """Find the neighbours of words by the embeddings of the base, or of the first source; none

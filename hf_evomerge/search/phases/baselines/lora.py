@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ....fitness.example import Example
 from ....fitness.scores import Scores
 from ....recipes.recipe import MergePart, Recipe, SourceRef
 from ...evaluation.evaluator import Evaluator
@@ -20,7 +21,7 @@ from ...file.config import SearchConfig
 from ...results.table import Against
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun, plain_merges, plain_models
 from .finetune import Lora, fine_tune
-from .trainings import Trainings, best_training, check_training, schedule, seconds_of, usual_cost
+from .trainings import Course, Trainings, best_training, check_training, schedule, seconds_of
 
 
 class LoraTrainings(Phase):
@@ -40,7 +41,7 @@ class LoraTrainings(Phase):
         config = planner.config
         searched = [stage.name for stage in config.stages if not stage.control]
         starts = _starts(config, planner.evaluator.sources.layers)
-        text = f"LoRA {schedule(starts)}"
+        text = f"LoRA {schedule(starts, planner.evaluator.tasks)}"
         seconds = seconds_of(starts, searched, planner)
         return PhasePlan(self.name, text, seconds, at_once=1, like=config.stages[0].name)
 
@@ -48,23 +49,21 @@ class LoraTrainings(Phase):
         """Train, and give the best a row; a warning where none could be trained."""
         assert run.evaluator is not None  # the search has been checked
         starts = _starts(run.config, run.sources.layers)
-        cost = run.searched
-        trainings = Trainings(run, run.evaluator, self.name, usual_cost(starts) * cost)
-        finished = dict[tuple[str, float], Trained]()
+        trainings = Trainings(run, run.evaluator, self.name, run.searched, starts)
+        finished = dict[Course, Trained]()
 
-        def train(label: str, rate: float) -> Scores:
+        def train(course: Course) -> Scores:
             """Train, and score the model."""
-            name, start = starts[label]
-            which = f"LoRA from {name}, rate {rate:g}"
-            trained = fine_tuned(trainings, which, label, start, rate, cost)
-            finished[label, rate] = trained
+            name, start = starts[course.start]
+            trained = fine_tuned(trainings, f"LoRA from {name}, {course}", start, course)
+            finished[course] = trained
             return trained.scores
 
         names = {label: f"LoRA from {name}" for label, (name, _) in starts.items()}
-        if (found := best_training(names, train)) is None:
+        if (found := best_training(names, train, more=trainings.more)) is None:
             return
-        label, rate, count = found
-        best = finished[label, rate]
+        course, count = found
+        best = finished[course]
         said = against(best.name, best.model)
         run.rows.append(trainings.row("lora", best.name, count, best.label, said, best.model))
 
@@ -102,53 +101,59 @@ class Trained:
     scores: Scores
 
 
-def fine_tuned(
-    trainings: Trainings, name: str, label: str, start: Target, rate: float, cost: float
-) -> Trained:
+def fine_tuned(trainings: Trainings, name: str, start: Target, course: Course) -> Trained:
     """Fine-tune with LoRA, and score the model; what the study has is not done again.
 
     Args:
         trainings: Trainings of the phase.
         name: Name of the fine-tune.
-        label: Label of the start.
         start: Model that the training begins at.
-        rate: Peak learning rate.
-        cost: Cost of the training, in scores of all search examples.
+        course: Course of the training.
 
     Raises:
         EvoMergeError: The start cannot be built, or the training fails, or its model cannot be
             scored.
     """
     evaluator = trainings.evaluator
-    examples = evaluator.tasks.examples("search")
+    label, rate, split = course
+    cost = trainings.cost_on(split)
     folder = trainings.folder / label.replace(":", "-")
     out = folder / f"lora-{rate:g}-{cost:g}"
     plain = _plain(start, folder / "model", evaluator.sources.trust_remote_code)
-    lora = Lora.for_cost(cost, len(examples), rate=rate, seed=evaluator.config.compute.seed)
+    examples = evaluator.tasks.examples(split)
+    seed = evaluator.config.compute.seed
+    lora = Lora.for_cost(trainings.cost, len(examples), rate=rate, seed=seed)
 
     def train(told: Callable[[float], None]) -> tuple[Target, Any]:
-        return plain, tune(evaluator, plain, lora, lambda share: told(cost * share))
+        return plain, tune(evaluator, plain, lora, examples, lambda share: told(cost * share))
 
     scored = f"lora:{label}:{rate:g}:{cost:g}"
-    scores = trainings.ranked(scored, out, cost, train, name)
+    scores = trainings.ranked(scored, out, course, train, name)
     model = plain.model_copy(update={"adapter": str(out)})
     return Trained(name, scored, model, scores)
 
 
-def tune(evaluator: Evaluator, model: Target, settings: Lora, told: Callable[[float], None]) -> Any:
-    """Train LoRA adapters of a model on the search examples.
+def tune(
+    evaluator: Evaluator,
+    model: Target,
+    settings: Lora,
+    examples: Sequence[Example],
+    told: Callable[[float], None],
+) -> Any:
+    """Train LoRA adapters of a model on examples of the search.
 
     Args:
         evaluator: The search's evaluator.
         model: The model, which is read or merged.
         settings: Settings of the training.
+        examples: The examples.
         told: Called after each step with the share of the steps that are done.
     """
     tasks = evaluator.tasks
     return fine_tune(
         evaluator.models.model(model),
         tasks.differentiable_task,
-        tasks.examples("search"),
+        examples,
         tasks.tokenizer(model),
         settings,
         after_step=lambda step, _: told(step / settings.steps),

@@ -33,7 +33,7 @@ from ...study.files import TOGETHER_FOLDER
 from ..phase import Findings, Phase, PhasePlan, Planner, SearchRun
 from .finetune import Lora, LoraAscent, batches
 from .lora import tune
-from .trainings import Trainings, best_training, check_training, schedule, seconds_of, usual_cost
+from .trainings import Course, Trainings, best_training, check_training, schedule, seconds_of
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ class MergeWithLora(Phase):
         planner.rows += 1
         name = together_stage(planner.config).name
         starts = _starts(planner.config, planner.evaluator)
-        text = f"merge weights and a LoRA beside them, by the same steps, {schedule(starts)}"
+        how = schedule(starts, planner.evaluator.tasks)
+        text = f"merge weights and a LoRA beside them, by the same steps, {how}"
         seconds = seconds_of(starts, [name], planner)
         return PhasePlan(self.name, text, seconds, at_once=1, like=name)
 
@@ -95,37 +96,39 @@ class MergeWithLora(Phase):
         evaluator = run.evaluator
         assert evaluator is not None  # the search has been checked
         stage = together_stage(run.config)
-        cost = stage.evaluations
         starts = _starts(run.config, evaluator)
-        trainings = Trainings(run, evaluator, self.name, usual_cost(starts) * cost)
+        trainings = Trainings(run, evaluator, self.name, stage.evaluations, starts)
 
-        def name_of(key: str, rate: float) -> str:
-            return ":".join(filter(None, ("together", key, f"{rate:g}", f"{cost:g}")))
+        def name_of(course: Course) -> str:
+            cost = trainings.cost_on(course.split)
+            parts = ("together", course.start, f"{course.rate:g}", f"{cost:g}")
+            return ":".join(filter(None, parts))
 
-        def train(key: str, rate: float) -> Scores:
+        def train(course: Course) -> Scores:
             """Train, and score the model."""
-            name = name_of(key, rate)
+            name = name_of(course)
+            begin = starts[course.start]
             out = trainings.folder / name.replace(":", "-")
-            together = partial(learn_together, evaluator, stage, rate, starts[key])
-            return trainings.ranked(name, out, cost, together, f"{starts[key]}, rate {rate:g}")
+            together = partial(learn_together, evaluator, stage, course.rate, begin, course.split)
+            return trainings.ranked(name, out, course, together, f"{begin}, {course}")
 
-        if (found := best_training(starts, train)) is None:
+        if (found := best_training(starts, train, more=trainings.more)) is None:
             return
-        key, rate, count = found
-        name = name_of(key, rate)
+        course, count = found
+        name = name_of(course)
         try:
             model = _built(run, evaluator, trainings.folder / name.replace(":", "-"))
         except EvoMergeError as error:
             logger.warning(f"the results have no merge with LoRA beside it: {error}")
             return
-        named = f"the {starts[key]}"
+        named = f"the {starts[course.start]}"
         against = Against(
             named,
             f"`{TOGETHER_FOLDER}` in the study is better",
             keep=f"take `{TOGETHER_FOLDER}` in the study, {named}",
         )
         built = name.replace("together:", "together:built:")
-        title = f"{starts[key]}, rate {rate:g}"
+        title = f"{starts[course.start]}, {course}"
         run.rows.append(trainings.row("together", title, count, built, against, model))
 
 
@@ -195,6 +198,7 @@ def learn_together(
     stage: Stage,
     rate: float,
     begin: Begin,
+    split: str = "search",
     after_step: Callable[[float], None] = lambda spent: None,
 ) -> tuple[Recipe, Any]:
     """Search as a stage does, and train LoRA adapters by the same steps.
@@ -204,6 +208,7 @@ def learn_together(
         stage: A stage of `together_stage`.
         rate: Peak rate of the adapters.
         begin: Where it begins.
+        split: Split of the examples.
         after_step: Called with what has been spent, in scores of all search examples.
 
     Returns:
@@ -213,9 +218,10 @@ def learn_together(
         FitnessError: A score is not finite.
     """
     config = evaluator.config
-    examples = evaluator.tasks.examples("search")
+    examples = evaluator.tasks.examples(split)
     space = make_space(config, stage, evaluator.sources.summary)
     count = len(examples)
+    cost = count / len(evaluator.tasks.examples("search"))  # of a score of all examples
     budget = stage.evaluations
     size = stage.batch_sizes(count)[0]
     start = space.start()
@@ -226,7 +232,8 @@ def learn_together(
         start = replace(start, mean=point, candidates=(), names=())
     if begin.still:
         recipe = space.decode(start.mean)
-        return recipe, tune(evaluator, recipe, lora, lambda share: after_step(budget * share))
+        told = budget * cost
+        return recipe, tune(evaluator, recipe, lora, examples, lambda each: after_step(told * each))
     optimizer = GradientOptimizer(
         start, price=space.price, budget=budget, share=size / count, examples=count
     )
@@ -258,7 +265,7 @@ def learn_together(
                     space.slopes(point, request.active).take(evaluator.models, recipe, step)
                 )
         optimizer.tell([float(scores.values.mean()) for scores in scored], slopes)
-        after_step(optimizer.spent)
+        after_step(optimizer.spent * cost)
     return recipe, ascent.tuned
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ....checkpoints.lora import CONFIG_FILE
 from ....errors import EvoMergeError, FitnessError, SearchError, optional
@@ -21,6 +21,7 @@ from ....recipes.recipe import RECIPE_FILE, Recipe
 from ...callbacks import Progress
 from ...evaluation.evaluator import Evaluator
 from ...evaluation.sources import Target
+from ...evaluation.tasks import MORE, SearchTasks
 from ...file.config import SearchConfig
 from ...results.table import Against, Row, RowStage
 from ..phase import Planner, SearchRun
@@ -35,12 +36,35 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of AdamW
 USUAL = (1, 2)  # places in `RATES` of those that are always tried
 
 
+class Course(NamedTuple):
+    """Course of a training.
+
+    Attributes:
+        start: Key of what it begins at.
+        rate: Peak learning rate.
+        split: Split of the examples that it sees.
+    """
+
+    start: str
+    rate: float
+    split: str = "search"
+
+    def __str__(self) -> str:
+        """Name rate and split, such as ``rate 0.001 on more made prompts``."""
+        more = " on more made prompts" if self.split == MORE else ""
+        return f"rate {self.rate:g}{more}"
+
+
 # A baseline must not lose because it was tuned less, and must not take longer than all the rest.
 #
 #   1. From the sum of the task vectors trainings at the usual rates, and at the next lower or
 #      higher one while its neighbour is the best: small models want more than is usual for LoRA.
 #   2. From every other start one training, at the rate that is the best so far.
 #   3. If that from another start is the best of all, the other rates from there too.
+#
+#   4. Where the search makes prompts of a few, the best once more on more of these, with as many
+#      steps for each. What is learned from sixteen prompts fails at words that stand in none of
+#      them, and more steps on the same prompts learn these by heart.
 #
 # The best is taken; see `best_of`. By log-likelihood alone two of five small pairs got one with .23
 # and .21 of unseen problems where another had .32 and .49.
@@ -51,26 +75,26 @@ USUAL = (1, 2)  # places in `RATES` of those that are always tried
 # chosen where it has .29. Nor do short trainings say the rate: the best of a pair of SmolLM2-135M
 # was at 3e-3, where a whole one has .75 and one at 3e-4 .85.
 def best_training(
-    starts: Mapping[str, object], train: Callable[[str, float], Scores]
-) -> tuple[str, float, int] | None:
-    """Find what to begin at and the rate, and count the trainings; None, with warnings, where none
-    could be scored.
+    starts: Mapping[str, object], train: Callable[[Course], Scores], *, more: bool = False
+) -> tuple[Course, int] | None:
+    """Find the best course, and count the trainings; None, with warnings, where none could be
+    scored.
 
     Args:
         starts: What is trained, by the key of what it begins at. A key that ends in ``sum`` is the
             sum of the task vectors; without one the first start stands for it.
-        train: Trains from a start, at a rate, and scores the model.
+        train: Trains, and scores the model.
+        more: Whether there are more made prompts than the search's.
     """
-    done: dict[tuple[str, float], Scores] = {}
+    done: dict[Course, Scores] = {}
 
-    def add(start: str, place: int) -> None:
+    def add(course: Course) -> None:
         """Train, and keep the scores unless it fails."""
-        key = start, RATES[place]
         try:
-            if key not in done:
-                done[key] = train(*key)
+            if course not in done:
+                done[course] = train(course)
         except EvoMergeError as error:
-            logger.warning(f"the results have no {starts[start]}, rate {key[1]:g}: {error}")
+            logger.warning(f"the results have no {starts[course.start]}, {course}: {error}")
 
     def add_rates(start: str) -> None:
         """Train at the usual rates, and at those beside the best."""
@@ -78,23 +102,25 @@ def best_training(
         wanted = set(USUAL)
         while wanted:
             for place in sorted(wanted):
-                add(start, place)
+                add(Course(start, RATES[place]))
             untried -= wanted
             wanted = set()
-            if own := {key: scores for key, scores in done.items() if key[0] == start}:
-                best = RATES.index(best_of(own)[1])
+            if own := {course: done[course] for course in done if course.start == start}:
+                best = RATES.index(best_of(own).rate)
                 wanted = untried & {best - 1, best + 1}
 
     full = _in_full(starts)
     for start in full:
         add_rates(start)
-    place = RATES.index(best_of(done)[1]) if done else USUAL[0]
+    rate = best_of(done).rate if done else RATES[USUAL[0]]
     for start in starts:
         if start not in full:
-            add(start, place)
-    if done and (start := best_of(done)[0]) not in full:
+            add(Course(start, rate))
+    if done and (start := best_of(done).start) not in full:
         add_rates(start)
-    return (*best_of(done), len(done)) if done else None
+    if done and more:
+        add(best_of(done)._replace(split=MORE))
+    return (best_of(done), len(done)) if done else None
 
 
 def _in_full(starts: Collection[str]) -> list[str]:
@@ -102,9 +128,16 @@ def _in_full(starts: Collection[str]) -> list[str]:
     return [start for start in starts if start.endswith("sum")] or list(starts)[:1]
 
 
-def usual_cost(starts: Collection[str]) -> int:
-    """The usual number of trainings: four from a sum, and one from every other start."""
-    return len(starts) + 3 * len(_in_full(starts))
+def usual_cost(starts: Collection[str], tasks: SearchTasks) -> float:
+    """Cost of the usual trainings, in trainings on the search examples: four from a sum, one from
+    every other start, and the one on more made prompts."""
+    more = share_of(tasks, MORE)
+    return len(starts) + 3 * len(_in_full(starts)) + (more if more > 1 else 0)
+
+
+def share_of(tasks: SearchTasks, split: str) -> float:
+    """Number of the examples of a split, over that of the search examples."""
+    return len(tasks.examples(split)) / len(tasks.examples("search"))
 
 
 def seconds_of(starts: Collection[str], stages: Collection[str], planner: Planner) -> float:
@@ -112,14 +145,15 @@ def seconds_of(starts: Collection[str], stages: Collection[str], planner: Planne
     are ranked."""
     searched = math.fsum(phase.seconds for phase in planner.phases if phase.name in stages)
     sizes = planner.sizes
-    return usual_cost(starts) * (searched + sizes[sizes.ranked_on] * planner.second)
+    cost = usual_cost(starts, planner.evaluator.tasks)
+    return cost * (searched + sizes[sizes.ranked_on] * planner.second)
 
 
-def schedule(starts: Collection[str]) -> str:
+def schedule(starts: Collection[str], tasks: SearchTasks) -> str:
     """Describe the trainings of `best_training`, after the name of what is trained."""
     return (
         f"from {len(starts)} starts, at rates that go on while that helps; about "
-        f"{usual_cost(starts)} times the cost of the search"
+        f"{usual_cost(starts, tasks):.0f} times the cost of the search"
     )
 
 
@@ -131,7 +165,9 @@ class Trainings:
         run: The search.
         evaluator: Its evaluator.
         phase: Name of the phase that trains.
-        total: Cost of all its trainings, in scores of all search examples.
+        cost: Cost of a training on the search examples, in scores of all of them.
+        starts: Keys of what trainings begin at.
+        total: Usual cost of all trainings, or what they have cost where that is more.
         done: Cost of the trainings so far.
         seconds: Time that they took, in a killed process too.
     """
@@ -139,13 +175,25 @@ class Trainings:
     run: SearchRun
     evaluator: Evaluator
     phase: str
-    total: float
+    cost: float
+    starts: Collection[str]
     done: float = 0.0
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        self.total = usual_cost(self.starts, self.evaluator.tasks) * self.cost
         self._fresh = 0.0
         self._begin = time.perf_counter()
+
+    @property
+    def more(self) -> bool:
+        """Tell whether more prompts can be made than the search has."""
+        return self.cost_on(MORE) > self.cost
+
+    def cost_on(self, split: str) -> float:
+        """Cost of a training on the examples of a split, with as many steps for each, in scores of
+        all search examples."""
+        return self.cost * share_of(self.evaluator.tasks, split)
 
     @property
     def folder(self) -> Path:
@@ -181,23 +229,23 @@ class Trainings:
 
     # The live model is scored, with the adapters inside it: nothing has to be built. A score is
     # stored after its adapter, so a killed search has both or trains again.
-    def ranked(self, label: str, out: Path, cost: float, train: Train, note: str) -> Scores:
+    def ranked(self, label: str, out: Path, course: Course, train: Train, name: str) -> Scores:
         """Train and score, unless adapter and score are there, and return the scores.
 
         Args:
             label: Key by which the score is kept in the study.
             out: Folder for the adapter; it appears whole.
-            cost: Cost of the training, in scores of all search examples.
+            course: Course of the training.
             train: Trains.
-            note: What the progress says of the training.
+            name: Name of the training, for the progress.
 
         Raises:
             EvoMergeError: The training failed, or its model cannot be scored.
         """
         study = self.run.study
         split = self.run.sizes.ranked_on
-        tell = partial(self.tell, before=self.done, note=note)
-        self.done += cost
+        tell = partial(self.tell, before=self.done, note=name)
+        self.done += self.cost_on(course.split)
         self.total = max(self.total, self.done)
         scores = study.evaluation(label, split)
         if scores is None or not (out / CONFIG_FILE).exists():
@@ -211,7 +259,7 @@ class Trainings:
             # sources that answer later would take the place of the trained model
             config = self.evaluator.config
             tasks = self.evaluator.tasks
-            tasks.prepared(config.sources[0], fitness=config.stages[0].fitness)
+            tasks.prepared(config.sources[0], course.split, fitness=config.stages[0].fitness)
             tasks.prepared(config.sources[0], split)
             models = self.evaluator.models
             models.forget()  # no other model is in memory
