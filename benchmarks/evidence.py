@@ -67,7 +67,7 @@ ROWS = {
     "alone": "one parent alone, rescaled",
     "noise": "noise in place of the parents",
     "lora": "LoRA, best start and rate",
-    "together": "merge with LoRA beside it",
+    "together": "LoRA beside the merge",
     MERGE: "**merge**",
 }
 
@@ -242,7 +242,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 def _counts(lines: Sequence[dict[str, Any]]) -> str:
     """In how many cells the merge, and a LoRA beside it, are above each row, level, and below."""
-    heads = {MERGE: "merge", "together": "merge with LoRA beside it"}
+    heads = {MERGE: "merge", "together": "LoRA beside the merge"}
     rows = [["", *heads.values()]]
     for stage, title in ROWS.items():
         if stage in heads:

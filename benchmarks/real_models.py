@@ -143,7 +143,7 @@ METHODS: dict[str, Method] = {
         )
         for number, rate in enumerate(RATES)
     },
-    "together": Method("the default with LoRA beside it", (9,), 2, with_lora),
+    "together": Method("LoRA beside the default", (9,), 2, with_lora),
     **{
         f"default-lora-{number}": Method(
             f"the default for half the cost, then LoRA from its merge, rate {rate:g}",

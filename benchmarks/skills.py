@@ -57,7 +57,7 @@ TITLES = {
     "dare": "DARE, density .1, weight .5",
     "agreement": "agreement with the parents, no answers",
     "lora": "LoRA, best start and rate",
-    "together": "merge with LoRA beside it",
+    "together": "LoRA beside the merge",
     "both": "merge, likelihood and agreement",  # recorded, and not run any more
     "merge": "merge",
 }

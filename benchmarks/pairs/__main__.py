@@ -54,7 +54,7 @@ METHODS: dict[str, Method] = {
     "parent-1": Method("second parent", (1,), 1, known(parent(1))),
     "average": Method("uniform average", (1,), 1, known(average)),
     "default": Method("merge by gradient, the default", (BUDGET,), 1, ours("ps", "gradient")),
-    "together": Method("the default with LoRA beside it", (BUDGET,), 1, with_lora),
+    "together": Method("LoRA beside the default", (BUDGET,), 1, with_lora),
     **{
         f"lora-{number}-{place}": Method(
             f"LoRA from the {name} parent, rate {rate:g}",

@@ -330,7 +330,7 @@ METHODS: dict[str, Method] = {
         for number in range(3)
         for name, (where, start) in STARTS.items()
     },
-    "together": Method("the default with LoRA beside it", (25, 75), 2, with_lora),
+    "together": Method("LoRA beside the default", (25, 75), 2, with_lora),
     **{
         f"default-lora-{number}": Method(
             "the default for half the cost, then LoRA from its merge",

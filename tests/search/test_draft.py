@@ -279,12 +279,12 @@ def test_prompts_without_answers_are_of_a_model_each(pair, tmp_path, monkeypatch
     [
         ((16, 9), "add {} to {}", {"search": 16}),
         ((16, 24), "add {} to {}", {"search": 8, "test": 8}),
-        ((16, 16), "<{}{}>", {"search": 8, "test": 8}),
+        ((16, 16), "<{}{}>", {"search": 16}),
     ],
 )
 def test_few_prompts_without_answers(pair, tmp_path, counts, prompt, splits):
     """Fewer than 24 are all searched with, and those of validation are made of them; where a file
-    has more, or none can be made, half is for the test."""
+    has more, half is for the test."""
     files = []
     for name, count in zip("ab", counts, strict=True):
         records = ({"prompt": prompt.format(n, 3 * n)} for n in range(count))
@@ -292,7 +292,10 @@ def test_few_prompts_without_answers(pair, tmp_path, counts, prompt, splits):
     config, draft = _drafted(pair, files)
     assert {split: spec.sources["a"].count for split, spec in config.data.items()} == splits
     assert config.fitness.vary == 128 - min(s.count for s in config.data["search"].sources.values())
-    said = "validation, of prompts made of these, is too kind; of 24 some are for a test"
+    said = (
+        "models are chosen on more that are made of these, which flatters them; of 24 some are "
+        "for a test"
+    )
     assert (said in draft.found) == ("test" not in splits)
 
 

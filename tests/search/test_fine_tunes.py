@@ -154,8 +154,8 @@ def test_a_training_that_fails_is_left_out(caplog):
 @pytest.mark.parametrize(
     ("best", "name"),
     [
-        ("", "merge with LoRA beside it"),
-        ("sum", "merge with LoRA beside it from the sum of the task vectors"),
+        ("", "LoRA beside the merge"),
+        ("sum", "LoRA beside the merge from the sum of the task vectors"),
         ("still-sum", "LoRA beside the sum of the task vectors"),
         ("still-1", "LoRA beside b"),
     ],
@@ -214,7 +214,7 @@ def test_lora_learns_beside_a_merge(
     assert row.seconds > 0
     assert row.scores.error is None
     assert not re.search("adapter says that it is of|no adapter", caplog.text)
-    assert row.against.name == "the merge with LoRA beside it"
+    assert row.against.name == "the LoRA beside the merge"
     recipe = Recipe.load(built / "recipe.yaml")
     assert recipe.sources[:2] == list(config.sources)
     assert recipe.sources[2].model == config.base.model

@@ -259,24 +259,24 @@ LoRA is better:
 LoRA is better, and beside the merge it is better still:
   shares: {average: 0.3, lora: 0.9, together: 0.97, ps: 0.7}
   said:
-  - Evolved PS is WORSE than the merge with LoRA beside it, which has 0.970, by 0.270
+  - Evolved PS is WORSE than the LoRA beside the merge, which has 0.970, by 0.270
   advice: take the merge with LoRA
 beside the merge a LoRA learns the rest:
   shares: {average: 0.68, alone_maths: 0.1, together: 0.97, ps: 0.7}
   said:
-  - Evolved PS is WORSE than the merge with LoRA beside it, which has 0.970, by 0.270
+  - Evolved PS is WORSE than the LoRA beside the merge, which has 0.970, by 0.270
   - The plain average does as well; it has
   advice: take the merge with LoRA
 a LoRA beside the merge solves what nobody solves:
   shares: {average: 0.02, alone_maths: 0.04, together: 0.9, ps: 0.0}
   said:
-  - Evolved PS is WORSE than the merge with LoRA beside it, which has 0.900, by 0.900
+  - Evolved PS is WORSE than the LoRA beside the merge, which has 0.900, by 0.900
   - EVERY ANSWER of evolved PS IS WRONG (200 of 200)
   advice: take the merge with LoRA
 a source alone is level in next to nothing:
   shares: {maths: 0.01, average: 0.04, alone_maths: 0.04, together: 0.9, ps: 0.05}
   said:
-  - Evolved PS is WORSE than the merge with LoRA beside it, which has 0.900, by 0.850
+  - Evolved PS is WORSE than the LoRA beside the merge, which has 0.900, by 0.850
   - 'Evolved PS is '
   - 'The test split was scored once, '
   advice: take the merge with LoRA
@@ -352,10 +352,7 @@ def test_a_source_is_needed_for_what_is_solved(share, needed):
 def test_beside_the_merge_a_lora_is_better_than_what_is_level_with_the_merge():
     """It is advised where it is level with the merge and what is simpler is behind it."""
     where = np.arange(N)
-    solved = {
-        "uniform average": where < 98,
-        "merge with LoRA beside it": (where >= 20) & (where < 135),
-    }
+    solved = {"uniform average": where < 98, "LoRA beside the merge": (where >= 20) & (where < 135)}
     rows = []
     for row in rows_of(average=0.49, together=0.575, ps=0.5):
         correct = solved.get(row.model, row.scores.correct)
@@ -368,19 +365,19 @@ def test_beside_the_merge_a_lora_is_better_than_what_is_level_with_the_merge():
 
 
 def _record_of_together(rows):
-    """The record's row of a merge with a LoRA beside it."""
+    """The record's row of a LoRA beside the merge."""
     (row,) = (row for row in Result(None, "test", rows).published().rows if row.stage == "together")
     return row
 
 
 def test_a_merge_with_lora_is_judged_by_itself():
-    """The record has the verdict on the merge with a LoRA beside it too: what it beats, nothing
+    """The record has the verdict on the LoRA beside the merge too: what it beats, nothing
     that a merge alone would prove, and what speaks against publishing it."""
     shares = {"alone_maths": 0.4, "alone_japanese": 0.1, "noise": 0.1, "lora": 0.6}
     rows = rows_of(**shares, together=0.9, ps=0.5)
     row = _record_of_together(rows)
     text = "\n".join(row.verdict)
-    assert text.startswith("Merge with LoRA beside it is better than the best source, maths, by")
+    assert text.startswith("LoRA beside the merge is better than the best source, maths, by")
     assert "better than maths alone, rescaled, by 0.500 of accuracy" in text
     assert "better than random changes in place of its sources, by 0.800" in text
     assert "better than evolved PS, by 0.400" in text
@@ -394,7 +391,7 @@ def test_a_merge_with_lora_is_judged_by_itself():
     rows = [replace(each, constant=one if each.stage == "together" else None) for each in rows]
     constant = _record_of_together(rows).doubt
     assert constant.startswith("Always answering 'no', the most frequent answer of")
-    assert "and merge with LoRA beside it in 0.900" in constant
+    assert "and LoRA beside the merge in 0.900" in constant
 
 
 def test_a_row_that_the_test_chose_is_told():

@@ -17,7 +17,7 @@ NAMES = {
     "prompt": "maths, 16 examples in the prompt",
     "noise": "noise",
     "lora": "LoRA from maths, rate 0.0003 (best of 4)",
-    "together": "merge with LoRA beside it",
+    "together": "LoRA beside the merge",
     "ps": "evolved PS",
 }
 
@@ -36,7 +36,7 @@ def row_of(stage, model, right, **more):
         "lora": lora.against(
             model.rpartition(" (")[0], SourceRef(model="tiny", adapter="baselines/lora")
         ),
-        "together": Against("the merge with LoRA beside it", "", keep="take the merge with LoRA"),
+        "together": Against("the LoRA beside the merge", "", keep="take the merge with LoRA"),
         "ps": Against(model, lost),
         "dfs": Against(model, lost),
     }.get(stage)

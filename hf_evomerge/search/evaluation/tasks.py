@@ -123,7 +123,7 @@ class SearchTasks:
         made = self._varied(fitness.vary * 4 // 3)
         chosen_by = made[::4]
         searched = [each for each in made if each not in chosen_by]
-        return {"search": searched, "validation": chosen_by}
+        return {"search": searched, **({"validation": chosen_by} if chosen_by else {})}
 
     @property
     def _made_more(self) -> list[Example]:

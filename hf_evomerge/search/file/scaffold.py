@@ -29,7 +29,6 @@ from ...errors import FitnessError, SearchError, SourceError
 from ...fitness.data.loading import load_examples
 from ...fitness.data.records import read_jsonl
 from ...fitness.data.spec import DataSpec
-from ...fitness.data.varied import varied
 from ...fitness.registry import parse_task
 from ...fitness.tasks.classification import label_names, label_shares
 from ...recipes.recipe import MergePart, Recipe, SourceRef, labels_of, with_optional
@@ -415,8 +414,7 @@ class _Problems:
     @property
     def needs_all(self) -> bool:
         """True where all prompts are for the search, and those of validation are made of them."""
-        few = self.task == "agreement" and self.count < FEW + LEAST
-        return few and len(varied(self.examples, self.count, ())) == self.count
+        return self.task == "agreement" and self.count < FEW + LEAST
 
     @property
     def takes_shots(self) -> bool:
@@ -437,7 +435,8 @@ class _Problems:
             lines.append(self._about_splits())
         else:
             lines.append(
-                "validation, of prompts made of these, is too kind; of 24 some are for a test"
+                "models are chosen on more that are made of these, which flatters them; of "
+                f"{FEW + LEAST} some are for a test"
             )
         if self.task == "agreement":
             lines.append(f"no answers in it: the result is to answer as {self.name} does")

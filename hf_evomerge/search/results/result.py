@@ -91,8 +91,8 @@ class Result:
         return self.verdict[0] if has_doubt else ""
 
     def published(self) -> record.Results:
-        """The comparison for the record. Each row has the winner's lead over it; the merge with a
-        LoRA beside it, which lies built beside the winner, has the verdict on itself."""
+        """The comparison for the record. Each row has the winner's lead over it; the LoRA beside
+        the merge, which lies built beside the winner, has the verdict on itself."""
         rows = list[record.Row]()
         for row in self.rows:
             told: dict[str, Any] = {}

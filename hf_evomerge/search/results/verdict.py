@@ -131,7 +131,7 @@ def no_better_than_chance(models: Sequence[Scores], chance: float = 0.0) -> str 
 def instead(rows: Sequence[Row]) -> Row | None:
     """The model to take in place of the winner, with what to do about it in ``row.against.keep``.
 
-    It is the simplest that does as well, or the merge with a LoRA beside it, where that solves
+    It is the simplest that does as well, or the LoRA beside the merge, where that solves
     more. None where neither is, or no model solves anything, or one answer does as well.
     """
     judged = _judged(rows)
@@ -266,7 +266,7 @@ class _Judged:
     # It takes several searches, so that it is surer of the same answers is no reason for it. A
     # better score counts where more answers are right too, if so few examples do not show that.
     def beside(self, others: Sequence[Row], simpler: Row | None) -> Row | None:
-        """The merge with a LoRA beside it, where it solves more than what is simpler and as good
+        """The LoRA beside the merge, where it solves more than what is simpler and as good
         as the winner, or else than the winner; where nothing is right or wrong, where its score is
         better."""
         beaten = simpler or self.winner

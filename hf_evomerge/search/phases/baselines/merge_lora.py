@@ -54,7 +54,7 @@ class Begin:
         """Name of the training: ``LoRA beside maths``."""
         if not self.still:
             where = f" from the {self.name}" if self.name else ""
-            return f"merge with LoRA beside it{where}"
+            return f"LoRA beside the merge{where}"
         model = f"the {SUM}" if self.name == SUM else self.name.removesuffix(ALONE)
         return f"LoRA beside {model}"
 
@@ -72,7 +72,7 @@ class MergeWithLora(Phase):
     and at several rates; the best model is built."""
 
     name = "together"
-    title = "merge with LoRA beside it"
+    title = "LoRA beside the merge"
     baseline = "merge+lora"
 
     def check(self, config: SearchConfig, evaluator: Evaluator, findings: Findings) -> None:
@@ -119,7 +119,7 @@ class MergeWithLora(Phase):
         try:
             model = _built(run, evaluator, trainings.folder / name.replace(":", "-"))
         except EvoMergeError as error:
-            logger.warning(f"the results have no merge with LoRA beside it: {error}")
+            logger.warning(f"the results have no LoRA beside the merge: {error}")
             return
         named = f"the {starts[course.start]}"
         against = Against(
