@@ -1,4 +1,4 @@
-"""The commands that start and search: demo, init; search, show, eval, export."""
+"""The commands that start and search: demo, init; search, show, eval."""
 
 from __future__ import annotations
 
@@ -436,25 +436,6 @@ def show(
             typer.echo(as_object(study_facts(study, best)))
         else:
             say(describe_study(study, best) if trials else describe_result(study))
-
-
-@app.command(**SEARCH)
-def export(
-    study: Study,
-    csv: Annotated[
-        Path, typer.Option(help="Write every trial to this file, as a row.", show_default=False)
-    ],
-) -> None:
-    """Write the trials of a study as a table for other programs.
-
-    **Example**
-
-    - `hf-evomerge export my-search --csv trials.csv`
-    """
-    with one_line_errors():
-        from ..search.results.export import export_csv
-
-        typer.echo(f"{csv}: {export_csv(study, csv)} trials")
 
 
 def _next(result: Result, out: Path, *, build: bool) -> list[str]:

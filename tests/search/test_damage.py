@@ -106,7 +106,7 @@ def test_a_study_of_another_schema_is_not_called_damaged(folder):
         study.set_meta("versions", {"hf-evomerge": "0.0.7"})
         study.set_meta("schema_version", 1)
     sql(folder, "DROP TABLE objectives")
-    for command, *words in (["show"], ["search"], ["export", "--csv", folder / "x.csv"], ["eval"]):
+    for command, *words in (["show"], ["search"], ["eval"]):
         told = invoke(command, folder, *words)
         assert (told.exit_code, told.output.count("\n")) == (1, 1)
         for said in (

@@ -1,4 +1,3 @@
-import csv
 import resource
 from contextlib import contextmanager
 
@@ -10,7 +9,7 @@ from searches import minimal
 
 from hf_evomerge import FlowPart, MergePart, Recipe, Scores, Trial
 from hf_evomerge.errors import SearchError
-from hf_evomerge.search.results.export import export_csv, trial_rows, write_parquet
+from hf_evomerge.search.results.export import trial_rows, write_parquet
 from hf_evomerge.search.study.study import Study
 
 SOURCES = [{"model": "me/one"}, {"model": "me/two"}]
@@ -53,18 +52,13 @@ def test_rows_of_trials(folder):
     assert (path["stage"], path["params.x000"], path["params.x001"]) == ("dfs", 1.0, -2.0)
 
 
-def test_files_hold_the_rows(folder, tmp_path):
-    """CSV and Parquet hold the same rows."""
+def test_a_table_holds_the_rows(folder, tmp_path):
+    """A table holds what the rows say."""
     from pyarrow import parquet
 
     rows = trial_rows(folder)
     write_parquet(rows, tmp_path / "x")
-    assert export_csv(folder, tmp_path / "y") == 3
     assert parquet.read_table(tmp_path / "x").to_pylist() == rows
-    with (tmp_path / "y").open(encoding="utf-8", newline="") as lines:
-        texts = [*csv.DictReader(lines)]
-    for row, text in zip(rows, texts, strict=True):
-        assert {key: "" if value is None else str(value) for key, value in row.items()} == text
 
 
 def test_several_objectives(tmp_path):
@@ -84,35 +78,9 @@ def test_nothing_to_export(tmp_path):
     """A study without trials, and a folder without a study, are named."""
     Study.create(tmp_path / "empty", minimal().model_dump(mode="json")).close()
     with refused(SearchError, "empty: no trial is finished yet"):
-        export_csv(tmp_path / "empty", tmp_path / "x")
+        trial_rows(tmp_path / "empty")
     with refused(SearchError, r"no study\.db here"):
-        export_csv(tmp_path / "none", tmp_path / "x")
-
-
-def test_command(folder, tmp_path):
-    """The command writes what it is asked for and says so."""
-    file = tmp_path / "trials.csv"
-    done = invoke("export", folder, "--csv", file)
-    assert done.exit_code == 0, done.output
-    assert f"{file}: 3 trials" in done.output
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--csv", "study.db"], "exists already; choose another name"),
-        (["--csv", "nowhere/x.csv"], "there is no folder"),
-        ([], "Missing option '--csv'"),
-    ],
-)
-def test_what_the_command_refuses(words, message, folder, monkeypatch):
-    """Nothing is written where the file cannot be; no file is replaced."""
-    monkeypatch.chdir(folder)
-    before = {file: file.read_bytes() for file in folder.iterdir()}
-    refused = invoke("export", folder, *words)
-    assert refused.exit_code != 0
-    assert message in refused.output
-    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+        trial_rows(tmp_path / "none")
 
 
 @contextmanager
@@ -126,16 +94,11 @@ def _room(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_no_half_of_a_table(folder, tmp_path, monkeypatch):
-    """What cannot be written whole is not there, and the line says what is full."""
+def test_a_full_disk_leaves_no_half_of_a_table(tmp_path):
+    """What cannot be written whole is not there."""
     text = "".join(map(chr, np.random.default_rng(0).integers(48, 122, 200_000)))
-    monkeypatch.setattr(
-        "hf_evomerge.search.results.export.trial_rows", lambda study: [{"error": text}]
-    )
-    with _room(100_000):
-        told = invoke("export", folder, "--csv", tmp_path / "table")
-    assert told.exit_code == 1
-    assert "make room on the disk" in told.output
+    with _room(100_000), pytest.raises(OSError, match="File too large"):
+        write_parquet([{"error": text}], tmp_path / "table")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,10 +114,10 @@ def test_a_full_disk_keeps_the_file_that_was_there(tmp_path):
     assert Recipe.load(file) == recipe
 
 
-def test_a_full_disk_is_no_damage(folder, tmp_path):
+def test_a_full_disk_is_no_damage(folder):
     """Where SQLite has no room for its own files the study is not called damaged."""
     with _room(1000):
-        told = invoke("export", folder, "--csv", tmp_path / "table.csv")
+        told = invoke("show", folder, "--trials")
     assert told.exit_code == 1
     said = "study.db: cannot be read or written on this disk: disk I/O error; free memory"
     assert said in told.output

@@ -1,4 +1,4 @@
-"""The trials of a study for other programs, one row each: as CSV, and as the Hub has them.
+"""Trials of a study as rows of a table, as the Hub has them.
 
 A trial's numbers are the values of its merge, by source, parameter and group, or the genome's own
 (``x000``) where it has a path.
@@ -6,8 +6,6 @@ A trial's numbers are the values of its merge, by source, parameter and group, o
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,31 +65,6 @@ def trial_row(trial: Trial, metrics: Iterable[str]) -> Columns:
         "duplicate_of": trial.duplicate_of,
         "error": trial.scores.error,
     }
-
-
-def export_csv(folder: str | Path, file: str | Path) -> int:
-    """Write the trials as CSV, and return how many there are.
-
-    Raises:
-        SearchError: There is no study, or no trial in it; the file is there already, as the study's
-            own are, or cannot be made.
-    """
-    file = Path(file)
-    if os.path.lexists(file):
-        raise SearchError(f"{file}: exists already; choose another name")
-    if not file.absolute().parent.is_dir():
-        raise SearchError(
-            f"{file}: there is no folder {file.parent}; make it, or choose another place"
-        )
-    rows = trial_rows(folder)
-    with (
-        whole_file(file) as name,
-        name.open("w", encoding="utf-8", errors="backslashreplace", newline="") as out,
-    ):
-        writer = csv.DictWriter(out, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return len(rows)
 
 
 def write_parquet(rows: list[Columns], file: str | Path) -> None:
