@@ -72,13 +72,6 @@ def plan_merge(recipe: Recipe, sources: Sequence[Parent], base: Parent | None) -
     names = [name for name in first.tensors if name not in kept]
     method = get_method(part.method)
     has_base = base is not None
-    adapted = [source for source in merged_sources if source.adapter is not None]
-    if adapted and method.full_rank and not in_core(part):
-        raise RecipeError(
-            f"merge.method: {method.name} makes all directions of a change equal, and what "
-            f"{adapted[0]} changes has few of a weight's: nearly all would be rounding; write "
-            "merge.core_space: true"
-        )
     if part.slices is None:
         everyone = [*merged_sources, *([base] if base is not None else [])]
         # Adapters of one folder need no component: numbers then hold for whole components.

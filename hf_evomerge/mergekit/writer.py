@@ -21,8 +21,6 @@ from ..recipes.recipe import (
 from ..recipes.strict_yaml import to_yaml
 from .reader import REQUIRED, Fields
 
-_OURS = ("iso_c",)  # methods that mergekit lacks
-
 
 def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
     """Write a recipe as a mergekit file.
@@ -92,8 +90,6 @@ def _write_merge(recipe: Recipe, part: MergePart, notes: list[str]) -> Fields:
         notes.append(f"{method.name} drops elements at random: mergekit draws other ones")
     if isinstance(part.router, int):
         raise RecipeError("merge.router: mergekit merges routers as everything else; write merge")
-    if method.name in _OURS:
-        raise RecipeError(f"merge.method: mergekit has no {method.name}")
     if part.core_space:
         raise RecipeError("merge.core_space: mergekit merges whole weights; leave it out")
     if part.slices is None:

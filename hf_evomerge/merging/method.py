@@ -123,9 +123,6 @@ class MergeMethod:
         is_sum: Whether the result is ``base + lambda * sum w_i d_i`` where the options do not
             normalize: its gradient is then made of the inner products with the task vectors (or
             tensors) alone.
-        full_rank: Whether it makes sense of task vectors of full rank alone. Of adapters these have
-            few directions, so it merges adapters in core space only, where the small matrices have
-            all.
         random: Whether it drops elements at random, by the recipe's seed and the name of the
             tensor.
         memory: Bytes per element and source that a search keeps of its statistics, next to the
@@ -144,7 +141,6 @@ class MergeMethod:
     prepare: Prepare | None = None
     check: Check | None = None
     is_sum: bool = False
-    full_rank: bool = False
     random: bool = False
     memory: int = 0
     count: tuple[int, int | None] = (1, None)

@@ -66,16 +66,12 @@ KINDS = {
     "ties": ("{}", lambda m, w, n: ties(m, w)),
     "della": ("{}", della),
     "sce": ("{}", lambda m, w, n: reference.sce(np.zeros(m[0].shape), m)),
-    "iso_c": (
-        "options: {lambda: 1.5}",
-        lambda m, w, n: reference.iso_c(np.zeros(m[0].shape), m, 1.5),
-    ),
 }
 KINDS |= {"ties, groups": KINDS["ties"], "linear, rows": KINDS["linear"]}
 OFTEN = [
     ("ties", "llama"),
     ("ties", "gpt2"),  # the same merge of weights that are stored the other way round
-    ("iso_c", "llama"),
+    ("sce", "llama"),
     ("linear, rows", "qwen2"),
     ("slerp", "gpt2"),
 ]
@@ -141,7 +137,7 @@ def test_the_adapter_is_what_a_hand_computes(kind, architecture, families, built
     elif "rows" in kind:
         values = [{by_rows: own, "default": 0.5} for own in ROWS]
     density = {"density": 0.5} if method in ("ties", "della") else {}
-    weighted = method not in ("slerp", "sce", "iso_c")
+    weighted = method not in ("slerp", "sce")
     given = [{"weight": value, **density} for value in values] if weighted else []
     recipe = make_recipe(sources, method, {**fields, "parameters": given})
     folder = built(recipe)
@@ -306,19 +302,12 @@ def test_what_is_no_product_is_refused(settings, line, families, tmp_path):
         check_recipe(make_recipe([first, other], "ties"))
 
 
-def test_iso_c_of_adapters_in_core_space_alone(families):
-    """On the weights nearly all that is made of adapters would be rounding."""
-    with refused(r"has few of a weight's: .*; write merge.core_space", RecipeError):
-        check_recipe(make_recipe(families["llama"], "iso_c", {"core_space": None}))
-
-
 def test_what_does_not_go_with_it(families):
     """Keys that change more than linear layers are refused when the recipe is read; mergekit has
     no such merge."""
-    for method, message in (("ties", "merges whole weights"), ("iso_c", "has no iso_c")):
-        recipe = make_recipe(families["llama"], method)
-        with refused(f"mergekit {message}", RecipeError):
-            to_mergekit(recipe)
+    recipe = make_recipe(families["llama"], "ties")
+    with refused("mergekit merges whole weights", RecipeError):
+        to_mergekit(recipe)
     fields = recipe.model_dump(mode="json", exclude_none=True)
     for change, message in {
         "base: null": "base: merge.core_space is for adapters of one base",

@@ -29,7 +29,6 @@ multislerp: {normalize_weights: [true, false]}
 karcher: {max_iter: [0, 1, 10]}
 nearswap: {t: [0.0, 0.001, 0.1, 10.0]}
 ram: {epsilon: [0.0, 0.05, 10.0]}
-iso_c: {lambda: [0.7]}
 """)
 # What is kept of a task vector, and parameters of a source.
 KEPT = {
@@ -329,27 +328,3 @@ def test_karcher_of_nearly_parallel_vectors():
     found = merge("karcher", None, sources)
     assert_close(found, reference.karcher([exact(x) for x in sources], [1, 1, 1]), 2e-7)
     assert_close(found, exact(sum(sources) / 3), 2e-6)
-
-
-def test_iso_c_of_few_directions():
-    """Directions of length 0 are no part of the mean, and stay 0, however the sum was rounded."""
-    generator = torch.Generator().manual_seed(1)
-    thin = torch.randn(40, 3, generator=generator)
-    vector = thin @ torch.randn(3, 30, generator=generator)
-    zero = torch.zeros_like(vector)
-    u, values, v = np.linalg.svd(exact(vector), full_matrices=False)
-    wanted = values[:3].mean() * u[:, :3] @ v[:3]
-    assert_close(merge("iso_c", zero, [vector / 3, 2 * vector / 3]), wanted, 1e-5)
-    assert torch.equal(merge("iso_c", zero, [zero, zero]), zero)
-
-
-def test_iso_c_of_experts():
-    """Each expert of a stack is a matrix of its own; another tensor of three dimensions is
-    averaged."""
-    base, sources = matrices(2, (4, 12, 9))
-    stacked = merge("iso_c", base, sources, name="model.layers.0.mlp.experts.gate_up_proj")
-    for number in range(4):
-        alone = merge("iso_c", base[number], [source[number] for source in sources])
-        assert torch.allclose(stacked[number], alone, atol=1e-6)
-    mean = sum(sources) / 2
-    assert torch.allclose(merge("iso_c", base, sources, name="conv.weight"), mean, atol=1e-6)

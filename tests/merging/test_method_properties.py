@@ -19,7 +19,7 @@ WEIGHTED = [
     name for name in METHODS if any(p.name == "weight" for p in get_method(name).parameters)
 ]
 ANY_NUMBER = [name for name in WEIGHTED if get_method(name).count[1] is None]
-LOOK_AT_ROWS = ["model_stock", "nuslerp", "della", "della_linear", "iso_c"]
+LOOK_AT_ROWS = ["model_stock", "nuslerp", "della", "della_linear"]
 
 
 def several(method, **columns):

@@ -233,13 +233,3 @@ def ram(base, sources, epsilon=1e-5):
         steps = [step for step in steps if abs(step) > epsilon]
         out.flat[place] += sum(steps) / max(len(steps), 1)
     return out
-
-
-def iso_c(base, sources, lam=1.0):
-    """One length for all directions of the sum, the mean of their lengths; the average of what is
-    no matrix."""
-    deltas = [x - base for x in sources]
-    if base.ndim != 2:
-        return base + lam * sum(deltas) / len(deltas)
-    u, values, v = np.linalg.svd(sum(deltas), full_matrices=False)
-    return base + lam * values.mean() * u @ v

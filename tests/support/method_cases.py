@@ -62,7 +62,6 @@ CASES = [
   - {}
 - [nearswap, [{}], {t: {embed: 0.001, default: 0.01}}]
 - [ram, [{}, {}, {}], {epsilon: 0.05}]
-- [iso_c, [{}, {}, {}], {lambda: *grouped}]
 """)
 ]
 IDS = [f"{method}-{position}" for position, (method, *_) in enumerate(CASES)]
