@@ -358,7 +358,7 @@ def test_beside_the_merge_a_lora_is_better_than_what_is_level_with_the_merge():
         correct = solved.get(row.model, row.scores.correct)
         rows.append(replace(row, scores=Scores(correct.astype(float) - 2, correct=correct)))
     first, second, *_ = verdict(rows, "test")
-    assert first.startswith("Evolved PS is hardly distinguishable from the merge with LoRA")
+    assert first.startswith("Evolved PS is hardly distinguishable from the LoRA beside the merge")
     assert "; the latter is better than the plain average by 0.085 of accuracy (0.0" in first
     assert second.startswith("The plain average does as well; it has 0.490")
     assert instead(rows).stage == "together"
