@@ -152,6 +152,34 @@ def test_words_are_joined_where_exchanging_them_gives_too_few():
     assert 10 < joined < 30
 
 
+def test_no_prompt_has_more_unknown_tokens_than_its_own():
+    """Where the vocabulary is of whole words none are joined, neither of the prompts' words nor of
+    their neighbours; what is unknown in a given prompt is no hindrance."""
+    vocabulary = {"the", "cat", "dog", "cow", "hen", "lion", "wolf", "sleeps", "eats"}
+    pairs = [
+        ("cat", "sleeps"),
+        ("dog", "eats"),
+        ("cow", "sleeps"),
+        ("hen", "eats"),
+        ("cat", "eats"),
+    ]
+    examples = [Example(f"the {animal} {verb} naïvely", "") for animal, verb in pairs]
+
+    def near(words):
+        return {"cat": ["lion"], "dog": ["wolf"]}
+
+    def unknown(prompt):
+        return sum(word not in vocabulary for word in prompt.split())
+
+    words = {
+        word for each in varied(examples, 30, [], near, unknown) for word in each.prompt.split()
+    }
+    assert words - vocabulary == {"naïvely"}
+    assert words & {"lion", "wolf"}
+    joined = {word for each in varied(examples, 30, [], near) for word in each.prompt.split()}
+    assert joined - vocabulary > {"naïvely"}
+
+
 def test_letters_stand_for_letters():
     """An exchange of letters keeps which are the same, their case, and what is a digit."""
     found = made(["say aab1B", "say aab2C"], 10)

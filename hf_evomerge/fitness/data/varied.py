@@ -49,6 +49,9 @@ Near = Mapping[str, Sequence[str]]
 # and where there is no neighbour, it gets the end of another: models answer words too that they
 # read in pieces.
 #
+# A prompt with more unknown tokens than the one that it was made of is no prompt of the model's: a
+# vocabulary of whole words has no joined ones.
+#
 # All sources get as many as the one of which the fewest can be made, so that none outweighs
 # another. No prompt gets longer than the longest that was given, which a model has room for.
 def varied(
@@ -56,6 +59,7 @@ def varied(
     count: int,
     avoid: Collection[Example],
     near: Callable[[Collection[str]], Near] | None = None,
+    unknown: Callable[[str], int] = lambda prompt: 0,
 ) -> list[Example]:
     """Make more examples, without answers, of the prompts of some examples.
 
@@ -65,17 +69,22 @@ def varied(
             prompts of one have too few places in common.
         avoid: Examples whose prompts are not made.
         near: Finds words that no prompt has; without, words are those of the prompts.
+        unknown: Counts the unknown tokens of a prompt.
     """
     seen = {_plain(example.prompt) for example in (*examples, *avoid)}
     pieces = dict.fromkeys(each for own in examples for each in _PIECES.findall(own.prompt))
     found = near([*pieces]) if near else None
-    made = [_made(own, count, seen, found) for own in by_source(examples).values()]
+    made = [_made(own, count, seen, found, unknown) for own in by_source(examples).values()]
     fewest = min(map(len, made), default=0)
     return [example for own in made for example in own[:fewest]]
 
 
 def _made(
-    examples: Sequence[Example], count: int, seen: set[str], near: Near | None
+    examples: Sequence[Example],
+    count: int,
+    seen: set[str],
+    near: Near | None,
+    unknown: Callable[[str], int],
 ) -> list[Example]:
     """Examples of one source; their prompts are added to `seen`."""
     rng = random.Random(0)
@@ -98,13 +107,15 @@ def _made(
             # first: how many exchanges there are does not depend on new words
             if (plain := _plain("".join(pieces))) in exchanged:
                 continue
+            own = examples[number]
             prompt = "".join(renew(pieces, rng) if renew else pieces)
             if len(prompt) > longest or _plain(prompt) in seen:
+                continue
+            if unknown(prompt) > unknown(own.prompt):
                 continue
             exchanged.add(plain)
             seen.add(_plain(prompt))
             misses = 0
-            own = examples[number]
             name = f"{own.id}, varied {len(found)}"
             new = replace(own, prompt=prompt, answer="", content="", id=name, made=True)
             found.append(new)

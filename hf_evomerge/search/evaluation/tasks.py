@@ -137,12 +137,25 @@ class SearchTasks:
         """Make so many prompts of the search's, but none of other splits or of those to avoid."""
         names = {**self.config.splits, **self._given}
         others = [each for name in names if name != "search" for each in self._read(name)]
-        return varied(self._read("search"), count, [*others, *avoid], self._near)
+        tokenizer = self._owner.tokenizer()
+
+        def unknown(prompt: str) -> int:
+            """Count the unknown tokens of a prompt."""
+            ids: list[int] = tokenizer(prompt)["input_ids"]
+            return ids.count(tokenizer.unk_token_id)
+
+        return varied(self._read("search"), count, [*others, *avoid], self._near, unknown)
+
+    @property
+    def _owner(self) -> Parent:
+        """The model whose tokenizer and embeddings say what a word is: the base, or else the first
+        source."""
+        return (self.sources.base or self.sources[0]).whole
 
     def _near(self, words: Collection[str]) -> Mapping[str, Sequence[str]]:
         """Find the neighbours of words by the embeddings of the base, or of the first source; none
         where no weights may be read, or transformers does not know where they are."""
-        source = (self.sources.base or self.sources[0]).whole
+        source = self._owner
         try:
             name = source.layout.embeddings if self.sources.weights else None
         except SourceError:
