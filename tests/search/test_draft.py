@@ -293,8 +293,8 @@ def test_few_prompts_without_answers(pair, tmp_path, counts, prompt, splits):
     assert {split: spec.sources["a"].count for split, spec in config.data.items()} == splits
     assert config.fitness.vary == 128 - min(s.count for s in config.data["search"].sources.values())
     said = (
-        "models are chosen on more that are made of these, which flatters them; of 24 some are "
-        "for a test"
+        "models are chosen on prompts made of these, which flatters them; from 24 prompts on, half "
+        "are kept for a test"
     )
     assert (said in draft.found) == ("test" not in splits)
 

@@ -73,8 +73,11 @@ def test_the_next_step_is_to_publish_what_nothing_simpler_equals(rows, lines):
 
 @pytest.mark.parametrize(("together", "folder"), [(0.9, "model-with-lora"), (0.4, "model")])
 def test_the_model_is_what_the_next_step_is_for(together, folder, monkeypatch, capsys):
-    """Where the LoRA beside the merge is to be taken, its folder is called the model."""
+    """Where the LoRA beside the merge is to be taken, its folder is called the model, and a plus
+    marks it in the table."""
     result = Result(None, "test", rows_with(0.6, together=together))
+    marked = [line for line in str(result).splitlines() if " +  " in line]
+    assert len(marked) == (folder != "model")
     monkeypatch.setattr(display, "LiveTable", lambda config: nullcontext())
     monkeypatch.setattr(run, "run_search", lambda *_, **__: result)
     _run(None, Path("mine"), build=True, push=None)

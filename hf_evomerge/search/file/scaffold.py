@@ -435,8 +435,8 @@ class _Problems:
             lines.append(self._about_splits())
         else:
             lines.append(
-                "models are chosen on more that are made of these, which flatters them; of "
-                f"{FEW + LEAST} some are for a test"
+                "models are chosen on prompts made of these, which flatters them; from "
+                f"{FEW + LEAST} prompts on, half are kept for a test"
             )
         if self.task == "agreement":
             lines.append(f"no answers in it: the result is to answer as {self.name} does")

@@ -130,10 +130,17 @@ class Result:
             f"{self.examples} {self.split} examples; ± is one standard error, (...) an interval "
             "of 95 %; * is the search's winner; PS searches weights, DFS a path through the layers"
         )
+        if self.instead:
+            caption += "; + is what to take instead"
         caption += f"\n{RULE}" if self.verdict else ""
         more = ["", self.front.table(self.split)] if self.front else []
         more += ["", contributions_table(self.contributions)] if self.contributions else []
         said = [*self.verdict, *(f"Warned before the search: {each}" for each in self.warnings)]
         return "\n".join(
-            [rows_table(self.rows, caption), *more, "", *(f"- {each}" for each in said)]
+            [
+                rows_table(self.rows, caption, self.instead),
+                *more,
+                "",
+                *(f"- {each}" for each in said),
+            ]
         )

@@ -121,16 +121,17 @@ def published(rows: Sequence[Row], row: Row) -> record.Row:
     )
 
 
-def rows_table(rows: Sequence[Row], caption: str) -> str:
+def rows_table(rows: Sequence[Row], caption: str, instead: Row | None = None) -> str:
     """Models side by side: fitness and accuracy with standard errors, and what they cost.
 
-    Where there are several metrics, answers cut at the limit of their length, or retained
-    examples, there are columns for these.
+    A star marks the winner, and a plus what is to be taken ``instead``. Where there are several
+    metrics, answers cut at the limit of their length, or retained examples, there are columns for
+    these.
     """
     others = list(dict.fromkeys(name for row in rows for name in row.scores.others))
     retained = list(dict.fromkeys(name for row in rows for name in row.retained))
     columns = {
-        "": [f"{row.model}{' *' if row.winner else ''}" for row in rows],
+        "": [f"{row.model}{_mark(row, instead)}" for row in rows],
         "fitness": [Figures.of(row.scores).fitness_text for row in rows],
     }
     if any(row.scores.accuracy is not None for row in rows):
@@ -154,6 +155,14 @@ def rows_table(rows: Sequence[Row], caption: str) -> str:
     for cells in zip(*columns.values(), strict=True):
         figures.add_row(*cells)
     return f"{render(figures)}\n\n{caption}"
+
+
+def _mark(row: Row, instead: Row | None) -> str:
+    """Mark the winner, and what is to be taken instead."""
+    if row.winner:
+        return " *"
+    is_it = instead is not None and (row.stage, row.model) == (instead.stage, instead.model)
+    return " +" if is_it else ""
 
 
 def _add_cut(columns: dict[str, list[str]], heading: str, scores: Sequence[Scores | None]) -> None:
