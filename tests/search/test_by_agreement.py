@@ -121,6 +121,25 @@ def test_prompts_of_validation_are_made_where_none_are_given(search_config, agre
     assert len(evaluate_model(config.sources[0].model, config).examples) == 2
 
 
+def test_prompts_of_which_none_can_be_made(search_config, agreement, tmp_path):
+    """The search has no validation then: it is judged on its own prompts, and says what it lacks."""
+    data = write_lines(tmp_path / "prompts.jsonl", {"prompt": "w1"}, {"prompt": "w2 w3"})
+    for part in agreement["search"]["sources"].values():
+        part["jsonl"] = str(data)
+    config = search_config(
+        fitness={"task": "agreement", "max_new_tokens": 2, "vary": 3},
+        data={"search": agreement["search"]},
+        optimize=[{**GRADIENT, "batch": 2}],
+    )
+    said = str(plan_search(config))
+    assert "of 2 prompts of a none were made" in said
+    assert "data.test: not given" in said
+    result = run_search(config, tmp_path / "study", build=False)
+    assert result.split == "search"
+    assert result.examples == 4
+    assert not any("made of the search's" in note for note in result.notes)
+
+
 @pytest.mark.parametrize("splits", [("search",), ("search", "validation", "test")])
 def test_more_prompts_are_made_for_a_longer_training(splits, search_config, agreement, tmp_path):
     """They are the search's prompts and others, and none of those that models are chosen by or
