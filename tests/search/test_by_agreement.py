@@ -122,7 +122,7 @@ def test_prompts_of_validation_are_made_where_none_are_given(search_config, agre
 
 
 def test_prompts_of_which_none_can_be_made(search_config, agreement, tmp_path):
-    """The search has no validation then: it is judged on its own prompts, and says what it lacks."""
+    """The search is judged on its own prompts then, and the dry run says what is missing."""
     data = write_lines(tmp_path / "prompts.jsonl", {"prompt": "w1"}, {"prompt": "w2 w3"})
     for part in agreement["search"]["sources"].values():
         part["jsonl"] = str(data)
