@@ -1,6 +1,7 @@
 """A first search file: what it is made from, that it is one, and what it cannot be made from."""
 
 import importlib.util
+import random
 import re
 import shutil
 from pathlib import Path
@@ -272,6 +273,25 @@ def test_prompts_without_answers_are_of_a_model_each(pair, tmp_path, monkeypatch
     assert config.fitness.vary == 128 - config.data["search"].sources["a"].count
     with refused(FitnessError, "none of the fields prompt, reply looks like the answer.*1 given"):
         _drafted(pair, files[0])
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_the_price_of_trainings_is_the_dry_runs(answered, pair, base, tmp_path):
+    """The comments say as many searches as the dry run, with made prompts and without."""
+    rng = random.Random(0)
+    files = []
+    for name in "ab":
+        prompts = [" ".join(rng.choices(WORDS, k=6)) for _ in range(16)]
+        records = [
+            {"prompt": prompt, **({"answer": "w1"} if answered else {})} for prompt in prompts
+        ]
+        files.append(write_lines(tmp_path / f"{name}.jsonl", *records))
+    config, draft = _drafted(pair, files, base=base)
+    said = re.search(r"merge, about (\d+) times its cost", draft.text)
+    planned = re.search(r"about (\d+) times the cost of the search", str(plan_search(config)))
+    assert said is not None
+    assert planned is not None
+    assert said[1] == planned[1]
 
 
 @pytest.mark.parametrize(

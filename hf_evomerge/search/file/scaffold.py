@@ -166,7 +166,9 @@ def draft_search(
         "device": device,
         "skills": skills,
         "problems": problems,
-        "vary": MOST["search"] - min(each.sizes["search"] for each in skills),
+        "vary": MOST["search"] - min(each.sizes["search"] for each in skills)
+        if problems.task == "agreement"
+        else 0,
         "has_template": any(templates),
         # a LoRA may learn beside the merge
         "beside": merged
