@@ -109,6 +109,25 @@ def test_the_source_writes_what_the_data_lacks(model, parent, tokenizer):
     assert value == pytest.approx(expected, rel=1e-4)
 
 
+def test_an_answer_is_as_long_as_the_model_has_positions(model, parent, tokenizer):
+    """The answer's tokens, and its end, have positions after the longest prompt; a prompt that
+    leaves none is refused."""
+    example = Example("one two three", "", "e", source="parent")
+    prompt = tokenizer(example.prompt, return_tensors="pt").input_ids
+    written = parent.generate(prompt, do_sample=False, max_new_tokens=3)[0].tolist()
+    assert tokenizer.eos_token_id not in written
+    small = copy.deepcopy(parent)
+    small.config.max_position_embeddings = len(written) + 1
+    scored = copy.deepcopy(model)
+    scored.config.max_position_embeddings = len(written) + 1
+    value = make(small, tokenizer, [example]).evaluate(scored).values[0]
+    expected = plain(parent, model, written, prompt.shape[1] - 1, 3.0)
+    assert value == pytest.approx(expected, rel=1e-4)
+    small.config.max_position_embeddings = prompt.shape[1]
+    with refused(r"the model has \d+ positions; shorten it, or leave it out"):
+        make(small, tokenizer, [example]).evaluate(scored)
+
+
 def test_right_is_what_the_source_writes(model, parent, owned, tokenizer):
     """A model is right where it writes, greedily, what the source writes: here where the two are
     mixed little."""

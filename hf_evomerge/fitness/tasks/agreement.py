@@ -24,7 +24,7 @@ from ..example import Example, by_source
 from ..prepared import GradientTask
 from ..registry import TaskSpec, register_task
 from ..scores import Scores
-from ..text.encoding import encode_pair, encode_prompt
+from ..text.encoding import encode_pair, encode_prompt, room
 from ..text.pairs import MicroBatch, Pair, Pairs
 from .writing import WritingSpec, WritingTask
 
@@ -49,7 +49,8 @@ class AgreementSpec(TaskSpec):
     temperature: Positive = 3.0
     """Divisor of the logits before they are compared."""
     max_new_tokens: Count = 64
-    """Tokens of the answer that a source writes itself, where the data has none."""
+    """Tokens of the answer that a source writes itself, where the data has none; fewer where the
+    models have no positions for so many after the longest prompt."""
     vary: Annotated[Index, Field(le=10_000)] = 0
     """Prompts that are made beside each source's search prompts, of these, by exchanging words that
     stand in the same place; where that gives too few, by exchanging words with less in common, or
@@ -154,10 +155,12 @@ class Reference:
 
         with self._named():
             if asked := [example for example in examples if not example.answer]:
+                # the end of an answer takes a position too
+                rooms = [room(model, encode_prompt(each, tokenizer)) - 1 for each in asked]
                 task = WritingTask(
                     WritingSpec(
                         task="agreement",
-                        max_new_tokens=spec.max_new_tokens,
+                        max_new_tokens=max(1, min(spec.max_new_tokens, *rooms)),
                         batch_size=spec.batch_size,
                     )
                 )

@@ -114,7 +114,7 @@ class WritingTask(PreparedTask):
             1
         ].id
         most = f"fitness.max_new_tokens, {self.spec.max_new_tokens}"
-        check_length(model, tokens, f"{where}: the longest prompt with {most},")
+        check_length(model, tokens, f"{where}: the longest prompt with {most} (or lower that),")
         found: dict[int, Written] = {}
         config = greedy(model, self._tokenizer, self.spec.max_new_tokens)
         prefix = SharedPrefix(model)

@@ -167,8 +167,8 @@ def check_length(model: Any, tokens: int, what: str) -> None:
     limit = positions(model.config)
     if limit is not None and tokens > limit:
         raise FitnessError(
-            f"{what} takes {tokens} tokens; the model has {limit} positions; shorten or "
-            "lower it, or leave it out"
+            f"{what} takes {tokens} tokens; the model has {limit} positions; shorten it, "
+            "or leave it out"
         )
 
 
