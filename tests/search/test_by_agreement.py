@@ -140,6 +140,24 @@ def test_prompts_of_which_none_can_be_made(search_config, agreement, tmp_path):
     assert not any("made of the search's" in note for note in result.notes)
 
 
+def test_made_prompts_are_the_searchs_whatever_model_is_scored(
+    search_config, agreement, tiny, tmp_path
+):
+    """New words are neighbours in the base, and not in the model that is scored."""
+    # words that stand in one prompt each: new ones come in
+    prompts = [f"w1 w{number} w2 w{number + 3} w1" for number in range(3, 6)]
+    data = write_lines(tmp_path / "prompts.jsonl", *({"prompt": prompt} for prompt in prompts))
+    for part in agreement["search"]["sources"].values():
+        part["jsonl"] = str(data)
+    fitness = {"task": "agreement", "max_new_tokens": 2, "vary": 6}
+    config = search_config(fitness=fitness, data={"search": agreement["search"]})
+    made = Evaluator(config).tasks.examples("validation")
+    assert {word for each in made for word in each.prompt.split()} - set(" ".join(prompts).split())
+    for name in ("a", "b", "base"):
+        examples = evaluate_model(str(tiny / name), config).examples
+        assert [each.prompt for each in examples] == [each.prompt for each in made]
+
+
 @pytest.mark.parametrize("splits", [("search",), ("search", "validation", "test")])
 def test_more_prompts_are_made_for_a_longer_training(splits, search_config, agreement, tmp_path):
     """They are the search's prompts and others, and none of those that models are chosen by or

@@ -148,9 +148,9 @@ class SearchTasks:
 
     @property
     def _owner(self) -> Parent:
-        """The model whose tokenizer and embeddings say what a word is: the base, or else the first
-        source."""
-        return (self.sources.base or self.sources[0]).whole
+        """The model whose tokenizer and embeddings say what a word is: the search's base, or else
+        its first source, whatever model is scored."""
+        return self.sources.open(next(iter(self.parents.values()))).whole
 
     def _near(self, words: Collection[str]) -> Mapping[str, Sequence[str]]:
         """Find the neighbours of words by the embeddings of the base, or of the first source; none
