@@ -358,6 +358,9 @@ class EvoMergedConfig(PreTrainedConfig):
             raise ValueError(f"text_config: {' '.join(str(cause).split()):.200}") from cause
         owners = self.owners
         groups = self.hop_slots
+        # its loop takes exactly one layer for each entry of layer_types
+        if config.model_type == "ergo" and len(groups) < len(slots):
+            raise ValueError("path: layers of 'ergo' cannot be summed; give one layer for each hop")
         for name in ("layer_types", "mlp_layer_types", "no_rope_layers"):
             entries = getattr(config, name, None)
             if not isinstance(entries, (list, tuple)):
