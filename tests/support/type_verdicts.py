@@ -88,18 +88,21 @@ def verdict(model_type, folder):
     except Exception as cause:
         return Verdict(PLAIN_FAILS, reason(cause))
     try:
-        paths = {"identity": IDENTITY}
+        unbuilt = check(sources, IDENTITY, folder / "identity", cached=not remark)
         if early is None:
-            paths |= {"moved": MOVED, "sums": SUMS}
-        unbuilt = [
-            check(sources, path, folder / name, cached=not remark) for name, path in paths.items()
-        ]
+            check(sources, MOVED, folder / "moved", cached=not remark)
+        unsummed = ""
+        try:
+            if early is None:
+                check(sources, SUMS, folder / "sums", cached=not remark)
+        except EvoMergeError as cause:
+            unsummed = reason(cause)
     except EvoMergeError as cause:
         return Verdict(REFUSED, reason(cause))
     except Exception as cause:
         return Verdict(FAILS, reason(cause))
     outcome, why = early or (WORKS, "")
-    return Verdict(outcome, "; ".join(filter(None, (why, remark, unbuilt[0]))))
+    return Verdict(outcome, "; ".join(filter(None, (why, remark, unbuilt, unsummed))))
 
 
 def plain(sources, folder):
