@@ -14,6 +14,7 @@ import typer
 from ..demo import EVALUATIONS
 from ..errors import EvoMergeError
 from ..lines import callable_here, echo, say
+from ..recipes.recipe import RECIPE_FILE
 from ..recipes.whole_file import write_whole
 from .common import (
     LOGGER,
@@ -522,8 +523,9 @@ def _run(
     instead = result.instead
     beside = instead is not None and instead.stage == "together"
     model = out / (TOGETHER_FOLDER if beside else "model")
+    recipes = (model / RECIPE_FILE, out / RECIPE_FILE)  # an adapter has none of its own
     lines = [
-        f"recipe: {out / 'recipe.yaml'}",
+        f"recipe: {recipes[0] if beside and recipes[0].exists() else recipes[1]}",
         *([f"model:  {model}"] if build else []),
         f"plots:  {out / 'plots'}",
     ]

@@ -72,9 +72,12 @@ def test_the_next_step_is_to_publish_what_nothing_simpler_equals(rows, lines):
 
 
 @pytest.mark.parametrize(("together", "folder"), [(0.9, "model-with-lora"), (0.4, "model")])
-def test_the_model_is_what_the_next_step_is_for(together, folder, monkeypatch, capsys):
-    """Where the LoRA beside the merge is to be taken, its folder is called the model, and a plus
-    marks it in the table."""
+def test_the_model_is_what_the_next_step_is_for(together, folder, monkeypatch, tmp_path, capsys):
+    """Where the LoRA beside the merge is to be taken, its folder is called the model, the recipe is
+    the one in it, and a plus marks it in the table."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine/model-with-lora").mkdir(parents=True)
+    Path("mine/model-with-lora/recipe.yaml").touch()
     result = Result(None, "test", rows_with(0.6, together=together))
     marked = [line for line in str(result).splitlines() if " +  " in line]
     assert len(marked) == (folder != "model")
@@ -82,7 +85,8 @@ def test_the_model_is_what_the_next_step_is_for(together, folder, monkeypatch, c
     monkeypatch.setattr(run, "run_search", lambda *_, **__: result)
     _run(None, Path("mine"), build=True, push=None)
     said = capsys.readouterr().out
-    assert f"model:  mine/{folder}\n" in said
+    recipe = "mine" if folder == "model" else f"mine/{folder}"
+    assert f"recipe: {recipe}/recipe.yaml\nmodel:  mine/{folder}\n" in said
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.8])
