@@ -110,8 +110,8 @@ def test_the_source_writes_what_the_data_lacks(model, parent, tokenizer):
 
 
 def test_an_answer_is_as_long_as_the_model_has_positions(model, parent, tokenizer):
-    """The answer's tokens, and its end, have positions after the longest prompt; a prompt that
-    leaves none is refused."""
+    """An answer's tokens, and its end, have positions after its own prompt, whatever others are
+    asked; a prompt that leaves none is refused."""
     example = Example("one two three", "", "e", source="parent")
     prompt = tokenizer(example.prompt, return_tensors="pt").input_ids
     written = parent.generate(prompt, do_sample=False, max_new_tokens=3)[0].tolist()
@@ -120,7 +120,8 @@ def test_an_answer_is_as_long_as_the_model_has_positions(model, parent, tokenize
     small.config.max_position_embeddings = len(written) + 1
     scored = copy.deepcopy(model)
     scored.config.max_position_embeddings = len(written) + 1
-    value = make(small, tokenizer, [example]).evaluate(scored).values[0]
+    longer = Example("one two three four", "", "longer", source="parent")
+    value, _ = make(small, tokenizer, [example, longer]).evaluate(scored).values
     expected = plain(parent, model, written, prompt.shape[1] - 1, 3.0)
     assert value == pytest.approx(expected, rel=1e-4)
     small.config.max_position_embeddings = prompt.shape[1]

@@ -9,6 +9,7 @@ others together. Letters in shapes: N answer tokens, K kept tokens, V vocabulary
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class AgreementSpec(TaskSpec):
     """Divisor of the logits before they are compared."""
     max_new_tokens: Count = 64
     """Tokens of the answer that a source writes itself, where the data has none; fewer where the
-    models have no positions for so many after the longest prompt."""
+    model has no positions for so many after the prompt."""
     vary: Annotated[Index, Field(le=10_000)] = 0
     """Prompts that are made beside each source's search prompts, of these, by exchanging words that
     stand in the same place; where that gives too few, by exchanging words with less in common, or
@@ -154,15 +155,15 @@ class Reference:
             return logits.sum(1), kept[:, 0]
 
         with self._named():
-            if asked := [example for example in examples if not example.answer]:
-                # the end of an answer takes a position too
-                rooms = [room(model, encode_prompt(each, tokenizer)) - 1 for each in asked]
+            limits = defaultdict[int, list[Example]](list)
+            for example in examples:
+                if not example.answer:
+                    # the end of an answer takes a position too
+                    most = room(model, encode_prompt(example, tokenizer)) - 1
+                    limits[max(1, min(spec.max_new_tokens, most))].append(example)
+            for limit, asked in limits.items():
                 task = WritingTask(
-                    WritingSpec(
-                        task="agreement",
-                        max_new_tokens=max(1, min(spec.max_new_tokens, *rooms)),
-                        batch_size=spec.batch_size,
-                    )
+                    WritingSpec(task="agreement", max_new_tokens=limit, batch_size=spec.batch_size)
                 )
                 task.prepare(asked, tokenizer)
                 answers |= {
